@@ -1,0 +1,9 @@
+import { defineConfig } from 'vitest/config'
+
+export default defineConfig({
+  test: {
+    projects: ['packages/*', 'apps/*', 'tooling/*/vitest.config.ts'],
+    reporters: ['default', './tooling/vitest/closing-line.mjs'],
+    maxWorkers: 2,
+  },
+})
