@@ -1,0 +1,67 @@
+// What core keeps for one JavaScript environment (the main thread or a worker thread).
+#pragma once
+
+#include <napi.h>
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <set>
+
+#include "cpu/failure.h"
+#include "cpu/stream.h"
+
+namespace moe_ep {
+
+// Brings results from native threads back to the JavaScript thread. Keeps the event loop alive only while promises are open.
+class Mailbox : public std::enable_shared_from_this<Mailbox> {
+ public:
+  explicit Mailbox(Napi::Env env);
+
+  // JavaScript thread: a promise and the function that settles it from any thread, once.
+  struct Pending {
+    Napi::Promise promise;
+    std::function<void(MaybeFailure)> settle;
+  };
+  Pending Open(Napi::Env env);
+
+  // Any thread: drops a reference to a JavaScript value on the thread that owns it.
+  void DropReference(napi_ref reference);
+
+  // The environment ends: nothing may be called any more.
+  void Close();
+
+ private:
+  using Task = std::function<void(Napi::Env)>;
+  void Post(Task task);
+  void Drain(Napi::Env env);
+
+  std::mutex mutex_;
+  std::deque<Task> tasks_;
+  bool closed_ = false;
+  int64_t open_ = 0;  // JavaScript thread only
+  Napi::ThreadSafeFunction wake_;
+};
+
+class Environment {
+ public:
+  explicit Environment(Napi::Env env);
+  static Environment& Of(Napi::Env env) { return *env.GetInstanceData<Environment>(); }
+  ~Environment();
+
+  const std::shared_ptr<Mailbox>& mailbox() const { return mailbox_; }
+  void Track(const std::shared_ptr<Stream>& stream);
+  // Ends all streams of this environment; also when a worker is terminated in mid operation.
+  void Shutdown();
+
+ private:
+  std::shared_ptr<Mailbox> mailbox_;
+  std::set<std::weak_ptr<Stream>, std::owner_less<>> streams_;
+};
+
+// A JavaScript error with `code`, which src/error.ts turns into a MoeEpError.
+Napi::Error CodedError(Napi::Env env, const Failure& failure);
+[[noreturn]] void Throw(Napi::Env env, const char* code, const std::string& message);
+
+}  // namespace moe_ep

@@ -1,0 +1,59 @@
+// JavaScript handles of native objects: type-tagged externals, so that a wrong handle is an error and not a crash.
+#pragma once
+
+#include <napi.h>
+
+#include <memory>
+
+#include "binding/environment.h"
+#include "cpu/memory.h"
+#include "cpu/stream.h"
+
+namespace moe_ep {
+
+inline constexpr napi_type_tag kMemoryTag = {0x6d6f652d65700001, 0x9d3c1f2ab7e84c01};
+inline constexpr napi_type_tag kTensorTag = {0x6d6f652d65700002, 0x9d3c1f2ab7e84c02};
+inline constexpr napi_type_tag kStreamTag = {0x6d6f652d65700003, 0x9d3c1f2ab7e84c03};
+inline constexpr napi_type_tag kEventTag = {0x6d6f652d65700004, 0x9d3c1f2ab7e84c04};
+inline constexpr napi_type_tag kGraphTag = {0x6d6f652d65700005, 0x9d3c1f2ab7e84c05};
+// Known to other addons too: see moe_ep/addon.h.
+inline constexpr napi_type_tag kCoreApiTag = {0x6d6f652d65700006, 0x9d3c1f2ab7e84c06};
+
+// An external that owns `value` and carries `tag`.
+template <typename T>
+Napi::Value Wrap(Napi::Env env, const napi_type_tag& tag, T* value, void (*destroy)(T*)) {
+  Napi::Value external = Napi::External<T>::New(env, value, [destroy](Napi::Env, T* held) { destroy(held); });
+  if (napi_type_tag_object(env, external, &tag) != napi_ok) throw Napi::Error::New(env, "cannot tag a handle");
+  return external;
+}
+
+// Null when `value` is not a handle of this kind.
+template <typename T>
+T* TryUnwrap(napi_env env, napi_value value, const napi_type_tag& tag) {
+  napi_valuetype type;
+  bool same = false;
+  if (napi_typeof(env, value, &type) != napi_ok || type != napi_external) return nullptr;
+  if (napi_check_object_type_tag(env, value, &tag, &same) != napi_ok || !same) return nullptr;
+  void* data = nullptr;
+  return napi_get_value_external(env, value, &data) == napi_ok ? static_cast<T*>(data) : nullptr;
+}
+
+template <typename T>
+T& Unwrap(const Napi::Value& value, const napi_type_tag& tag, const char* what) {
+  T* held = TryUnwrap<T>(value.Env(), value, tag);
+  if (held == nullptr) Throw(value.Env(), "ERR_MOE_EP_ARGUMENT", std::string("expected a native ") + what + " handle");
+  return *held;
+}
+
+using StreamHandle = std::shared_ptr<Stream>;
+using EventHandle = std::shared_ptr<Event>;
+using GraphHandle = std::shared_ptr<const Graph>;
+
+Napi::Value WrapMemory(Napi::Env env, moe_ep_memory* memory);  // takes over the caller's reference
+const moe_ep_core_api* CoreApi();
+
+void RegisterMemory(Napi::Env env, Napi::Object exports);
+void RegisterStream(Napi::Env env, Napi::Object exports);
+void RegisterGraph(Napi::Env env, Napi::Object exports);
+
+}  // namespace moe_ep

@@ -1,0 +1,99 @@
+// What every other addon's binding needs: taking core's table at load, and reading arguments.
+//
+//   Napi::Object Init(Napi::Env env, Napi::Object exports) {
+//     moe_ep::ExportInitialize(env, exports);
+//     moe_ep::Export(env, exports, "permute", Permute);
+#pragma once
+
+#include <napi.h>
+
+#include <string>
+#include <utility>
+
+#include "moe_ep/command.h"
+#include "moe_ep/core.h"
+#include "moe_ep/tensor.h"
+
+namespace moe_ep {
+
+inline constexpr napi_type_tag kCoreApiTypeTag = {0x6d6f652d65700006, 0x9d3c1f2ab7e84c06};
+
+[[noreturn]] inline void Throw(Napi::Env env, const char* code, const std::string& message) {
+  Napi::Error error = Napi::Error::New(env, message);
+  error.Value().Set("code", code);
+  throw error;
+}
+
+// initialize(coreApi): src/native.ts calls it once an environment before anything else.
+inline Napi::Value InitializeCore(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  bool same = false;
+  napi_valuetype type = napi_undefined;
+  napi_typeof(env, info[0], &type);
+  if (type == napi_external) napi_check_object_type_tag(env, info[0], &kCoreApiTypeTag, &same);
+  if (!same) Throw(env, "ERR_MOE_EP_DUPLICATE_CORE", "initialize: expected the table of @moe-ep/core");
+  const auto* api = info[0].As<Napi::External<moe_ep_core_api>>().Data();
+  if (api->major != MOE_EP_ABI_MAJOR || api->size < sizeof(moe_ep_core_api)) {
+    Throw(env, "ERR_MOE_EP_DUPLICATE_CORE",
+          "this addon was built for version " + std::to_string(MOE_EP_ABI_MAJOR) + "." + std::to_string(MOE_EP_ABI_MINOR) +
+              " of the native interface of @moe-ep/core, but version " + std::to_string(api->major) + "." +
+              std::to_string(api->minor) + " is loaded");
+  }
+  CoreTable() = api;
+  return env.Undefined();
+}
+
+inline void Export(Napi::Env env, Napi::Object exports, const char* name, Napi::Value (*function)(const Napi::CallbackInfo&)) {
+  exports.Set(name, Napi::Function::New(env, function, name));
+}
+
+inline void ExportInitialize(Napi::Env env, Napi::Object exports) { Export(env, exports, "initialize", InitializeCore); }
+
+// Reads the arguments of a binding call. TypeScript has checked shapes and dtypes; what is checked here keeps a wrong call
+// from crashing the process.
+class Arguments {
+ public:
+  explicit Arguments(const Napi::CallbackInfo& info) : info_(info) {}
+
+  Napi::Env env() const { return info_.Env(); }
+  bool present(size_t index) const { return !info_[index].IsUndefined() && !info_[index].IsNull(); }
+
+  Tensor tensor(size_t index) const {
+    const moe_ep_tensor* native = Core().tensor_from_js(env(), info_[index]);
+    if (native == nullptr) Throw(env(), "ERR_MOE_EP_ARGUMENT", Position(index) + "expected a native tensor handle");
+    Tensor tensor(*native);
+    if (!tensor.valid()) Throw(env(), "ERR_MOE_EP_RELEASED", Position(index) + "the tensor's memory was closed");
+    return tensor;
+  }
+  // An absent tensor: data() is null.
+  Tensor optional_tensor(size_t index) const { return present(index) ? tensor(index) : Tensor(); }
+
+  moe_ep_stream* stream(size_t index) const {
+    moe_ep_stream* stream = Core().stream_from_js(env(), info_[index]);
+    if (stream == nullptr) Throw(env(), "ERR_MOE_EP_ARGUMENT", Position(index) + "expected a native stream handle");
+    return stream;
+  }
+
+  int64_t integer(size_t index) const { return info_[index].As<Napi::Number>().Int64Value(); }
+  double number(size_t index) const { return info_[index].As<Napi::Number>().DoubleValue(); }
+  bool boolean(size_t index) const { return info_[index].As<Napi::Boolean>().Value(); }
+  std::string text(size_t index) const { return info_[index].As<Napi::String>().Utf8Value(); }
+  Napi::Value value(size_t index) const { return info_[index]; }
+
+ private:
+  static std::string Position(size_t index) { return "argument " + std::to_string(index) + ": "; }
+
+  const Napi::CallbackInfo& info_;
+};
+
+// Appends `body`, a callable that takes Exec&, to the stream. What it captures lives until it has run (and, in a graph, as
+// long as the graph): capture tensors by value.
+template <typename Body>
+Napi::Value Enqueue(Napi::Env env, moe_ep_stream* stream, Body body) {
+  if (!Core().stream_enqueue(stream, MakeCommand(std::move(body)))) {
+    Throw(env, "ERR_MOE_EP_RELEASED", "the stream was closed");
+  }
+  return env.Undefined();
+}
+
+}  // namespace moe_ep

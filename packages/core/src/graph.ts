@@ -1,0 +1,52 @@
+import { MoeEpError } from './error.js'
+import { type GraphHandle, native } from './native.js'
+import type { Stream } from './stream.js'
+
+/** Work that was recorded once and can be launched many times. */
+export class Graph {
+  readonly #handle: GraphHandle
+
+  private constructor(handle: GraphHandle) {
+    this.#handle = handle
+  }
+
+  /**
+   * Records what `body` enqueues on `stream`, and on streams that join by waiting for its events, instead of running it.
+   * `body` is synchronous: nothing can be awaited inside. Tensors that are used stay alive as long as the graph.
+   * @throws ERR_MOE_EP_CAPTURE when `body` returns a promise, or a joined stream is not joined back.
+   */
+  static capture(stream: Stream, body: () => void): Graph {
+    native().beginCapture(stream.handle)
+    let result: unknown
+    try {
+      result = body()
+    } catch (error) {
+      endQuietly(stream)
+      throw error
+    }
+    if (result instanceof Promise) {
+      endQuietly(stream)
+      throw new MoeEpError('ERR_MOE_EP_CAPTURE', 'the captured function must be synchronous, it returned a promise')
+    }
+    return new Graph(native().endCapture(stream.handle))
+  }
+
+  /** Recorded commands. */
+  get size(): number {
+    return native().graphSize(this.#handle)
+  }
+
+  /** Enqueues all recorded work on `stream`. */
+  launch(stream: Stream): void {
+    native().graphLaunch(this.#handle, stream.handle)
+  }
+}
+
+/** Ends a capture whose body failed; that failure is what the caller hears of. */
+function endQuietly(stream: Stream): void {
+  try {
+    native().endCapture(stream.handle)
+  } catch {
+    // A stream left unjoined is a consequence of the body's own error.
+  }
+}

@@ -1,0 +1,78 @@
+import { MoeEpError } from './error.js'
+import { loadAddon } from './load-addon.js'
+import { wrapFunctions } from './wrap-functions.js'
+
+declare const handleKind: unique symbol
+/** Opaque native handle; only addons can read it. */
+export interface NativeHandle<Kind extends string = string> {
+  readonly [handleKind]: Kind
+}
+export type MemoryHandle = NativeHandle<'memory'>
+export type TensorHandle = NativeHandle<'tensor'>
+export type StreamHandle = NativeHandle<'stream'>
+export type EventHandle = NativeHandle<'event'>
+export type GraphHandle = NativeHandle<'graph'>
+
+/** Typed view of core's addon; the only file that touches it. */
+interface CoreNative {
+  readonly abiVersion: number
+  readonly coreApi: NativeHandle<'coreApi'>
+  allocate(byteLength: number): MemoryHandle
+  wrapBuffer(buffer: ArrayBufferLike, byteOffset: number, byteLength: number): MemoryHandle
+  wrapPointer(address: bigint, byteLength: number): MemoryHandle
+  memoryPointer(memory: MemoryHandle): bigint
+  memoryByteLength(memory: MemoryHandle): number
+  memoryArrayBuffer(memory: MemoryHandle): ArrayBuffer
+  memoryClose(memory: MemoryHandle, view: ArrayBuffer | undefined): void
+  createTensor(
+    memory: MemoryHandle,
+    byteOffset: number,
+    dtype: number,
+    shape: readonly number[],
+    strides: readonly number[],
+  ): TensorHandle
+  createStream(threads: number): StreamHandle
+  streamSynchronize(stream: StreamHandle): Promise<void>
+  streamClose(stream: StreamHandle, abort: boolean): void
+  streamDelay(stream: StreamHandle, microseconds: number): void
+  streamFail(stream: StreamHandle, code: string, message: string): void
+  streamRecord(stream: StreamHandle, event: EventHandle): void
+  streamWait(stream: StreamHandle, event: EventHandle): void
+  createEvent(): EventHandle
+  eventSynchronize(event: EventHandle): Promise<void>
+  eventQuery(event: EventHandle): boolean
+  eventTime(event: EventHandle): number
+  beginCapture(stream: StreamHandle): void
+  endCapture(stream: StreamHandle): GraphHandle
+  graphSize(graph: GraphHandle): number
+  graphLaunch(graph: GraphHandle, stream: StreamHandle): void
+}
+
+let loaded: CoreNative | undefined
+
+/**
+ * Core's addon, loaded at first use.
+ * @throws ERR_MOE_EP_NATIVE_LOAD when there is none for this platform; ERR_MOE_EP_DUPLICATE_CORE when another copy came first.
+ */
+export function native(): CoreNative {
+  if (loaded === undefined) {
+    const location = { packageName: '@moe-ep/core', addonName: 'moe_ep_core', moduleUrl: import.meta.url }
+    const { addon, path } = loadAddon<CoreNative>(location)
+    claimProcess(path)
+    loaded = wrapFunctions(addon)
+  }
+  return loaded
+}
+
+/** Native state lives once in a process: a second copy would have streams that the first cannot order. */
+function claimProcess(path: string): void {
+  const key = Symbol.for('moe-ep.core.addon')
+  const registry = globalThis as { [key]?: string }
+  const first = (registry[key] ??= path)
+  if (first === path) return
+  throw new MoeEpError(
+    'ERR_MOE_EP_DUPLICATE_CORE',
+    `two copies of @moe-ep/core are in this process: ${first} and ${path}. ` +
+      'Depend on one version of it (it is a peer dependency of the other packages; `npm ls @moe-ep/core` shows who brings which)',
+  )
+}

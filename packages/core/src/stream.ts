@@ -1,0 +1,98 @@
+import type { Device } from './device.js'
+import type { ErrorCode } from './error-codes.js'
+import { argumentError, MoeEpError } from './error.js'
+import { Event } from './event.js'
+import { native, type StreamHandle } from './native.js'
+import { type WaitOptions, withWaitOptions } from './wait-options.js'
+
+/** How a stream is made. */
+export interface StreamOptions {
+  /** Native threads that share the loops of one operation (1 to 256). Results never depend on it. */
+  readonly threads?: number
+}
+
+/**
+ * An ordered queue of work on a device. Enqueuing returns at once; waiting is `await`.
+ *
+ * When an operation fails, later work of the stream is skipped and the next await of the stream, or of an event recorded
+ * after the failure, rejects with the operation's code.
+ */
+export class Stream implements AsyncDisposable {
+  readonly device: Device
+  readonly threads: number
+  readonly handle: StreamHandle
+  #closed = false
+
+  /** @internal Use `device.createStream`. */
+  constructor(device: Device, options: Required<StreamOptions>) {
+    const { threads } = options
+    if (!Number.isInteger(threads) || threads < 1 || threads > 256) throw argumentError('threads', '1 to 256', threads)
+    this.device = device
+    this.threads = threads
+    this.handle = native().createStream(threads)
+  }
+
+  get closed(): boolean {
+    return this.#closed
+  }
+
+  /**
+   * Resolves when all work enqueued so far is done.
+   * @throws the code of the first operation that failed since the last await; ERR_MOE_EP_CAPTURE during a capture;
+   * ERR_MOE_EP_TIMEOUT or ERR_MOE_EP_ABORTED when the options say so (the work itself goes on).
+   */
+  async synchronize(options: WaitOptions = {}): Promise<void> {
+    this.#requireOpen()
+    await withWaitOptions(native().streamSynchronize(this.handle), 'stream.synchronize', options)
+  }
+
+  /** Marks the current end of the queue in `event` (a new one by default). */
+  record(event: Event = new Event(this.device)): Event {
+    this.#requireOpen()
+    native().streamRecord(this.handle, event.handle)
+    return event
+  }
+
+  /** Makes later work of this stream wait for the newest recording of `event`. */
+  wait(event: Event): void {
+    this.#requireOpen()
+    native().streamWait(this.handle, event.handle)
+  }
+
+  /** Enqueues a pause. For tests and for shaking orders: it computes nothing. */
+  delay(microseconds: number): void {
+    this.#requireOpen()
+    if (!Number.isSafeInteger(microseconds) || microseconds < 0) throw argumentError('microseconds', '0 or more', microseconds)
+    native().streamDelay(this.handle, microseconds)
+  }
+
+  /** Enqueues a failure, as if an operation had failed here. */
+  fail(code: ErrorCode, message: string): void {
+    this.#requireOpen()
+    native().streamFail(this.handle, code, message)
+  }
+
+  /** Waits for the queued work, then ends the stream's threads. */
+  async close(): Promise<void> {
+    if (this.#closed) return
+    const done = native().streamSynchronize(this.handle)
+    this.#closed = true
+    native().streamClose(this.handle, false)
+    await done
+  }
+
+  /** Ends the stream now: running waits stop early and queued work is dropped. */
+  abort(): void {
+    if (this.#closed) return
+    this.#closed = true
+    native().streamClose(this.handle, true)
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close()
+  }
+
+  #requireOpen(): void {
+    if (this.#closed) throw new MoeEpError('ERR_MOE_EP_RELEASED', 'the stream was closed')
+  }
+}

@@ -1,0 +1,44 @@
+import type { DType } from './dtype.js'
+import { argumentError } from './error.js'
+import { Tensor } from './tensor.js'
+
+/** What an operation asks of a tensor argument. A size of `null` accepts any. */
+export interface TensorRequirement {
+  readonly dtype?: DType | readonly DType[]
+  readonly shape?: readonly (number | null)[]
+  /** Default true: operations address rows by row-major offsets. */
+  readonly contiguous?: boolean
+}
+
+/**
+ * Checks a tensor argument of a public operation.
+ * @throws ERR_MOE_EP_ARGUMENT that names the argument, what was expected and what came.
+ */
+export function requireTensor(argument: string, value: unknown, requirement: TensorRequirement = {}): asserts value is Tensor {
+  if (!isTensor(value)) throw argumentError(argument, 'a Tensor', value)
+  const { dtype, shape, contiguous = true } = requirement
+  const accepted = dtype === undefined || typeof dtype === 'string' ? dtype : dtype.join(' or ')
+  if (accepted !== undefined && ![dtype].flat().includes(value.dtype)) {
+    throw argumentError(argument, `dtype ${accepted}`, value.toString())
+  }
+  if (shape !== undefined) {
+    const fits = value.shape.length === shape.length && shape.every((size, d) => size === null || size === value.shape[d])
+    if (!fits) throw argumentError(argument, `shape [${shape.map((size) => size ?? 'any').join(', ')}]`, value.toString())
+  }
+  if (contiguous && !value.isContiguous) {
+    throw argumentError(argument, 'a contiguous tensor', `${value} with strides [${value.strides.join(', ')}]`)
+  }
+}
+
+/** Also true for tensors of the other module format's copy of this class. */
+function isTensor(value: unknown): value is Tensor {
+  return value instanceof Tensor || (typeof value === 'object' && value !== null && 'memory' in value && 'strides' in value)
+}
+
+/** @throws ERR_MOE_EP_ARGUMENT unless `value` is an integer in [minimum, maximum]. */
+export function requireInteger(argument: string, value: unknown, minimum: number, maximum = Number.MAX_SAFE_INTEGER): asserts value is number {
+  if (!Number.isSafeInteger(value) || (value as number) < minimum || (value as number) > maximum) {
+    const limit = maximum === Number.MAX_SAFE_INTEGER ? `${minimum} or more` : `${minimum} to ${maximum}`
+    throw argumentError(argument, `an integer, ${limit}`, value)
+  }
+}

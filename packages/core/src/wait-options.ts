@@ -1,0 +1,37 @@
+import { MoeEpError } from './error.js'
+
+/** How long a caller is willing to wait. */
+export interface WaitOptions {
+  /** Milliseconds; 0 or absent: no limit of its own. */
+  readonly timeoutMs?: number
+  readonly signal?: AbortSignal
+}
+
+/**
+ * `promise`, given up early when the signal fires or the time is over. The work behind it goes on.
+ * @throws ERR_MOE_EP_TIMEOUT, ERR_MOE_EP_ABORTED.
+ */
+export async function withWaitOptions<T>(promise: Promise<T>, what: string, options: WaitOptions): Promise<T> {
+  const { timeoutMs = 0, signal } = options
+  if (timeoutMs === 0 && signal === undefined) return promise
+  let timer: NodeJS.Timeout | undefined
+  let onAbort: (() => void) | undefined
+  const givenUp = new Promise<never>((_, reject) => {
+    const aborted = (): void =>
+      reject(new MoeEpError('ERR_MOE_EP_ABORTED', `${what} was aborted`, { cause: signal?.reason }))
+    if (signal?.aborted === true) return aborted()
+    if (timeoutMs > 0) {
+      timer = setTimeout(() => reject(new MoeEpError('ERR_MOE_EP_TIMEOUT', `${what}: not done after ${timeoutMs} ms`)), timeoutMs)
+    }
+    onAbort = aborted
+    signal?.addEventListener('abort', aborted, { once: true })
+  })
+  // When the caller has given up nobody else would hear of the work's own failure: that is what giving up means.
+  promise.catch(() => {})
+  try {
+    return await Promise.race([promise, givenUp])
+  } finally {
+    clearTimeout(timer)
+    if (onAbort !== undefined) signal?.removeEventListener('abort', onAbort)
+  }
+}
