@@ -30,9 +30,12 @@ Napi::Value Allocate(const Napi::CallbackInfo& info) {
 
 // wrapBuffer(arrayBuffer, byteOffset, byteLength)
 Napi::Value WrapBuffer(const Napi::CallbackInfo& info) {
+  static uint8_t nothing = 0;
   Napi::Env env = info.Env();
   auto buffer = info[0].As<Napi::ArrayBuffer>();
-  auto* data = static_cast<uint8_t*>(buffer.Data()) + ByteCount(info[1]);
+  // An empty ArrayBuffer has no address; a view of nothing still needs one.
+  auto* base = buffer.Data() == nullptr ? &nothing : static_cast<uint8_t*>(buffer.Data());
+  auto* data = base + ByteCount(info[1]);
   napi_ref reference;
   napi_create_reference(env, buffer, 1, &reference);
   auto* borrowed = new BorrowedBuffer{Environment::Of(env).mailbox(), reference};
