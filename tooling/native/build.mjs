@@ -26,7 +26,9 @@ function includeFoldersOfDependencies() {
 function run(command, args) {
   const result = spawnSync(command, args, { stdio: 'inherit' })
   if (result.error) {
-    console.error(`moe-ep-native: cannot run ${command} (${result.error.message}); run: node tooling/native/ensure-toolchain.mjs`)
+    console.error(
+      `moe-ep-native: cannot run ${command} (${result.error.message}); run: node tooling/native/ensure-toolchain.mjs`,
+    )
     process.exit(1)
   }
   if (result.status !== 0) process.exit(result.status ?? 1)

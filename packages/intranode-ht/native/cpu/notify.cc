@@ -1,0 +1,203 @@
+#include "cpu/notify.h"
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "moe_ep/layout/topk_ids.h"
+
+namespace moe_ep::cpu {
+namespace {
+
+constexpr const char* kOperation = "intranode dispatch";
+
+// A message of `source`, as it lies at a destination:
+// SharedArguments | i32 tokens per rank [R] | i32 selections of the destination's experts [max_local_experts] |
+// i32 tokens of channels 0..c for the destination [max_channels]
+struct Message {
+  uint8_t* base;
+  int64_t ranks;
+  int64_t max_local_experts;
+
+  SharedArguments& arguments() const { return *reinterpret_cast<SharedArguments*>(base); }
+  int32_t* tokens_per_rank() const { return reinterpret_cast<int32_t*>(base + sizeof(SharedArguments)); }
+  int32_t* per_expert() const { return tokens_per_rank() + ranks; }
+  int32_t* channel_ends() const { return per_expert() + max_local_experts; }
+};
+
+Message MessageAt(const Buffer& buffer, int rank, int64_t slot, int source) {
+  return {buffer.Counts(rank, slot, source), buffer.routes.world_size(), buffer.layout.max_local_experts};
+}
+
+// Counts of this rank's own tokens; ids have been checked.
+void CountTokens(const NotifyCall& call, const ExpertPlacement& placement) {
+  const NotifyOutputs& out = call.out;
+  const int64_t ranks = placement.ranks;
+  const int64_t tokens = call.topk_idx.size(0);
+  const int64_t topk = call.topk_idx.size(1);
+  const TopkIds ids(call.topk_idx);
+  auto* per_rank = out.num_tokens_per_rank.data<int32_t>();
+  auto* per_expert = out.num_tokens_per_expert.data<int32_t>();
+  auto* in_rank = out.is_token_in_rank.data<uint8_t>();
+  auto* head = out.send_head.data<int32_t>();
+  auto* channel_ends = out.channel_prefix_matrix.data<int32_t>();
+  const int64_t channels = call.arguments.channels;
+  const int64_t tokens_per_channel = std::max<int64_t>(1, (tokens + channels - 1) / channels);
+  std::fill_n(per_rank, ranks, 0);
+  std::fill_n(per_expert, placement.experts, 0);
+  std::memset(in_rank, 0, static_cast<size_t>(tokens * ranks));
+  std::fill_n(head, tokens * ranks, -1);
+  std::fill_n(channel_ends, ranks * channels, 0);
+  for (int64_t token = 0; token < tokens; ++token) {
+    for (int64_t slot = 0; slot < topk; ++slot) {
+      const int64_t expert = ids[token * topk + slot];
+      if (expert < 0) continue;
+      ++per_expert[expert];
+      const int64_t rank = placement.RankOf(expert);
+      if (in_rank[token * ranks + rank] != 0) continue;
+      in_rank[token * ranks + rank] = 1;
+      head[token * ranks + rank] = per_rank[rank]++;
+      ++channel_ends[rank * channels + token / tokens_per_channel];
+    }
+  }
+  for (int64_t rank = 0; rank < ranks; ++rank) {
+    for (int64_t channel = 1; channel < channels; ++channel) {
+      channel_ends[rank * channels + channel] += channel_ends[rank * channels + channel - 1];
+    }
+  }
+}
+
+void SendCounts(const NotifyCall& call, const ExpertPlacement& placement) {
+  const Buffer& buffer = *call.buffer;
+  const int rank = buffer.routes.rank();
+  const int64_t channels = call.arguments.channels;
+  for (int peer = 0; peer < buffer.routes.world_size(); ++peer) {
+    const Message message = MessageAt(buffer, peer, call.slot, rank);
+    message.arguments() = call.arguments;
+    std::copy_n(call.out.num_tokens_per_rank.data<int32_t>(), placement.ranks, message.tokens_per_rank());
+    std::copy_n(call.out.num_tokens_per_expert.data<int32_t>() + placement.BeginOf(peer), placement.CountOf(peer),
+                message.per_expert());
+    std::copy_n(call.out.channel_prefix_matrix.data<int32_t>() + peer * channels, channels, message.channel_ends());
+  }
+}
+
+// Every rank sees every rank's arguments, so all refuse alike and nothing is sent.
+bool CheckArguments(const Exec& exec, const Buffer& buffer, int64_t slot) {
+  const int rank = buffer.routes.rank();
+  const auto* first = reinterpret_cast<const int64_t*>(&MessageAt(buffer, rank, slot, 0).arguments());
+  for (int source = 1; source < buffer.routes.world_size(); ++source) {
+    const auto* other = reinterpret_cast<const int64_t*>(&MessageAt(buffer, rank, slot, source).arguments());
+    for (int field = 0; field < kNumSharedArguments; ++field) {
+      if (first[field] == other[field]) continue;
+      exec.Fail("ERR_MOE_EP_MISMATCH", std::string(kOperation) + ": " + kSharedArgumentNames[field] + ": rank 0 passed " +
+                                           std::to_string(first[field]) + ", rank " + std::to_string(source) + " passed " +
+                                           std::to_string(other[field]));
+      return false;
+    }
+  }
+  return true;
+}
+
+// Decided from counts that all ranks hold, before a row moves.
+bool CheckCapacity(const Exec& exec, const Buffer& buffer, const int32_t* rank_prefix) {
+  const int ranks = buffer.routes.world_size();
+  for (int destination = 0; destination < ranks; ++destination) {
+    const int64_t total = rank_prefix[(ranks - 1) * ranks + destination];
+    if (total <= buffer.layout.capacity) continue;
+    exec.Fail("ERR_MOE_EP_CAPACITY", std::string(kOperation) + ": rank " + std::to_string(destination) + " would receive " +
+                                         std::to_string(total) + " rows, the buffer holds " +
+                                         std::to_string(buffer.layout.capacity));
+    return false;
+  }
+  return true;
+}
+
+void DeriveLayout(const NotifyCall& call, const ExpertPlacement& placement) {
+  const Buffer& buffer = *call.buffer;
+  const int rank = buffer.routes.rank();
+  const int64_t ranks = placement.ranks;
+  auto* prefix = call.out.rank_prefix_matrix.data<int32_t>();
+  auto* recv_channels = call.out.recv_channel_prefix_matrix.data<int32_t>();
+  auto* recv_experts = call.out.num_recv_tokens_per_expert.data<int32_t>();
+  std::fill_n(recv_experts, placement.CountOf(rank), 0);
+  for (int64_t source = 0; source < ranks; ++source) {
+    const Message message = MessageAt(buffer, rank, call.slot, static_cast<int>(source));
+    for (int64_t destination = 0; destination < ranks; ++destination) {
+      const int32_t before = source == 0 ? 0 : prefix[(source - 1) * ranks + destination];
+      prefix[source * ranks + destination] = before + message.tokens_per_rank()[destination];
+    }
+    std::copy_n(message.channel_ends(), call.arguments.channels, recv_channels + source * call.arguments.channels);
+    for (int64_t expert = 0; expert < placement.CountOf(rank); ++expert) recv_experts[expert] += message.per_expert()[expert];
+  }
+  const int64_t alignment = call.arguments.expert_alignment;
+  for (int64_t expert = 0; expert < placement.CountOf(rank); ++expert) {
+    recv_experts[expert] = static_cast<int32_t>((recv_experts[expert] + alignment - 1) / alignment * alignment);
+  }
+}
+
+// From the place among this rank's rows to the row at the receiver.
+void OffsetSendHead(const NotifyCall& call, int64_t ranks) {
+  const int rank = call.buffer->routes.rank();
+  if (rank == 0) return;
+  const auto* before = call.out.rank_prefix_matrix.data<int32_t>() + (rank - 1) * ranks;
+  auto* head = call.out.send_head.data<int32_t>();
+  for (int64_t token = 0; token < call.out.send_head.size(0); ++token) {
+    for (int64_t peer = 0; peer < ranks; ++peer) {
+      int32_t& row = head[token * ranks + peer];
+      if (row >= 0) row += before[peer];
+    }
+  }
+}
+
+// The slot's previous results must have been read by all before anybody may write into it.
+bool WaitUntilFree(const Exec& exec, const Buffer& buffer, int64_t slot, int64_t deadline) {
+  const uint64_t combines = buffer.slots[slot].combine_epoch;
+  return buffer.WaitForAll(exec, slot, SignalKind::kCombineRead, combines, deadline, kOperation,
+                           "word that it has read the last combine");
+}
+
+}  // namespace
+
+void Notify(const Exec& exec, const NotifyCall& call) {
+  Buffer& buffer = *call.buffer;
+  if (!buffer.routes.CheckNotPoisoned(exec)) return;
+  const int64_t deadline = DeadlineAfter(call.timeout_ms);
+  const ExpertPlacement placement{call.arguments.experts, buffer.routes.world_size()};
+  const TopkIds ids(call.topk_idx);
+  const int64_t invalid = FindInvalidId(ids, call.topk_idx.numel(), placement.experts);
+  if (invalid >= 0) {
+    // Only this rank knows, so the others are told instead of being left to wait.
+    return buffer.routes.Poison(exec, "ERR_MOE_EP_ARGUMENT",
+                                "rank " + std::to_string(buffer.routes.rank()) + ": topkIdx: expected -1 or an expert below " +
+                                    std::to_string(placement.experts) + ", received " + std::to_string(ids[invalid]) +
+                                    " for token " + std::to_string(invalid / call.topk_idx.size(1)));
+  }
+  const uint64_t epoch = ++buffer.slots[call.slot].dispatch_epoch;
+  if (!WaitUntilFree(exec, buffer, call.slot, deadline)) return;
+  CountTokens(call, placement);
+  SendCounts(call, placement);
+  buffer.SignalAll(call.slot, SignalKind::kCounts, epoch);
+  if (!buffer.WaitForAll(exec, call.slot, SignalKind::kCounts, epoch, deadline, kOperation, "counts")) return;
+  if (!CheckArguments(exec, buffer, call.slot)) return;
+  DeriveLayout(call, placement);
+  if (!CheckCapacity(exec, buffer, call.out.rank_prefix_matrix.data<int32_t>())) return;
+  OffsetSendHead(call, placement.ranks);
+}
+
+void NotifyCached(const Exec& exec, const std::shared_ptr<Buffer>& shared, int64_t slot, const SharedArguments& arguments,
+                  int64_t timeout_ms) {
+  Buffer& buffer = *shared;
+  if (!buffer.routes.CheckNotPoisoned(exec)) return;
+  const int64_t deadline = DeadlineAfter(timeout_ms);
+  const uint64_t epoch = ++buffer.slots[slot].dispatch_epoch;
+  if (!WaitUntilFree(exec, buffer, slot, deadline)) return;
+  for (int peer = 0; peer < buffer.routes.world_size(); ++peer) {
+    MessageAt(buffer, peer, slot, buffer.routes.rank()).arguments() = arguments;
+  }
+  buffer.SignalAll(slot, SignalKind::kCounts, epoch);
+  if (!buffer.WaitForAll(exec, slot, SignalKind::kCounts, epoch, deadline, kOperation, "word that its slot is free")) return;
+  CheckArguments(exec, buffer, slot);
+}
+
+}  // namespace moe_ep::cpu

@@ -1,0 +1,93 @@
+import { argumentError, requireInteger } from '@moe-ep/core'
+import { type Region, RegionLayout } from '@moe-ep/transport'
+import { native } from './native.js'
+
+/** Sizes that a buffer is built for. They never grow; all ranks pass the same. */
+export interface IntranodeBufferSizes {
+  /** Most elements of a row. */
+  readonly hidden: number
+  /** Most tokens that a rank dispatches. */
+  readonly maxTokensPerRank: number
+  /** Rows that a rank can receive in one dispatch. @default maxTokensPerRank * ranks, which always suffices */
+  readonly capacity?: number
+  /** Bytes of the widest element in dispatch or combine. @default 2 */
+  readonly maxElementBytes?: number
+  /** Most scales of a row. @default ceil(hidden / 128) */
+  readonly maxScaleColumns?: number
+  /** Most slots of a token. @default 32 */
+  readonly maxTopk?: number
+  /** Most experts of all ranks together. @default 1024 */
+  readonly maxExperts?: number
+  /** Most channels. @default 64 */
+  readonly maxChannels?: number
+  /** Dispatches whose rows can be alive at a time. @default 2 */
+  readonly maxInFlight?: number
+}
+
+/** Sizes with their defaults, and where each slot's regions lie. */
+export interface BufferLayout {
+  readonly sizes: Required<IntranodeBufferSizes>
+  readonly rows: Region
+  readonly scales: Region
+  readonly topkIdx: Region
+  readonly topkWeights: Region
+  readonly sourceIndex: Region
+  readonly slotBytes: number
+  readonly byteLength: number
+  readonly numSignals: number
+  /** Fields of the native record, in its order. */
+  readonly nativeFields: readonly number[]
+}
+
+/**
+ * Where everything lies in the symmetric payload.
+ * @throws ERR_MOE_EP_ARGUMENT.
+ */
+export function layoutBuffer(options: IntranodeBufferSizes, numRanks: number): BufferLayout {
+  const sizes = withDefaults(options, numRanks)
+  const maxLocalExperts = Math.ceil(sizes.maxExperts / numRanks)
+  const maxRowBytes = sizes.hidden * sizes.maxElementBytes
+  const countsStride = align(native().sharedArgumentBytes + 4 * (numRanks + maxLocalExperts + sizes.maxChannels), 128)
+  const slot = new RegionLayout()
+  const rows = slot.reserve(sizes.capacity * maxRowBytes)
+  const scales = slot.reserve(sizes.capacity * sizes.maxScaleColumns * 4)
+  const sourceIndex = slot.reserve(sizes.capacity * 4)
+  const topkIdx = slot.reserve(sizes.capacity * sizes.maxTopk * 8)
+  const topkWeights = slot.reserve(sizes.capacity * sizes.maxTopk * 4)
+  const counts = slot.reserve(numRanks * countsStride)
+  // Slots begin on pages of their own: two leases never share one.
+  const slotBytes = align(slot.byteLength, 4096)
+  return {
+    ...{ sizes, rows, scales, topkIdx, topkWeights, sourceIndex, slotBytes },
+    byteLength: slotBytes * sizes.maxInFlight,
+    numSignals: sizes.maxInFlight * native().signalKinds * numRanks,
+    nativeFields: [
+      ...[sizes.maxInFlight, slotBytes, sizes.capacity, maxRowBytes, sizes.maxScaleColumns, sizes.maxTopk],
+      ...[maxLocalExperts, sizes.maxChannels, rows.byteOffset, scales.byteOffset, sourceIndex.byteOffset],
+      ...[topkIdx.byteOffset, topkWeights.byteOffset, counts.byteOffset, countsStride],
+    ],
+  }
+}
+
+function withDefaults(options: IntranodeBufferSizes, numRanks: number): Required<IntranodeBufferSizes> {
+  requireInteger('hidden', options.hidden, 1)
+  requireInteger('maxTokensPerRank', options.maxTokensPerRank, 0, 2 ** 31 - 1)
+  const sizes = {
+    ...{ capacity: options.maxTokensPerRank * numRanks, maxElementBytes: 2, maxScaleColumns: Math.ceil(options.hidden / 128) },
+    ...{ maxTopk: 32, maxExperts: 1024, maxChannels: 64, maxInFlight: 2 },
+    ...Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)),
+  } as Required<IntranodeBufferSizes>
+  // Row indices travel as i32.
+  requireInteger('capacity', sizes.capacity, 0, 2 ** 31 - 1)
+  if (![1, 2, 4].includes(sizes.maxElementBytes)) throw argumentError('maxElementBytes', '1, 2 or 4', sizes.maxElementBytes)
+  requireInteger('maxScaleColumns', sizes.maxScaleColumns, 0)
+  requireInteger('maxTopk', sizes.maxTopk, 1, 32)
+  requireInteger('maxExperts', sizes.maxExperts, 1)
+  requireInteger('maxChannels', sizes.maxChannels, 1)
+  requireInteger('maxInFlight', sizes.maxInFlight, 1, 64)
+  return sizes
+}
+
+function align(bytes: number, alignment: number): number {
+  return Math.ceil(bytes / alignment) * alignment
+}

@@ -1,0 +1,84 @@
+import { type DType, decode, encode, getDevice, type Stream, Tensor } from '@moe-ep/core'
+import type { ProcessGroup } from '@moe-ep/transport'
+import { closeWorld, openWorld } from '../../transport/test/rendezvous/world.js'
+import { IntranodeBuffer, type IntranodeBufferOptions, type reference } from '../src/index.js'
+
+export { codesOf, failureOf } from '../../transport/test/rendezvous/world.js'
+
+export const device = getDevice('cpu')
+
+/** One rank of a world inside this process: its own group, stream and buffer. */
+export interface Rank {
+  readonly rank: number
+  readonly group: ProcessGroup
+  readonly stream: Stream
+  readonly buffer: IntranodeBuffer
+}
+
+/** Runs `body` for all ranks of a world at the same time, then closes everything. */
+export async function withWorld(
+  numRanks: number,
+  options: IntranodeBufferOptions & { readonly threads?: (rank: number) => number },
+  body: (ranks: readonly Rank[]) => Promise<void>,
+): Promise<void> {
+  const { threads = () => 1, ...bufferOptions } = options
+  const groups = await openWorld(numRanks)
+  const streams = groups.map((_, rank) => device.createStream({ threads: threads(rank) }))
+  try {
+    const buffers = await Promise.all(groups.map((group) => IntranodeBuffer.create(group, bufferOptions)))
+    await body(groups.map((group, rank) => ({ rank, group, stream: streams[rank]!, buffer: buffers[rank]! })))
+    for (const buffer of buffers) buffer.close()
+  } finally {
+    for (const stream of streams) stream.abort()
+    await closeWorld(groups)
+  }
+}
+
+/** Small deterministic generator, so that a failing case can be run again. */
+export function randomNumbers(seed: number): () => number {
+  let state = seed | 0
+  return () => {
+    state = (Math.imul(state, 1664525) + 1013904223) | 0
+    return ((state >>> 8) & 0xffff) / 0x10000
+  }
+}
+
+export interface InputShape {
+  readonly numTokens: readonly number[]
+  readonly hidden: number
+  readonly topk: number
+  readonly numExperts: number
+  readonly dtype: DType
+  readonly seed: number
+  /** Replaces the random choice of an expert. */
+  readonly choose?: (random: number) => number
+}
+
+/** Random inputs of all ranks, rounded to their dtype. Ids may repeat within a token, and some are -1. */
+export function randomInputs(shape: InputShape): reference.ReferenceInput[] {
+  const random = randomNumbers(shape.seed)
+  const round = (values: number[]): number[] => Array.from(decode(shape.dtype, encode(shape.dtype, values)))
+  const choose = shape.choose ?? ((value: number) => (value < 0.1 ? -1 : Math.floor(random() * shape.numExperts)))
+  return shape.numTokens.map((tokens) => ({
+    x: Array.from({ length: tokens }, () => round(Array.from({ length: shape.hidden }, () => random() * 4 - 2))),
+    topkIdx: Array.from({ length: tokens }, () => Array.from({ length: shape.topk }, () => choose(random()))),
+    topkWeights: Array.from({ length: tokens }, () => Array.from({ length: shape.topk }, () => Math.fround(random()))),
+  }))
+}
+
+/** The tensors of one rank's input. */
+export function toTensors(input: reference.ReferenceInput, shape: InputShape, idDtype: 'i32' | 'i64' = 'i64') {
+  const tokens = input.x.length
+  return {
+    x: Tensor.from(input.x.flat(), [tokens, shape.hidden], shape.dtype),
+    topkIdx: Tensor.from(input.topkIdx.flat(), [tokens, shape.topk], idDtype),
+    topkWeights: Tensor.from(input.topkWeights.flat(), [tokens, shape.topk], 'f32'),
+  }
+}
+
+/** Rows of a tensor as numbers. */
+export function rowsOf(tensor: Tensor): number[][] {
+  const [rows, columns] = tensor.shape as [number, number]
+  const values = Array.from(tensor.toNumbers())
+  return Array.from({ length: rows }, (_, row) => values.slice(row * columns, (row + 1) * columns))
+}

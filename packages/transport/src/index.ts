@@ -1,0 +1,10 @@
+export type { RoutesHandle } from './native.js'
+export * from './rendezvous/index.js'
+export { type Region, RegionLayout } from './symmetric/region-layout.js'
+export { type Lease, SlotRing } from './symmetric/slot-ring.js'
+export {
+  type PeerTarget,
+  type RouteKind,
+  SymmetricMemory,
+  type SymmetricMemoryOptions,
+} from './symmetric/symmetric-memory.js'

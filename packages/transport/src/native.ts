@@ -1,0 +1,37 @@
+import { featureAddon, type MemoryHandle, type NativeHandle, type StreamHandle, type TensorHandle } from '@moe-ep/core'
+
+/** Native table of how each rank is reached; dispatch families pass it to their kernels. */
+export type RoutesHandle = NativeHandle<'routes'>
+
+/** Typed view of this package's addon; the only file that touches it. */
+interface TransportNative {
+  createSegment(
+    payloadBytes: number,
+    numSignals: number,
+  ): { memory: MemoryHandle; descriptor: number; payloadOffset: number; byteLength: number }
+  mapSegment(descriptor: number, byteLength: number): MemoryHandle
+  closeDescriptor(descriptor: number): void
+  openDescriptorSocket(name: string): number
+  sendDescriptor(socket: number, peerName: string, descriptor: number, payload: Uint8Array): boolean
+  receiveDescriptor(socket: number): { descriptor: number; payload: Uint8Array } | undefined
+  createRoutes(
+    rank: number,
+    memories: readonly (MemoryHandle | undefined)[],
+    numSignals: number,
+    payloadBytes: number,
+    spinIterations: number,
+  ): RoutesHandle
+  poison(routes: RoutesHandle, code: string, message: string, everybody: boolean): void
+  poisonOf(routes: RoutesHandle): { code: string; message: string } | undefined
+  put(stream: StreamHandle, routes: RoutesHandle, peer: number, byteOffset: number, source: TensorHandle): void
+  signal(stream: StreamHandle, routes: RoutesHandle, peer: number, index: number, value: number): void
+  atomicAdd(stream: StreamHandle, routes: RoutesHandle, peer: number, index: number, delta: number): void
+  wait(stream: StreamHandle, routes: RoutesHandle, index: number, value: number, timeoutMs: number, what: string): void
+  signalValue(routes: RoutesHandle, peer: number, index: number): bigint
+}
+
+export const native = featureAddon<TransportNative>({
+  packageName: '@moe-ep/transport',
+  addonName: 'moe_ep_transport',
+  moduleUrl: import.meta.url,
+})

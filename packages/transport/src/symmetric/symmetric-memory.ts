@@ -1,0 +1,286 @@
+import { availableParallelism } from 'node:os'
+import {
+  argumentError,
+  type Device,
+  type DType,
+  type ErrorCode,
+  getDevice,
+  Memory,
+  MoeEpError,
+  requireInteger,
+  requireTensor,
+  type Stream,
+  Tensor,
+} from '@moe-ep/core'
+import { native, type RoutesHandle } from '../native.js'
+import type { ProcessGroup } from '../rendezvous/index.js'
+import { exchangeDescriptors } from './exchange-descriptors.js'
+
+/** How a symmetric memory is made. All ranks pass the same sizes. */
+export interface SymmetricMemoryOptions {
+  /** Payload bytes on every rank. They never grow. */
+  readonly byteLength: number
+  /** 64-bit signals on every rank. @default 0 */
+  readonly numSignals?: number
+  /** @default the cpu device */
+  readonly device?: Device
+  /** Deadline of the collective set-up. @default the group's */
+  readonly timeoutMs?: number
+  readonly signal?: AbortSignal
+}
+
+/** How a rank is reached: itself, mapped memory, or not by this memory. */
+export type RouteKind = 'self' | 'peer' | 'none'
+
+/** Where a single put or signal goes. */
+export interface PeerTarget {
+  readonly peer: number
+  /** @default the device's default stream */
+  readonly stream?: Stream
+}
+
+/**
+ * One collective allocation of the same size on every rank. Ranks of the same node map each other's bytes; a mapping outlives
+ * the rank that made it, so ranks may close in any order. Freed by `close()`, in the order of the streams' work.
+ */
+export class SymmetricMemory implements Disposable {
+  readonly group: ProcessGroup
+  readonly device: Device
+  /** Payload bytes of each rank. */
+  readonly byteLength: number
+  readonly numSignals: number
+  readonly #memories: readonly (Memory | undefined)[]
+  readonly #payloadOffset: number
+  readonly #routes: RoutesHandle
+  readonly #stopListening: () => void
+  #closed = false
+
+  private constructor(parts: {
+    group: ProcessGroup
+    device: Device
+    byteLength: number
+    numSignals: number
+    memories: readonly (Memory | undefined)[]
+    payloadOffset: number
+  }) {
+    const { group, memories } = parts
+    this.group = group
+    this.device = parts.device
+    this.byteLength = parts.byteLength
+    this.numSignals = parts.numSignals
+    this.#memories = memories
+    this.#payloadOffset = parts.payloadOffset
+    const handles = memories.map((memory) => memory?.handle)
+    const spins = spinIterations(memories.filter((memory) => memory !== undefined).length)
+    this.#routes = native().createRoutes(group.rank, handles, this.numSignals, this.byteLength, spins)
+    // Kernels that wait for a lost peer end with the group's failure instead of their own deadline.
+    this.#stopListening = group.onFailure((error) => {
+      if (!this.#closed) native().poison(this.#routes, error.code, error.message, false)
+    })
+  }
+
+  /**
+   * Allocates on all ranks of the group; collective.
+   * @throws ERR_MOE_EP_ARGUMENT; ERR_MOE_EP_MISMATCH when ranks pass different sizes; ERR_MOE_EP_OUT_OF_MEMORY with the
+   *   bytes; ERR_MOE_EP_TIMEOUT; what the group fails with.
+   */
+  static async create(group: ProcessGroup, options: SymmetricMemoryOptions): Promise<SymmetricMemory> {
+    const { byteLength, numSignals = 0, device = getDevice('cpu'), timeoutMs = group.timeoutMs, signal } = options
+    requireInteger('byteLength', byteLength, 0)
+    requireInteger('numSignals', numSignals, 0, 2 ** 24)
+    if (device.kind !== 'cpu') throw argumentError('device', 'the cpu device', device.name)
+    const wait = { timeoutMs, signal, label: 'symmetric memory' }
+    await requireSameSizes(group, byteLength, numSignals, wait)
+    // A rank without memory must not leave the others waiting for its descriptor: all hear of it first.
+    const segment = await allocateTogether(group, device, byteLength, numSignals, wait)
+    const memories: (Memory | undefined)[] = Array.from({ length: group.worldSize })
+    memories[group.rank] = segment.memory
+    try {
+      const descriptors = await exchangeDescriptors({ group, descriptor: segment.descriptor, timeoutMs, signal })
+      const mapAll = (): void => {
+        for (const [peer, descriptor] of descriptors) {
+          descriptors.delete(peer)
+          memories[peer] = new Memory(device, native().mapSegment(descriptor, segment.byteLength))
+        }
+      }
+      try {
+        mapAll()
+      } finally {
+        for (const descriptor of descriptors.values()) native().closeDescriptor(descriptor)
+      }
+      await group.barrier(wait)
+      return new SymmetricMemory({ group, device, byteLength, numSignals, memories, payloadOffset: segment.payloadOffset })
+    } catch (error) {
+      for (const memory of memories) memory?.close()
+      throw error
+    } finally {
+      native().closeDescriptor(segment.descriptor)
+    }
+  }
+
+  /** How this rank reaches another. */
+  routeTo(rank: number): RouteKind {
+    requireInteger('rank', rank, 0, this.group.worldSize - 1)
+    if (rank === this.group.rank) return 'self'
+    return this.#memories[rank] === undefined ? 'none' : 'peer'
+  }
+
+  /** Native route table for the kernels of dispatch families. */
+  get routes(): RoutesHandle {
+    this.#requireOpen()
+    return this.#routes
+  }
+
+  /**
+   * A tensor in the payload of this rank, or of a rank of the same node.
+   * @throws ERR_MOE_EP_ARGUMENT when it does not lie in the payload or the rank cannot be mapped.
+   */
+  tensor(place: { byteOffset: number; shape: readonly number[]; dtype: DType; rank?: number }): Tensor {
+    this.#requireOpen()
+    const { byteOffset, shape, dtype, rank = this.group.rank } = place
+    requireInteger('rank', rank, 0, this.group.worldSize - 1)
+    requireInteger('byteOffset', byteOffset, 0, this.byteLength)
+    const memory = this.#memories[rank]
+    if (memory === undefined) throw argumentError('rank', 'a rank of the same node', rank)
+    const tensor = new Tensor({ memory, dtype, shape, byteOffset: this.#payloadOffset + byteOffset })
+    if (byteOffset + tensor.byteLength > this.byteLength) {
+      throw argumentError('shape', `a tensor inside ${this.byteLength} bytes`, `${tensor} at byte ${byteOffset}`)
+    }
+    return tensor
+  }
+
+  /** Enqueues a copy of `source` into the payload of `peer`. Visible there to who sees a later signal of this stream. */
+  put(source: Tensor, { peer, byteOffset, stream = this.device.defaultStream }: PeerTarget & { byteOffset: number }): void {
+    requireTensor('source', source)
+    this.#requireReachable(peer)
+    requireInteger('byteOffset', byteOffset, 0, this.byteLength - source.byteLength)
+    native().put(stream.handle, this.routes, peer, byteOffset, source.handle)
+  }
+
+  /** Enqueues setting a signal of `peer` to `value`. Signals grow monotonically: waits are for "at least". */
+  signal({ peer, index, value, stream = this.device.defaultStream }: PeerTarget & { index: number; value: number }): void {
+    this.#requireReachable(peer)
+    this.#requireSignal(index)
+    requireInteger('value', value, 0)
+    native().signal(stream.handle, this.routes, peer, index, value)
+  }
+
+  /** Enqueues an atomic addition to a signal of `peer`. */
+  atomicAdd({ peer, index, delta, stream = this.device.defaultStream }: PeerTarget & { index: number; delta: number }): void {
+    this.#requireReachable(peer)
+    this.#requireSignal(index)
+    requireInteger('delta', delta, -Number.MAX_SAFE_INTEGER)
+    native().atomicAdd(stream.handle, this.routes, peer, index, delta)
+  }
+
+  /**
+   * Makes later work of the stream wait until this rank's signal is at least `value`. When the deadline passes the stream's next
+   * await rejects with ERR_MOE_EP_TIMEOUT, and the group's kernels on every rank of the node end with the same code.
+   */
+  wait(options: { index: number; value: number; timeoutMs?: number; what?: string; stream?: Stream }): void {
+    const { index, value, timeoutMs = this.group.timeoutMs, what = 'wait', stream = this.device.defaultStream } = options
+    this.#requireSignal(index)
+    requireInteger('value', value, 0)
+    requireInteger('timeoutMs', timeoutMs, 1)
+    native().wait(stream.handle, this.routes, index, value, timeoutMs, what)
+  }
+
+  /** The value that a signal of this rank (or of a rank of the same node) has now. */
+  signalValue(index: number, rank = this.group.rank): bigint {
+    this.#requireReachable(rank)
+    this.#requireSignal(index)
+    return native().signalValue(this.routes, rank, index)
+  }
+
+  /** The failure that ended this memory's collectives, if any. */
+  get failure(): MoeEpError | undefined {
+    const poison = this.#closed ? undefined : native().poisonOf(this.#routes)
+    return poison && new MoeEpError(poison.code as ErrorCode, poison.message)
+  }
+
+  /** Ends all waits on this memory, on every rank of the node, with this error. */
+  poison(error: MoeEpError): void {
+    native().poison(this.routes, error.code, error.message, true)
+  }
+
+  /** Unmaps everything as soon as queued work is done. Not a collective; peers keep what they have mapped. */
+  close(): void {
+    if (this.#closed) return
+    this.#closed = true
+    this.#stopListening()
+    for (const memory of this.#memories) memory?.close()
+  }
+
+  [Symbol.dispose](): void {
+    this.close()
+  }
+
+  #requireReachable(peer: number): void {
+    if (this.routeTo(peer) === 'none') throw argumentError('peer', 'a rank of the same node', peer)
+  }
+
+  #requireSignal(index: number): void {
+    requireInteger('index', index, 0, this.numSignals - 1)
+  }
+
+  #requireOpen(): void {
+    if (this.#closed) throw new MoeEpError('ERR_MOE_EP_RELEASED', 'the symmetric memory was closed')
+  }
+}
+
+type Wait = { timeoutMs: number; signal: AbortSignal | undefined; label: string }
+
+async function requireSameSizes(group: ProcessGroup, byteLength: number, numSignals: number, wait: Wait): Promise<void> {
+  const sizes = await group.allGather(new Uint8Array(Float64Array.of(byteLength, numSignals).buffer), wait)
+  const texts = sizes.map((bytes) => new Float64Array(bytes.slice().buffer).join(' bytes and ') + ' signals')
+  const different = texts.findIndex((text) => text !== texts[0])
+  if (different < 0) return
+  throw new MoeEpError(
+    'ERR_MOE_EP_MISMATCH',
+    `symmetric memory: rank 0 asked for ${texts[0]}, rank ${different} for ${texts[different]}`,
+  )
+}
+
+interface Segment {
+  readonly memory: Memory
+  readonly descriptor: number
+  readonly payloadOffset: number
+  readonly byteLength: number
+}
+
+async function allocateTogether(
+  group: ProcessGroup,
+  device: Device,
+  byteLength: number,
+  numSignals: number,
+  wait: Wait,
+): Promise<Segment> {
+  let segment: Segment | undefined
+  let failure: MoeEpError | undefined
+  try {
+    const created = native().createSegment(byteLength, numSignals)
+    segment = { ...created, memory: new Memory(device, created.memory) }
+  } catch (error) {
+    failure = MoeEpError.from(error)
+  }
+  try {
+    const report = Buffer.from(failure === undefined ? '' : `${failure.code}\n${failure.message}`)
+    const reports = await group.allGather(report, wait)
+    const failed = reports.findIndex((bytes) => bytes.length > 0)
+    if (segment !== undefined && failed < 0) return segment
+    if (failure !== undefined) throw failure
+    const [code, message] = Buffer.from(reports[failed]!).toString().split('\n')
+    throw new MoeEpError(code as ErrorCode, `rank ${failed}: ${message}`)
+  } catch (error) {
+    if (segment !== undefined) {
+      native().closeDescriptor(segment.descriptor)
+      segment.memory.close()
+    }
+    throw error
+  }
+}
+
+/** Spinning only pays where every rank of the node has a core of its own. */
+function spinIterations(ranksOfNode: number): number {
+  return availableParallelism() >= 2 * ranksOfNode ? 4000 : 100
+}
