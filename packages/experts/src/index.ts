@@ -1,0 +1,5 @@
+export type { ExpertOperands, ExpertSizes } from './expert-sizes.js'
+export { OnnxExpertEngine, type OnnxExpertEngineOptions, type OnnxExpertRunOptions } from './onnx/engine.js'
+export { expertGraph } from './onnx/expert-graph.js'
+export { encodeOnnxModel, type OnnxGraph, type OnnxNode, type OnnxValue } from './onnx/model.js'
+export { referenceExpert } from './reference-expert.js'
