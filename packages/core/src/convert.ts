@@ -1,6 +1,8 @@
 import { byteLengthOf, type DType, dtypes, type StorageArray } from './dtype.js'
+import { argumentError } from './error.js'
 import {
   bf16ToF32,
+  canonicalNaN,
   e8m0ToF32,
   f16ToF32,
   f32ToBf16,
@@ -42,22 +44,64 @@ function tableOf(dtype: keyof typeof decoders): Float32Array {
   return table
 }
 
+/** Whole numbers that the integer dtypes hold. */
+const integerLimits = {
+  i32: { lowest: -(2n ** 31n), highest: 2n ** 31n - 1n },
+  i64: { lowest: -(2n ** 63n), highest: 2n ** 63n - 1n },
+  u8: { lowest: 0n, highest: 255n },
+} as const
+
 /**
- * Numbers in the storage form of `dtype`, rounded to nearest even (fp8 and fp4 saturate).
- * @throws ERR_MOE_EP_ARGUMENT for an odd number of fp4 elements.
+ * Numbers in the storage form of `dtype`: floats rounded to nearest even (fp8 and fp4 saturate, NaN becomes canonical), bool
+ * whether not 0.
+ * @throws ERR_MOE_EP_ARGUMENT for an odd number of fp4 elements, and for integer dtypes where an element is no whole number
+ * of their range.
  */
 export function encode(dtype: DType, values: ArrayLike<number | bigint>): StorageArray {
-  const { storage: Storage } = dtypes[dtype]
-  if (dtype === 'fp4e2m1') return encodeFp4(values)
-  const result = new Storage(values.length)
-  if (dtype === 'i64') {
-    for (let i = 0; i < values.length; i++) result[i] = BigInt(values[i]!)
-    return result
+  switch (dtype) {
+    case 'f32':
+      return encodeF32(values)
+    case 'fp4e2m1':
+      return encodeFp4(values)
+    case 'bool':
+      return Uint8Array.from(values, (value) => Number(Number(value) !== 0))
+    case 'i32':
+    case 'i64':
+    case 'u8':
+      return encodeIntegers(dtype, values)
+    default: {
+      const { storage: Storage } = dtypes[dtype]
+      const encodeOne = encoders[dtype]
+      const result = new Storage(values.length)
+      for (let i = 0; i < values.length; i++) result[i] = encodeOne(Number(values[i]))
+      return result
+    }
   }
-  const encodeOne = dtype in encoders ? encoders[dtype as keyof typeof encoders] : undefined
+}
+
+function encodeF32(values: ArrayLike<number | bigint>): Float32Array {
+  const result = new Float32Array(values.length)
+  const words = new Uint32Array(result.buffer)
   for (let i = 0; i < values.length; i++) {
     const value = Number(values[i])
-    result[i] = encodeOne === undefined ? (dtype === 'bool' ? Number(value !== 0) : value) : encodeOne(value)
+    // Which NaN a float array stores is the engine's choice.
+    if (Number.isNaN(value)) words[i] = canonicalNaN.f32
+    else result[i] = value
+  }
+  return result
+}
+
+function encodeIntegers(dtype: keyof typeof integerLimits, values: ArrayLike<number | bigint>): StorageArray {
+  const { storage: Storage } = dtypes[dtype]
+  const { lowest, highest } = integerLimits[dtype]
+  const result = new Storage(values.length)
+  for (let i = 0; i < values.length; i++) {
+    const value = values[i]!
+    const whole = typeof value === 'bigint' || Number.isInteger(value)
+    if (!whole || value < lowest || value > highest) {
+      throw argumentError(`values[${i}]`, `a whole number from ${lowest} to ${highest} for ${dtype}`, value)
+    }
+    result[i] = dtype === 'i64' ? BigInt(value) : Number(value)
   }
   return result
 }

@@ -7,7 +7,14 @@
 const float = new Float32Array(1)
 const word = new Uint32Array(float.buffer)
 
-export const canonicalNaN = { f32: 0x7fffffff, f16: 0x7fff, bf16: 0x7fff, fp8e4m3: 0x7f, fp8e5m2: 0x7f, e8m0: 0xff } as const
+export const canonicalNaN = {
+  f32: 0x7fffffff,
+  f16: 0x7fff,
+  bf16: 0x7fff,
+  fp8e4m3: 0x7f,
+  fp8e5m2: 0x7f,
+  e8m0: 0xff,
+} as const
 
 /** Bits of `value` rounded to f32; NaN is canonical. */
 export function f32ToBits(value: number): number {
@@ -136,12 +143,15 @@ export function e8m0ToF32(bits: number): number {
   return bits === canonicalNaN.e8m0 ? NaN : 2 ** (bits - 127)
 }
 
-/** The e8m0 byte of the smallest power of two that is not below `value` (positive); NaN and negatives give NaN. */
+/**
+ * The e8m0 byte of the smallest power of two that is not below `value` (rounded to f32 first). Zeros and what lies below
+ * 2^-127 give 0; what lies above 2^127, infinity too, saturates to 254; NaN and negative numbers give NaN.
+ */
 export function f32ToE8m0(value: number): number {
   const rounded = Math.fround(value)
   if (!(rounded >= 0)) return canonicalNaN.e8m0
   float[0] = rounded
-  const bits = word[0]!
+  const bits = word[0]! & 0x7fffffff // minus zero is a zero
   if (bits < 0x00800000) return bits > 0x00400000 ? 1 : 0
   const exponent = (bits >>> 23) + ((bits & 0x7fffff) === 0 ? 0 : 1)
   return Math.min(exponent, 254)

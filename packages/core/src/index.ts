@@ -13,5 +13,5 @@ export type { EventHandle, GraphHandle, MemoryHandle, NativeHandle, StreamHandle
 export { Stream, type StreamOptions } from './stream.js'
 export { contiguousStrides, maxDimensions, Tensor, type TensorOptions } from './tensor.js'
 export { requireInteger, requireTensor, type TensorRequirement } from './tensor-checks.js'
-export { type OperationTrace, traceOperation } from './tracing.js'
+export { type OperationTrace, type TracedBytes, traceHostWork, traceOperation } from './tracing.js'
 export { type WaitOptions, withWaitOptions } from './wait-options.js'

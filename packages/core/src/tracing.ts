@@ -10,9 +10,12 @@ export interface OperationTrace {
   /** Completed when the operation began and ended on its stream: `completedAtUs` of both is its span. */
   readonly begin: Event
   readonly end: Event
-  /** Bytes that the operation must move (read and written), where it knows them when enqueued. */
-  readonly bytes: number | undefined
+  /** Bytes that the operation reads and writes, undefined where it does not say. Ask when `end` is complete. */
+  readonly bytes: () => number | undefined
 }
+
+/** Bytes that an operation moves: a number, or a function where only its result tells. */
+export type TracedBytes = number | undefined | (() => number | undefined)
 
 const operations = channel('moe-ep:operation')
 
@@ -20,11 +23,32 @@ const operations = channel('moe-ep:operation')
  * Enqueues an operation, and tells listeners of the channel `moe-ep:operation` about it. Free when nobody listens.
  * @internal
  */
-export function traceOperation<Result>(name: string, stream: Stream, bytes: number | undefined, enqueue: () => Result): Result {
+export function traceOperation<Result>(
+  name: string,
+  stream: Stream,
+  bytes: TracedBytes,
+  enqueue: () => Result,
+): Result {
   if (!operations.hasSubscribers) return enqueue()
   const begin = stream.record()
   const result = enqueue()
-  const end = stream.record()
-  operations.publish({ name, stream, begin, end, bytes } satisfies OperationTrace)
+  publish(name, stream, begin, bytes)
   return result
+}
+
+/**
+ * The same for work that the host does between two points of a stream. Call it when the work begins, and what it returns when the
+ * work has ended.
+ * @internal
+ */
+export function traceHostWork(name: string, stream: Stream, bytes: TracedBytes): () => void {
+  if (!operations.hasSubscribers) return () => {}
+  const begin = stream.record()
+  return () => publish(name, stream, begin, bytes)
+}
+
+function publish(name: string, stream: Stream, begin: Event, bytes: TracedBytes): void {
+  const end = stream.record()
+  const trace: OperationTrace = { name, stream, begin, end, bytes: typeof bytes === 'function' ? bytes : () => bytes }
+  operations.publish(trace)
 }

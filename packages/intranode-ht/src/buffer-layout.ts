@@ -54,7 +54,9 @@ export function layoutBuffer(options: IntranodeBufferSizes, numRanks: number): B
   const sourceIndex = slot.reserve(sizes.capacity * 4)
   const topkIdx = slot.reserve(sizes.capacity * sizes.maxTopk * 8)
   const topkWeights = slot.reserve(sizes.capacity * sizes.maxTopk * 4)
-  const counts = slot.reserve(numRanks * countsStride)
+  // A rank may be one dispatch ahead of another that still reads the counts of the last: two messages take turns.
+  const counts = slot.reserve(2 * numRanks * countsStride)
+  const combineArguments = slot.reserve(native().combineArgumentBytes)
   // Slots begin on pages of their own: two leases never share one.
   const slotBytes = align(slot.byteLength, 4096)
   return {
@@ -65,6 +67,7 @@ export function layoutBuffer(options: IntranodeBufferSizes, numRanks: number): B
       ...[sizes.maxInFlight, slotBytes, sizes.capacity, maxRowBytes, sizes.maxScaleColumns, sizes.maxTopk],
       ...[maxLocalExperts, sizes.maxChannels, rows.byteOffset, scales.byteOffset, sourceIndex.byteOffset],
       ...[topkIdx.byteOffset, topkWeights.byteOffset, counts.byteOffset, countsStride],
+      combineArguments.byteOffset,
     ],
   }
 }
@@ -72,12 +75,13 @@ export function layoutBuffer(options: IntranodeBufferSizes, numRanks: number): B
 function withDefaults(options: IntranodeBufferSizes, numRanks: number): Required<IntranodeBufferSizes> {
   requireInteger('hidden', options.hidden, 1)
   requireInteger('maxTokensPerRank', options.maxTokensPerRank, 0, 2 ** 31 - 1)
+  // Row indices travel as i32, also where they add up to more than the capacity.
+  requireInteger('maxTokensPerRank of all ranks', options.maxTokensPerRank * numRanks, 0, 2 ** 31 - 1)
   const sizes = {
     ...{ capacity: options.maxTokensPerRank * numRanks, maxElementBytes: 2, maxScaleColumns: Math.ceil(options.hidden / 128) },
     ...{ maxTopk: 32, maxExperts: 1024, maxChannels: 64, maxInFlight: 2 },
     ...Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)),
   } as Required<IntranodeBufferSizes>
-  // Row indices travel as i32.
   requireInteger('capacity', sizes.capacity, 0, 2 ** 31 - 1)
   if (![1, 2, 4].includes(sizes.maxElementBytes)) throw argumentError('maxElementBytes', '1, 2 or 4', sizes.maxElementBytes)
   requireInteger('maxScaleColumns', sizes.maxScaleColumns, 0)

@@ -1,6 +1,7 @@
-import { argumentError, type DType, dtypes, requireInteger, requireTensor, type Tensor } from '@moe-ep/core'
+import { argumentError, type DType, dtypes, MoeEpError, requireInteger, requireTensor, type Tensor } from '@moe-ep/core'
 import { maxTopk } from '@moe-ep/layout'
 import type { IntranodeBufferSizes } from './buffer-layout.js'
+import type { DispatchPlan } from './dispatch-handle.js'
 import type { DispatchOptions } from './intranode-buffer.js'
 
 /** dtypes that a row can have: it is moved, not computed with. */
@@ -17,7 +18,12 @@ export function requireRows(argument: string, x: Tensor, sizes: Required<Intrano
 }
 
 /** Checks everything that one rank can see by itself; nothing has been sent yet. */
-export function checkDispatch(x: Tensor, options: DispatchOptions, sizes: Required<IntranodeBufferSizes>): void {
+export function checkDispatch(
+  x: Tensor,
+  options: DispatchOptions,
+  sizes: Required<IntranodeBufferSizes>,
+  numRanks: number,
+): void {
   requireTensor('x', x, { dtype: payloadDtypes, shape: [null, null] })
   requireRows('x', x, sizes)
   const [numTokens] = x.shape as [number, number]
@@ -32,6 +38,7 @@ export function checkDispatch(x: Tensor, options: DispatchOptions, sizes: Requir
   if (plan !== undefined) {
     if (topkIdx !== undefined || topkWeights !== undefined) throw argumentError('topkIdx', 'nothing beside a plan', 'both')
     if (plan.numTokens !== numTokens) throw argumentError('x', `${plan.numTokens} tokens, as in the plan`, x.toString())
+    checkPlan(plan, sizes, numRanks)
     return
   }
   requireTensor('topkIdx', topkIdx, { dtype: ['i32', 'i64'], shape: [numTokens, null] })
@@ -40,4 +47,17 @@ export function checkDispatch(x: Tensor, options: DispatchOptions, sizes: Requir
   requireInteger('numExperts', options.numExperts, 1, sizes.maxExperts)
   if (options.numChannels !== undefined) requireInteger('numChannels', options.numChannels, 1, sizes.maxChannels)
   if (options.expertAlignment !== undefined) requireInteger('expertAlignment', options.expertAlignment, 1, 65536)
+}
+
+/** A plan may come from another buffer: its rows must have places in this one, too. All ranks hold the same counts. */
+function checkPlan(plan: DispatchPlan, { capacity }: Required<IntranodeBufferSizes>, numRanks: number): void {
+  requireTensor('plan.rankPrefixMatrix', plan.rankPrefixMatrix, { dtype: 'i32', shape: [numRanks, numRanks] })
+  requireTensor('plan.sendHead', plan.sendHead, { dtype: 'i32', shape: [plan.numTokens, numRanks] })
+  const received = plan.rankPrefixMatrix.data.subarray((numRanks - 1) * numRanks) as Int32Array
+  const rank = received.findIndex((rows) => rows > capacity)
+  if (rank < 0) return
+  throw new MoeEpError(
+    'ERR_MOE_EP_CAPACITY',
+    `intranode dispatch: rank ${rank} would receive ${received[rank]} rows, the buffer holds ${capacity}`,
+  )
 }

@@ -12,7 +12,7 @@ import {
   traceOperation,
 } from '@moe-ep/core'
 import { defaultNumChannels, linearPlacement } from '@moe-ep/layout'
-import { type Lease, type ProcessGroup, SlotRing, SymmetricMemory } from '@moe-ep/transport'
+import { type CollectiveOptions, type Lease, type ProcessGroup, SlotRing, SymmetricMemory } from '@moe-ep/transport'
 import { type BufferLayout, type IntranodeBufferSizes, layoutBuffer } from './buffer-layout.js'
 import { checkDispatch, requireRows } from './dispatch-arguments.js'
 import type { DispatchHandle, DispatchPlan } from './dispatch-handle.js'
@@ -92,6 +92,8 @@ export class IntranodeBuffer implements Disposable {
   readonly #layout: BufferLayout
   readonly #slots: SlotRing
   readonly #handle: BufferHandle
+  /** A handle of another buffer would name a slot that means something else here. */
+  readonly #leases = new WeakSet<Lease>()
   #closed = false
 
   private constructor(memory: SymmetricMemory, layout: BufferLayout, timeoutMs: number) {
@@ -127,7 +129,13 @@ export class IntranodeBuffer implements Disposable {
       ...(device !== undefined && { device }),
       ...(signal !== undefined && { signal }),
     })
-    return new IntranodeBuffer(memory, layout, timeoutMs)
+    try {
+      await requireSameLayout(group, layout, { timeoutMs, signal, label: 'intranode buffer' })
+      return new IntranodeBuffer(memory, layout, timeoutMs)
+    } catch (error) {
+      memory.close()
+      throw error
+    }
   }
 
   /** The sizes that it was built for, defaults filled in. */
@@ -155,10 +163,11 @@ export class IntranodeBuffer implements Disposable {
    *   was missing; ERR_MOE_EP_PEER_LOST.
    */
   async dispatch(x: Tensor, options: DispatchOptions): Promise<DispatchResult> {
-    checkDispatch(x, options, this.sizes)
+    checkDispatch(x, options, this.sizes, this.group.worldSize)
     const { stream = this.device.defaultStream, timeoutMs = this.timeoutMs, slot, previousEvent } = options
     requireInteger('timeoutMs', timeoutMs, 1)
     const lease = this.#slots.acquire(slot)
+    this.#leases.add(lease)
     try {
       if (previousEvent !== undefined) stream.wait(previousEvent)
       const call = { x, options, stream, timeoutMs, slot: lease.slot }
@@ -183,6 +192,7 @@ export class IntranodeBuffer implements Disposable {
    * @throws ERR_MOE_EP_ARGUMENT, ERR_MOE_EP_RELEASED when the lease has ended; on await of the event or stream as in dispatch.
    */
   combine(x: Tensor, handle: DispatchHandle, options: CallOptions & { readonly out?: Tensor } = {}): CombineResult {
+    this.#requireLease(handle)
     requireTensor('x', x, { dtype: ['bf16', 'f16', 'f32'], shape: [handle.plan.numRecvTokens, null] })
     const rowBytes = requireRows('x', x, this.sizes)
     const { stream = this.device.defaultStream, timeoutMs = this.timeoutMs, previousEvent } = options
@@ -190,10 +200,11 @@ export class IntranodeBuffer implements Disposable {
     const shape = [handle.plan.numTokens, x.shape[1]!]
     const combinedX = options.out ?? Tensor.zeros(shape, x.dtype, this.device)
     requireTensor('out', combinedX, { dtype: x.dtype, shape })
-    if (!handle.lease.active) throw new MoeEpError('ERR_MOE_EP_RELEASED', "the dispatch's lease has ended")
     if (previousEvent !== undefined) stream.wait(previousEvent)
     const { plan, lease } = handle
-    traceOperation('intranode.combine', stream, (plan.numRecvTokens + plan.numTokens) * rowBytes, () =>
+    // Staging reads and writes every received row, the sum reads every row that was sent and writes one for each token.
+    const bytes = (): number => (2 * plan.numRecvTokens + sum(plan.numTokensPerRank) + plan.numTokens) * rowBytes
+    traceOperation('intranode.combine', stream, bytes, () =>
       native().combine(
         ...([stream.handle, this.#handle, lease.slot, x.handle, plan.numTokensPerRank.handle] as const),
         ...([plan.sendHead.handle, combinedX.handle, timeoutMs] as const),
@@ -206,8 +217,10 @@ export class IntranodeBuffer implements Disposable {
   /**
    * Memory of the lease that combine reads without a staging copy: [rows, hidden]. It is the memory of recvX: write it only when
    * recvX is not needed any more.
+   * @throws ERR_MOE_EP_ARGUMENT, ERR_MOE_EP_RELEASED when the lease has ended.
    */
   combineInput(handle: DispatchHandle, options: { readonly dtype?: DType; readonly hidden?: number } = {}): Tensor {
+    this.#requireLease(handle)
     const { dtype = handle.dtype, hidden = handle.hidden } = options
     const input = this.#slotTensor(handle.lease.slot, 'rows', [handle.plan.numRecvTokens, hidden], dtype)
     requireRows('combineInput', input, this.sizes)
@@ -224,6 +237,11 @@ export class IntranodeBuffer implements Disposable {
 
   [Symbol.dispose](): void {
     this.close()
+  }
+
+  #requireLease({ lease }: DispatchHandle): void {
+    if (!this.#leases.has(lease)) throw argumentError('handle', 'a handle of this buffer', 'one of another')
+    if (!lease.active) throw new MoeEpError('ERR_MOE_EP_RELEASED', "the dispatch's lease has ended")
   }
 
   #enqueueNotify(call: Call): DispatchPlan {
@@ -257,13 +275,19 @@ export class IntranodeBuffer implements Disposable {
 
   #enqueueNotifyCached(call: Call, plan: DispatchPlan): void {
     traceOperation('intranode.notify', call.stream, 0, () =>
-      native().notifyCached(call.stream.handle, this.#handle, call.slot, sharedArguments(call, plan), call.timeoutMs),
+      native().notifyCached(
+        ...([call.stream.handle, this.#handle, call.slot, sharedArguments(call, plan)] as const),
+        ...([plan.rankPrefixMatrix.handle, call.timeoutMs] as const),
+      ),
     )
   }
 
   #enqueueSend(call: Call, plan: DispatchPlan): void {
     const { scales, topkIdx, topkWeights } = call.options
-    traceOperation('intranode.send', call.stream, undefined, () =>
+    const rowBytes = (call.x.shape[1]! * dtypes[call.x.dtype].bits) / 8
+    // Every row is read once for each rank that gets it, and written there.
+    const sentBytes = (): number => 2 * rowBytes * sum(plan.numTokensPerRank)
+    traceOperation('intranode.send', call.stream, sentBytes, () =>
       native().send(
         ...([call.stream.handle, this.#handle, call.slot, plan.numExperts, call.x.handle, scales?.handle] as const),
         ...([topkIdx?.handle, topkWeights?.handle, plan.sendHead.handle, call.timeoutMs] as const),
@@ -314,6 +338,15 @@ export class IntranodeBuffer implements Disposable {
   }
 }
 
+/** Different sizes may happen to need as many bytes, so the places themselves are compared. */
+async function requireSameLayout(group: ProcessGroup, layout: BufferLayout, wait: CollectiveOptions): Promise<void> {
+  const own = layout.nativeFields.join(' ')
+  const all = (await group.allGather(Buffer.from(own), wait)).map((bytes) => Buffer.from(bytes).toString())
+  const different = all.findIndex((fields) => fields !== all[0])
+  if (different < 0) return
+  throw new MoeEpError('ERR_MOE_EP_MISMATCH', `intranode buffer: rank ${different} was built with other sizes than rank 0`)
+}
+
 type SlotRegion = 'rows' | 'scales' | 'topkIdx' | 'topkWeights' | 'sourceIndex'
 type FreshOptions = DispatchOptions & { readonly topkIdx: Tensor; readonly numExperts: number }
 
@@ -336,5 +369,10 @@ function sharedArguments({ x, options }: Call, plan: DispatchPlan): number[] {
     topkIdx === undefined ? 0 : dtypes[topkIdx.dtype].bits / 8,
     ...[plan.numExperts, plan.numChannels, plan.expertAlignment],
     Number(options.topkWeights !== undefined),
+    0, // the digest of a plan is the kernel's to fill in
   ]
+}
+
+function sum(counts: Tensor): number {
+  return Array.from(counts.data, Number).reduce((total, count) => total + count, 0)
 }

@@ -9,6 +9,8 @@ interface IntranodeNative {
   readonly signalKinds: number
   /** Bytes of the arguments that open every counts message. */
   readonly sharedArgumentBytes: number
+  /** Bytes of what ranks must agree on in a combine. */
+  readonly combineArgumentBytes: number
   createBuffer(routes: RoutesHandle, layout: readonly number[]): BufferHandle
   closeBuffer(buffer: BufferHandle): void
   notify(
@@ -32,6 +34,7 @@ interface IntranodeNative {
     buffer: BufferHandle,
     slot: number,
     sharedArguments: readonly number[],
+    rankPrefixMatrix: TensorHandle,
     timeoutMs: number,
   ): void
   send(

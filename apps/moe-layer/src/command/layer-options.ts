@@ -1,0 +1,109 @@
+import { MoeEpError } from '@moe-ep/core'
+import { parseRouting } from '../routing/routing-kind.js'
+import { type ModelShape, presets } from './presets.js'
+
+/** One run of the layer, as the command line asks for it. Plain data: it travels to the ranks as JSON. */
+export interface LayerOptions {
+  readonly device: 'cpu'
+  readonly ranks: number
+  readonly mode: 'ht'
+  /** Name of a preset, or a path to a safetensors file. */
+  readonly model: string
+  /** Sizes given on the command line; they complete or replace those of the model. */
+  readonly shape: Partial<ModelShape>
+  readonly dtype: 'bf16'
+  /** One count for all ranks, or one for each. */
+  readonly tokens: readonly number[]
+  readonly routing: string
+  readonly seed: number
+  readonly iters: number
+  readonly json: boolean
+  readonly trace: string | undefined
+  /** Whether ranks are worker threads of one process. */
+  readonly workers: boolean
+  readonly timeoutMs: number
+  /** Test aid: collect garbage between calls. */
+  readonly collectGarbage: boolean
+}
+
+/** Options of `node:util` parseArgs for a run. */
+export const layerFlags = {
+  device: { type: 'string', default: 'auto' },
+  ranks: { type: 'string', default: '8' },
+  mode: { type: 'string', default: 'ht' },
+  model: { type: 'string', default: 'demo' },
+  hidden: { type: 'string' },
+  intermediate: { type: 'string' },
+  experts: { type: 'string' },
+  topk: { type: 'string' },
+  dtype: { type: 'string', default: 'bf16' },
+  tokens: { type: 'string', default: '128' },
+  routing: { type: 'string', default: 'uniform' },
+  seed: { type: 'string', default: '1' },
+  iters: { type: 'string', default: '10' },
+  json: { type: 'boolean', default: false },
+  trace: { type: 'string' },
+  workers: { type: 'boolean', default: false },
+  'timeout-ms': { type: 'string', default: '60000' },
+  'collect-garbage': { type: 'boolean', default: false },
+  help: { type: 'boolean', short: 'h', default: false },
+} as const
+
+type Flags = { readonly [Name in keyof typeof layerFlags]?: string | boolean | undefined }
+
+/** @throws ERR_MOE_EP_CONFIG naming the flag; ERR_MOE_EP_UNSUPPORTED for what this build cannot run. */
+export function layerOptionsFrom(flags: Flags): LayerOptions {
+  const ranks = integer('ranks', flags.ranks, 1, 4096)
+  requireSupported('device', flags.device, ['cpu', 'auto'])
+  requireSupported('mode', flags.mode, ['ht'])
+  requireSupported('dtype', flags.dtype, ['bf16'])
+  const routing = String(flags.routing)
+  parseRouting(routing, { ranks })
+  const model = String(flags.model)
+  if (!(model in presets) && !model.endsWith('.safetensors')) {
+    throw configError('model', `${Object.keys(presets).join(', ')} or a path to a .safetensors file`, model)
+  }
+  return {
+    ...{ device: 'cpu', mode: 'ht', dtype: 'bf16', ranks, model, routing },
+    shape: shapeFrom(flags),
+    tokens: tokensFrom(String(flags.tokens), ranks),
+    seed: integer('seed', flags.seed, 0, 2 ** 31 - 1),
+    iters: integer('iters', flags.iters, 1, 1_000_000),
+    json: flags.json === true,
+    trace: flags.trace === undefined ? undefined : String(flags.trace),
+    workers: flags.workers === true,
+    timeoutMs: integer('timeout-ms', flags['timeout-ms'], 1, 2 ** 31 - 1),
+    collectGarbage: flags['collect-garbage'] === true,
+  }
+}
+
+/** The sizes that were given. */
+export function shapeFrom(flags: Flags): Partial<ModelShape> {
+  const sizes: [keyof ModelShape, number][] = []
+  for (const name of ['hidden', 'intermediate', 'experts', 'topk'] as const) {
+    if (flags[name] !== undefined) sizes.push([name, integer(name, flags[name], 1, 2 ** 20)])
+  }
+  return Object.fromEntries(sizes)
+}
+
+export function integer(flag: string, text: unknown, minimum: number, maximum: number): number {
+  const value = typeof text === 'string' && /^\d{1,15}$/.test(text) ? Number(text) : NaN
+  if (value >= minimum && value <= maximum) return value
+  throw configError(flag, `an integer from ${minimum} to ${maximum}`, String(text))
+}
+
+export function configError(flag: string, expected: string, received: string): MoeEpError {
+  return new MoeEpError('ERR_MOE_EP_CONFIG', `--${flag}: expected ${expected}, received ${received}`)
+}
+
+function tokensFrom(text: string, ranks: number): number[] {
+  const counts = text.split(',').map((part) => integer('tokens', part, 0, 2 ** 24))
+  if (counts.length === 1) return Array.from({ length: ranks }, () => counts[0]!)
+  if (counts.length !== ranks) throw configError('tokens', `one count, or ${ranks} of them`, text)
+  return counts
+}
+
+function requireSupported(flag: string, value: unknown, supported: readonly string[]): void {
+  if (supported.includes(String(value))) return
+  throw new MoeEpError('ERR_MOE_EP_UNSUPPORTED', `--${flag} ${String(value)}: this version supports ${supported.join(', ')}`)
+}

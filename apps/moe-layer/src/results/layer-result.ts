@@ -1,0 +1,49 @@
+import type { RunSpec } from '../layer/run-spec.js'
+import { type StageSummary, summarizeStages } from './stage-summary.js'
+import type { RankResult } from './rank-result.js'
+
+/** The object that `--json` prints. */
+export interface LayerResult {
+  readonly ok: boolean
+  readonly device: string
+  readonly mode: string
+  readonly ranks: number
+  readonly nodes: number
+  readonly model: string
+  readonly dtype: string
+  readonly tokensPerRank: readonly number[]
+  readonly hidden: number
+  readonly intermediate: number
+  readonly experts: number
+  readonly topK: number
+  readonly maxRelError: number
+  readonly tolerance: number
+  /** Whether all passes of all ranks gave the same bits. */
+  readonly deterministic: boolean
+  readonly stages: readonly StageSummary[]
+  /** Payload of one dispatch between each pair of ranks. */
+  readonly routes: readonly { readonly from: number; readonly to: number; readonly route: string; readonly bytes: number }[]
+}
+
+/** Error allowed against the dense f32 computation, by the dtype that travels. */
+export const tolerances = { bf16: 2e-2 } as const
+
+export function summarizeLayer({ options, shape }: RunSpec, results: readonly RankResult[]): LayerResult {
+  const errors = results.map(({ maxRelError }) => maxRelError)
+  // JSON has no infinity: an output with NaN shows as the largest number.
+  const maxRelError = Math.min(Math.max(...errors), Number.MAX_VALUE)
+  const tolerance = tolerances[options.dtype]
+  const deterministic = results.every((result) => result.deterministic)
+  const rowBytes = shape.hidden * 2
+  return {
+    ok: maxRelError <= tolerance && deterministic,
+    ...{ device: options.device, mode: options.mode, ranks: options.ranks, nodes: 1, model: options.model },
+    ...{ dtype: options.dtype, tokensPerRank: options.tokens },
+    ...{ hidden: shape.hidden, intermediate: shape.intermediate, experts: shape.experts, topK: shape.topk },
+    ...{ maxRelError, tolerance, deterministic },
+    stages: summarizeStages(results),
+    routes: results.flatMap(({ rank, sentRows }) =>
+      sentRows.map((rows, to) => ({ from: rank, to, route: to === rank ? 'self' : 'peer', bytes: rows * rowBytes })),
+    ),
+  }
+}

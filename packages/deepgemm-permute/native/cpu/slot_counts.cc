@@ -1,0 +1,74 @@
+#include "cpu/slot_counts.h"
+
+#include <algorithm>
+#include <string>
+
+namespace moe_ep::cpu {
+namespace {
+
+constexpr int64_t kSlotsPerChunk = 512;
+constexpr int64_t kMaxChunks = 64;
+
+}  // namespace
+
+bool CountSlots(const Exec& exec, const LocalExperts& experts, int64_t num_slots, int64_t topk,
+                SlotCounts* counts) {
+  counts->num_slots = num_slots;
+  counts->num_chunks = std::clamp<int64_t>(num_slots / kSlotsPerChunk, 1, kMaxChunks);
+  counts->num_experts = experts.num_local;
+  counts->of_chunk.assign(static_cast<size_t>(counts->num_chunks * counts->num_experts), 0);
+  std::vector<int64_t> first_invalid(static_cast<size_t>(counts->num_chunks), -1);
+  exec.ParallelFor(counts->num_chunks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      int64_t* const count = counts->Chunk(chunk);
+      const int64_t slots_end = counts->ChunkBegin(chunk + 1);
+      for (int64_t slot = counts->ChunkBegin(chunk); slot < slots_end; ++slot) {
+        const int64_t expert = experts[slot];
+        if (expert >= 0) {
+          ++count[expert];
+        } else if (expert == kInvalidExpert) {
+          first_invalid[static_cast<size_t>(chunk)] = slot;
+          break;
+        }
+      }
+    }
+  });
+  for (const int64_t slot : first_invalid) {
+    if (slot < 0) continue;
+    FailForSlot(exec, experts, slot, topk);
+    return false;
+  }
+  return true;
+}
+
+void FailForSlot(const Exec& exec, const LocalExperts& experts, int64_t slot, int64_t topk) {
+  const int64_t id = experts.Id(slot);
+  const auto below = [](int64_t limit) {
+    return limit == kAnyNumberOfExperts ? "" : " below " + std::to_string(limit);
+  };
+  const std::string place =
+      " for token " + std::to_string(slot / topk) + ", slot " + std::to_string(slot % topk);
+  if (experts.map != nullptr && id >= 0 && id < experts.num_global) {
+    exec.Fail("ERR_MOE_EP_ARGUMENT", "expertMap: expected -1 or a local expert" +
+                                         below(experts.num_local) + ", received " +
+                                         std::to_string(experts.map[id]) + " for expert " +
+                                         std::to_string(id) + place);
+  } else {
+    exec.Fail("ERR_MOE_EP_ARGUMENT", "topkIdx: expected -1 or an expert" +
+                                         below(experts.num_global) + ", received " +
+                                         std::to_string(id) + place);
+  }
+}
+
+void CountExpertNumTokens(const Exec& exec, const LocalExperts& experts, int64_t num_slots,
+                          int64_t topk, int32_t* counts) {
+  SlotCounts slots;
+  if (!CountSlots(exec, experts, num_slots, topk, &slots)) return;
+  for (int64_t expert = 0; expert < slots.num_experts; ++expert) {
+    int64_t total = 0;
+    for (int64_t chunk = 0; chunk < slots.num_chunks; ++chunk) total += slots.Chunk(chunk)[expert];
+    counts[expert] = static_cast<int32_t>(total);
+  }
+}
+
+}  // namespace moe_ep::cpu

@@ -1,0 +1,29 @@
+// Weighted sums of expert rows back in token order. Definitions: README.md and src/reference.ts.
+#pragma once
+
+#include <cstdint>
+
+#include "moe_ep/command.h"
+#include "moe_ep/deepgemm_permute/local_experts.h"
+#include "moe_ep/dtype.h"
+
+namespace moe_ep::cpu {
+
+struct UnpermuteRequest {
+  LocalExperts experts;
+  const int32_t* row_of_slot;  // [num_tokens, topk]; read for local slots only
+  const float* weights;        // [num_tokens, topk]
+  int64_t num_tokens;
+  int64_t topk;
+  int64_t hidden;
+  const void* rows;
+  DType rows_dtype;
+  int64_t row_stride;  // elements
+  int64_t num_rows;
+  void* out;  // [num_tokens, hidden]
+  DType out_dtype;
+};
+
+void UnpermuteAndReduce(const Exec& exec, const UnpermuteRequest& request);
+
+}  // namespace moe_ep::cpu

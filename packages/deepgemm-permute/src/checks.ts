@@ -1,0 +1,30 @@
+import { argumentError, type DType, requireTensor, type Tensor } from '@moe-ep/core'
+
+/** Most rows that i32 row numbers can name. */
+export const maxRows = 2 ** 31 - 1
+
+/**
+ * Checks a matrix whose rows may lie apart (any row stride) but whose columns lie together.
+ * @throws ERR_MOE_EP_ARGUMENT.
+ */
+export function requireRows(
+  argument: string,
+  value: unknown,
+  dtype: DType | readonly DType[],
+  shape: readonly (number | null)[] = [null, null],
+): asserts value is Tensor {
+  requireTensor(argument, value, { dtype, shape, contiguous: false })
+  if (value.shape[1]! > 1 && value.strides[1] !== 1) {
+    throw argumentError(argument, 'columns with stride 1', `${value} with strides [${value.strides.join(', ')}]`)
+  }
+}
+
+/** Checks i32 or i64 [M, K]. @throws ERR_MOE_EP_ARGUMENT. */
+export function requireTopkIdx(value: unknown, numTokens: number | null = null): asserts value is Tensor {
+  requireTensor('topkIdx', value, { dtype: ['i32', 'i64'], shape: [numTokens, null] })
+}
+
+/** Checks i32 [E], which may be absent. @throws ERR_MOE_EP_ARGUMENT. */
+export function requireExpertMap(value: unknown): asserts value is Tensor | undefined {
+  if (value !== undefined) requireTensor('expertMap', value, { dtype: 'i32', shape: [null] })
+}

@@ -1,0 +1,5 @@
+export { type AlignedMOptions, computeAlignedM, defaultAlignment } from './compute-aligned-m.js'
+export { countExpertNumTokens, type CountExpertNumTokensOptions } from './count-expert-num-tokens.js'
+export { type Permuted, permute, type PermuteOptions, type PermuteOut } from './permute.js'
+export * as reference from './reference.js'
+export { unpermuteAndReduce, type UnpermuteAndReduceOptions } from './unpermute-and-reduce.js'

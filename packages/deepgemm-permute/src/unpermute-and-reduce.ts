@@ -1,0 +1,60 @@
+import { argumentError, type DType, requireTensor, type Stream, Tensor, traceOperation } from '@moe-ep/core'
+import { requireExpertMap, requireRows, requireTopkIdx } from './checks.js'
+import { native } from './native.js'
+
+export interface UnpermuteAndReduceOptions {
+  /** i32 or i64 [M, K]: the ids that `permute` was given. They decide which slots are local. */
+  readonly topkIdx: Tensor
+  /** f32 [M, K]. Pass ones when the weights were applied before. Those of slots that are not local are not read. */
+  readonly topkWeights: Tensor
+  /** i32 [M, K]: row of each local slot; other entries are not read. */
+  readonly inversePermutation: Tensor
+  /** i32 [E]: global to local id, -1 for foreign experts. Without it every id but -1 is local. */
+  readonly expertMap?: Tensor
+  /** [M, H] of bf16, f16 or f32, every element written. Must not overlap the inputs. */
+  readonly out?: Tensor
+  /** @default the dtype of `out`, else of the rows */
+  readonly outDtype?: 'bf16' | 'f16' | 'f32'
+  /** @default the device's default stream */
+  readonly stream?: Stream
+}
+
+const floatDtypes: readonly DType[] = ['bf16', 'f16', 'f32']
+
+/**
+ * Brings expert rows back into token order: the weighted sum of each token's local slots.
+ *
+ * `out[t]` starts at +0 in f32; for each local slot in slot order `weight * row` is rounded to f32, added, and rounded to f32
+ * again; the sum is rounded once to the output dtype, NaN is canonical. Tokens without local slots are exactly zero.
+ *
+ * @param expertRows [rows, H] of bf16, f16 or f32. Any row stride, columns together.
+ * @returns [M, H], enqueued.
+ * @throws ERR_MOE_EP_ARGUMENT at once for shapes and dtypes; at the next await of the stream for an id, a map entry or a row
+ * out of range. Nothing is written then.
+ */
+export function unpermuteAndReduce(expertRows: Tensor, options: UnpermuteAndReduceOptions): Tensor {
+  requireRows('expertRows', expertRows, floatDtypes)
+  const { topkIdx, topkWeights, inversePermutation, expertMap } = options
+  requireTopkIdx(topkIdx)
+  const shape = topkIdx.shape
+  requireTensor('topkWeights', topkWeights, { dtype: 'f32', shape })
+  requireTensor('inversePermutation', inversePermutation, { dtype: 'i32', shape })
+  requireExpertMap(expertMap)
+  const { outDtype = options.out?.dtype ?? expertRows.dtype, stream = expertRows.device.defaultStream } = options
+  if (!floatDtypes.includes(outDtype)) throw argumentError('outDtype', floatDtypes.join(' or '), outDtype)
+  const outShape = [shape[0]!, expertRows.shape[1]!]
+  if (options.out !== undefined) requireTensor('out', options.out, { dtype: outDtype, shape: outShape })
+  const out = options.out ?? Tensor.zeros(outShape, outDtype, expertRows.device)
+  traceOperation('deepgemm-permute.unpermuteAndReduce', stream, undefined, () =>
+    native().unpermuteAndReduce(
+      stream.handle,
+      expertRows.handle,
+      topkIdx.handle,
+      topkWeights.handle,
+      inversePermutation.handle,
+      expertMap?.handle,
+      out.handle,
+    ),
+  )
+  return out
+}

@@ -1,0 +1,387 @@
+import { type DType, Graph, Tensor } from '@moe-ep/core'
+import fc from 'fast-check'
+import { describe, expect, test } from 'vitest'
+import { computeAlignedM, permute, type Permuted, type PermuteOptions, reference } from '../src/index.js'
+import { device, failure, matrix, optionsOf, randomBits, randomNumbers, rowBytes, routings } from './support.js'
+
+const refused = expect.objectContaining({ code: 'ERR_MOE_EP_ARGUMENT' })
+const dtypesOfRows = fc.constantFrom<DType>('bf16', 'f16', 'f32', 'fp8e4m3', 'fp8e5m2', 'u8')
+
+/** Compares every output, byte for byte; rows that the reference leaves open must be zero. */
+function expectEqual(
+  actual: Permuted,
+  expected: reference.ReferencePermuted<Uint8Array, Uint8Array | undefined>,
+): void {
+  const rowsOf = (tensor: Tensor, rows: (Uint8Array | undefined)[]): Uint8Array[] => {
+    const zero = new Uint8Array(tensor.shape[0] === 0 ? 0 : tensor.byteLength / tensor.shape[0]!)
+    return rows.map((row) => row ?? zero)
+  }
+  expect(rowBytes(actual.rows)).toEqual(rowsOf(actual.rows, expected.rows))
+  if (actual.scales !== undefined) expect(rowBytes(actual.scales)).toEqual(rowsOf(actual.scales, expected.scales))
+  expect([...actual.expertIds.data]).toEqual(expected.expertIds)
+  expect([...actual.inversePermutation.data]).toEqual(expected.inversePermutation.flat())
+  expect([...actual.expertStart.toNumbers()]).toEqual(expected.expertStart)
+  expect(actual.expertNumTokens.data).toEqual(expected.expertNumTokens)
+}
+
+/** Routing of `counts[e]` single-slot tokens to each expert, experts taking turns. */
+function idsOfCounts(counts: readonly number[]): number[] {
+  const rounds = Array.from({ length: Math.max(...counts) }, (_, round) => round)
+  return rounds.flatMap((round) => counts.flatMap((count, expert) => (round < count ? [expert] : [])))
+}
+
+describe('permute', () => {
+  test('equals the reference on any routing, dtype, hidden size and alignment', async () => {
+    const shapes = fc.record({
+      dtype: dtypesOfRows,
+      idDtype: fc.constantFrom('i32' as const, 'i64' as const),
+      hidden: fc.constantFrom(1, 7, 8, 33, 128, 300),
+      groups: fc.constantFrom(undefined, 1, 3),
+      alignment: fc.constantFrom(1, 3, 16, 128, 224),
+      fill: fc.constantFrom(-1 as const, 'expert' as const),
+      counts: fc.constantFrom('none', 'device', 'host', 'both'),
+    })
+    await fc.assert(
+      fc.asyncProperty(
+        routings,
+        shapes,
+        async (routing, { dtype, idDtype, hidden, groups, alignment, fill, counts }) => {
+          const options = optionsOf(routing, idDtype)
+          const numTokens = routing.topkIdx.length
+          const x = randomBits([numTokens, hidden], dtype)
+          const scales = groups === undefined ? undefined : randomBits([numTokens, groups], 'f32', 2)
+          const expertNumTokens = reference.countExpertNumTokens(routing.topkIdx, options.reference)
+          const host = counts === 'host' || counts === 'both'
+          const size = { numTokens, topk: routing.topk, numLocalExperts: routing.numLocalExperts, alignment }
+          const actual = permute(x, {
+            ...options.cpu,
+            alignment,
+            fill,
+            ...(scales && { scales }),
+            ...(host && { expertNumTokensHost: expertNumTokens.slice() }),
+            ...((counts === 'device' || counts === 'both') && {
+              expertNumTokens: Tensor.wrap(expertNumTokens.slice(), [routing.numLocalExperts], 'i32'),
+            }),
+          })
+          await device.defaultStream.synchronize()
+          const bound = numTokens === 0 ? 0 : computeAlignedM(size)
+          const capacity = host ? computeAlignedM({ ...size, expertNumTokens }) : bound
+          expect(actual.rows.shape).toEqual([capacity, hidden])
+          const expected = reference.permute(rowBytes(x), {
+            ...options.reference,
+            alignment,
+            fill,
+            capacity,
+            ...(scales && { scales: rowBytes(scales) }),
+          })
+          expect(expected.rows).toHaveLength(capacity)
+          expectEqual(actual, expected)
+        },
+      ),
+    )
+  })
+
+  test.each([
+    [[2, 3, 1, 2]],
+    [[0, 4, 0, 4]],
+    [[8, 0, 0, 0]],
+    [[1, 2, 3, 4, 5, 6, 7, 8]],
+    [[128, 128, 128, 128]],
+    [[1, 1, 1, 1]],
+    [Array<number>(16).fill(10)],
+    [[200, 50]],
+    [[130, 10, 200]],
+  ])('marks the rows of the counts %j with their expert, padding with -1 or the expert', async (counts) => {
+    const ids = idsOfCounts(counts)
+    const numLocalExperts = counts.length
+    const topkIdx = Tensor.from(ids, [ids.length, 1], 'i32')
+    const x = Tensor.zeros([ids.length, 8], 'u8')
+    const expertNumTokensHost = Int32Array.from(counts)
+    const marked = permute(x, { topkIdx, numLocalExperts, expertNumTokensHost })
+    const filled = permute(x, { topkIdx, numLocalExperts, expertNumTokensHost, fill: 'expert' })
+    await device.defaultStream.synchronize()
+    const tiles = counts.map((count) => Math.ceil(count / 128) * 128)
+    const expected = counts.flatMap((count, expert) =>
+      Array.from({ length: tiles[expert]! }, (_, row) => (row < count ? expert : -1)),
+    )
+    expect([...marked.expertIds.data]).toEqual(expected)
+    expect([...filled.expertIds.data]).toEqual(tiles.flatMap((rows, expert) => Array<number>(rows).fill(expert)))
+    expect([...marked.expertStart.toNumbers()]).toEqual(
+      counts.map((_, e) => tiles.slice(0, e).reduce((a, b) => a + b, 0)),
+    )
+  })
+
+  test.each([
+    [4, 8, 1, 128, 128],
+    [4, 16, 2, 256, 128],
+    [8, 32, 1, 512, 128],
+    [8, 64, 2, 256, 128],
+    [4, 128, 1, 128, 128],
+    [16, 32, 1, 256, 128],
+    [4, 8, 4, 128, 128],
+    [8, 32, 1, 512, 32],
+    [4, 16, 1, 256, 32],
+  ])(
+    'moves row and scales of every slot: %i experts, %i tokens, top-%i, hidden %i, groups of %i',
+    async (experts, tokens, topk, hidden, group) => {
+      const ids = Array.from(randomNumbers(tokens * topk, experts), (value) => Math.floor(((value + 1) / 2) * experts))
+      const x = randomBits([tokens, hidden], 'fp8e4m3')
+      const scales = randomBits([tokens, hidden / group], 'f32', 3)
+      const topkIdx = Tensor.from(ids, [tokens, topk], 'i64')
+      const out = permute(x, { scales, topkIdx, numLocalExperts: experts })
+      await device.defaultStream.synchronize()
+      const [sources, sourceScales] = [rowBytes(x), rowBytes(scales)]
+      const [rows, rowScales] = [rowBytes(out.rows), rowBytes(out.scales!)]
+      ids.forEach((id, slot) => {
+        const position = Number(out.inversePermutation.data[slot])
+        expect(out.expertIds.data[position]).toBe(id)
+        expect(rows[position]).toEqual(sources[Math.floor(slot / topk)])
+        expect(rowScales[position]).toEqual(sourceScales[Math.floor(slot / topk)])
+      })
+      expect(new Set(out.inversePermutation.toNumbers()).size).toBe(ids.length)
+    },
+  )
+
+  test('skips slots whose expert is elsewhere: 8 experts, the odd ones local', async () => {
+    const ids = Array.from({ length: 16 }, (_, token) => token % 8)
+    const expertMap = Tensor.from([-1, 0, -1, 1, -1, 2, -1, 3], [8], 'i32')
+    const out = permute(randomBits([16, 128], 'bf16'), {
+      topkIdx: Tensor.from(ids, [16, 1], 'i32'),
+      numLocalExperts: 4,
+      expertMap,
+    })
+    await device.defaultStream.synchronize()
+    const rowOf = (id: number, round: number): number => (id % 2 === 0 ? -1 : 128 * ((id - 1) / 2) + round)
+    expect([...out.inversePermutation.data]).toEqual(ids.map((id, token) => rowOf(id, Math.floor(token / 8))))
+    expect([...out.expertNumTokens.data]).toEqual([2, 2, 2, 2])
+  })
+
+  test.each([
+    ['bf16', 2880],
+    ['fp8e4m3', 7168],
+    ['f32', 2561],
+  ] as const)('copies %s rows of hidden %i that are large enough to go past the caches', async (dtype, hidden) => {
+    const [tokens, topk, experts] = [300, 8, 32]
+    const ids = Array.from(randomNumbers(tokens * topk, 5), (value) => Math.floor(((value + 1) / 2) * experts))
+    const x = randomBits([tokens, hidden], dtype)
+    const out = permute(x, {
+      topkIdx: Tensor.from(ids, [tokens, topk], 'i32'),
+      numLocalExperts: experts,
+      alignment: 16,
+    })
+    await device.defaultStream.synchronize()
+    const capacity = out.rows.shape[0]!
+    const expected = reference.permute(
+      Array.from({ length: tokens }, (_, token) => token),
+      { topkIdx: matrix(ids, topk), numLocalExperts: experts, alignment: 16, capacity },
+    )
+    const [sources, rows] = [rowBytes(x), rowBytes(out.rows)]
+    const zero = new Uint8Array(sources[0]!.length)
+    expected.rows.forEach((token, row) =>
+      expect(Buffer.compare(rows[row]!, token === undefined ? zero : sources[token]!)).toBe(0),
+    )
+  })
+
+  test('gives the same bytes with 1, 2 and 5 threads', async () => {
+    const [tokens, topk, experts] = [700, 6, 11]
+    const ids = Array.from(randomNumbers(tokens * topk, 9), (value) => Math.floor((value + 1) * 6) - 1)
+    const x = randomBits([tokens, 160], 'bf16')
+    const scales = randomBits([tokens, 2], 'f32')
+    const results: Buffer[] = []
+    for (const threads of [1, 2, 5]) {
+      const stream = device.createStream({ threads })
+      const out = permute(x, {
+        scales,
+        topkIdx: Tensor.from(ids, [tokens, topk], 'i64'),
+        numLocalExperts: experts,
+        stream,
+      })
+      await stream.close()
+      const tensors = [
+        out.rows,
+        out.scales!,
+        out.expertIds,
+        out.inversePermutation,
+        out.expertStart,
+        out.expertNumTokens,
+      ]
+      results.push(
+        Buffer.concat(tensors.map(({ data }) => new Uint8Array(data.buffer, data.byteOffset, data.byteLength))),
+      )
+    }
+    expect(Buffer.compare(results[0]!, results[1]!)).toBe(0)
+    expect(Buffer.compare(results[0]!, results[2]!)).toBe(0)
+  })
+
+  test('gives empty tensors when no row is needed', async () => {
+    const none = permute(Tensor.zeros([0, 64], 'bf16'), { topkIdx: Tensor.zeros([0, 2], 'i64'), numLocalExperts: 4 })
+    const skipped = permute(Tensor.zeros([3, 64], 'fp8e4m3'), {
+      scales: Tensor.zeros([3, 1], 'f32'),
+      topkIdx: Tensor.from([-1, -1, -1], [3, 1], 'i32'),
+      numLocalExperts: 4,
+      expertNumTokensHost: new Int32Array(4),
+    })
+    await device.defaultStream.synchronize()
+    expect([none.rows.shape, none.expertIds.shape, none.inversePermutation.shape]).toEqual([[0, 64], [0], [0, 2]])
+    expect([skipped.rows.shape, skipped.scales!.shape, skipped.expertIds.shape]).toEqual([[0, 64], [0, 1], [0]])
+    expect([...skipped.inversePermutation.data]).toEqual([-1, -1, -1])
+    expect([...skipped.expertStart.toNumbers()]).toEqual([0, 0, 0, 0])
+  })
+
+  test('keeps more rows than an expert has slots when the counts say so', async () => {
+    const options = { topkIdx: Tensor.from([1, 0, 1], [3, 1], 'i32'), numLocalExperts: 2, alignment: 4 }
+    const x = randomBits([3, 8], 'u8')
+    const out = permute(x, { ...options, expertNumTokensHost: Int32Array.of(5, 2) })
+    await device.defaultStream.synchronize()
+    const plain = { topkIdx: [[1], [0], [1]], numLocalExperts: 2, alignment: 4, expertNumTokens: [5, 2] }
+    expectEqual(out, reference.permute(rowBytes(x), plain))
+    expect([...out.expertStart.toNumbers()]).toEqual([0, 8])
+    expect([...out.expertNumTokens.data]).toEqual([1, 2])
+  })
+
+  test('reads rows and scales that lie apart', async () => {
+    const wide = randomBits([5, 24], 'bf16')
+    const wideScales = randomBits([5, 7], 'f32')
+    const view = (tensor: Tensor, columns: number): Tensor =>
+      new Tensor({ memory: tensor.memory, dtype: tensor.dtype, shape: [5, columns], strides: tensor.strides })
+    const options = { topkIdx: Tensor.from([1, 0, -1, 1, 0], [5, 1], 'i32'), numLocalExperts: 2, alignment: 2 }
+    const out = permute(view(wide, 16), { ...options, scales: view(wideScales, 3) })
+    await device.defaultStream.synchronize()
+    const cut = (tensor: Tensor, bytes: number): Uint8Array[] => rowBytes(tensor).map((row) => row.slice(0, bytes))
+    const plain = {
+      topkIdx: [[1], [0], [-1], [1], [0]],
+      numLocalExperts: 2,
+      alignment: 2,
+      capacity: out.rows.shape[0]!,
+    }
+    expectEqual(out, reference.permute(cut(wide, 32), { ...plain, scales: cut(wideScales, 12) }))
+  })
+})
+
+describe('permute into given memory', () => {
+  const x = randomBits([3, 4], 'u8')
+  const scales = randomBits([3, 2], 'f32')
+  const base = { scales, topkIdx: Tensor.from([1, 0, 1], [3, 1], 'i32'), numLocalExperts: 2, alignment: 2 }
+  const marked = (): { rows: Tensor; scales: Tensor; expertIds: Tensor; inversePermutation: Tensor } => ({
+    rows: Tensor.from(Array<number>(24).fill(9), [6, 4], 'u8'),
+    scales: Tensor.from(Array<number>(12).fill(9), [6, 2], 'f32'),
+    expertIds: Tensor.from(Array<number>(6).fill(9), [6], 'i32'),
+    inversePermutation: Tensor.from(Array<number>(3).fill(9), [3, 1], 'i32'),
+  })
+  // expert 0: token 1 and a padding row; expert 1: tokens 0 and 2; then two rows that no expert needs
+  const tokenOfRow = [1, undefined, 0, 2, undefined, undefined]
+
+  test.each([false, true])('leaves padding rows as they were, unless zeroPadding (%s)', async (zeroPadding) => {
+    const out = marked()
+    const result = permute(x, { ...base, out, zeroPadding })
+    await device.defaultStream.synchronize()
+    expect(result).toMatchObject(out)
+    const padding = zeroPadding ? 0 : 9
+    expect(matrix(out.rows.toNumbers(), 4)).toEqual(
+      tokenOfRow.map((token) => (token === undefined ? Array<number>(4).fill(padding) : [...rowBytes(x)[token]!])),
+    )
+    const sources = matrix(scales.toNumbers(), 2)
+    expect(matrix(out.scales.toNumbers(), 2)).toEqual(
+      tokenOfRow.map((token) => (token === undefined ? [padding, padding] : sources[token])),
+    )
+    expect([...out.expertIds.data]).toEqual([0, -1, 1, 1, -1, -1])
+    expect([...out.inversePermutation.data]).toEqual([2, 0, 3])
+  })
+
+  test('replays in a graph with what the inputs hold then', async () => {
+    const ids = Int32Array.of(1, 0, 1)
+    const out = marked()
+    const options = { ...base, topkIdx: Tensor.wrap(ids, [3, 1], 'i32'), out, zeroPadding: true }
+    const stream = device.createStream()
+    const graph = Graph.capture(stream, () => permute(x, { ...options, stream }))
+    ids.set([0, 0, -1])
+    graph.launch(stream)
+    await stream.close()
+    expect([...out.inversePermutation.data]).toEqual([0, 1, -1])
+    expect([...out.expertIds.data]).toEqual([0, 0, -1, -1, -1, -1])
+    expect(matrix(out.rows.toNumbers(), 4)).toEqual([
+      ...rowBytes(x)
+        .slice(0, 2)
+        .map((row) => [...row]),
+      ...Array.from({ length: 4 }, () => [0, 0, 0, 0]),
+    ])
+  })
+
+  test('fails the stream with the rows needed, and writes nothing, when there are too few', async () => {
+    const rows = Tensor.from(Array<number>(12).fill(9), [3, 4], 'u8')
+    permute(x, { topkIdx: base.topkIdx, numLocalExperts: 2, alignment: 2, out: { rows } })
+    const message = expect.stringContaining('3 rows, but 4 are needed')
+    expect(await failure()).toMatchObject({ code: 'ERR_MOE_EP_CAPACITY', message })
+    expect([...rows.data]).toEqual(Array<number>(12).fill(9))
+  })
+
+  test('throws at once when host counts tell that there are too few', () => {
+    const call = (): unknown =>
+      permute(x, { ...base, expertNumTokensHost: Int32Array.of(1, 2), out: { expertIds: Tensor.zeros([3], 'i32') } })
+    expect(call).toThrow(
+      expect.objectContaining({ code: 'ERR_MOE_EP_CAPACITY', details: { argument: 'out', capacity: 3, needed: 4 } }),
+    )
+  })
+})
+
+describe('permute refuses', () => {
+  const x = Tensor.zeros([2, 4], 'bf16')
+  const base: PermuteOptions = { topkIdx: Tensor.zeros([2, 2], 'i64'), numLocalExperts: 2 }
+
+  test.each<[string, () => Tensor, Partial<PermuteOptions>]>([
+    ['rows of ids', () => Tensor.zeros([2, 4], 'i32'), {}],
+    ['one dimension', () => Tensor.zeros([8], 'bf16'), {}],
+    [
+      'columns that lie apart',
+      () => new Tensor({ memory: x.memory, dtype: 'bf16', shape: [2, 2], strides: [4, 2] }),
+      {},
+    ],
+    ['ids of another number of tokens', () => x, { topkIdx: Tensor.zeros([3, 2], 'i64') }],
+    ['ids of another dtype', () => x, { topkIdx: Tensor.zeros([2, 2], 'f32') }],
+    ['no experts', () => x, { numLocalExperts: 0 }],
+    ['a map of another dtype', () => x, { expertMap: Tensor.zeros([4], 'i64') }],
+    ['scales of another dtype', () => x, { scales: Tensor.zeros([2, 1], 'bf16') }],
+    ['scales of another number of tokens', () => x, { scales: Tensor.zeros([3, 1], 'f32') }],
+    ['alignment 0', () => x, { alignment: 0 }],
+    ['another fill', () => x, { fill: 0 as unknown as -1 }],
+    ['another zeroPadding', () => x, { zeroPadding: 1 as unknown as boolean }],
+    ['too few device counts', () => x, { expertNumTokens: Tensor.zeros([1], 'i32') }],
+    ['too few host counts', () => x, { expertNumTokensHost: Int32Array.of(4) }],
+    ['an out of another dtype', () => x, { out: { rows: Tensor.zeros([256, 4], 'f16') } }],
+    [
+      'outs of different lengths',
+      () => x,
+      { out: { rows: Tensor.zeros([512, 4], 'bf16'), expertIds: Tensor.zeros([256], 'i32') } },
+    ],
+  ])('%s', (_, rows, options) => {
+    expect(() => permute(rows(), { ...base, ...options })).toThrow(refused)
+  })
+
+  test.each([
+    [
+      'an id that is too large',
+      { topkIdx: Tensor.from([0, 1, 2, -1], [2, 2], 'i64') },
+      'received 2 for token 1, slot 0',
+    ],
+    [
+      'an id that is too small',
+      { topkIdx: Tensor.from([0, -7, 1, 1], [2, 2], 'i32') },
+      'received -7 for token 0, slot 1',
+    ],
+    ['an id beyond the map', { expertMap: Tensor.zeros([0], 'i32') }, 'an expert below 0, received 0'],
+    ['a map entry that is too large', { expertMap: Tensor.from([3], [1], 'i32') }, 'received 3 for expert 0'],
+    [
+      'a count that is too small',
+      { expertNumTokens: Tensor.from([3, 8], [2], 'i32') },
+      'at least 4 for local expert 0, received 3',
+    ],
+    [
+      'a host count that is too small',
+      { expertNumTokensHost: Int32Array.of(0, 8) },
+      'at least 4 for local expert 0, received 0',
+    ],
+  ])('%s, at the next await', async (_, options, message) => {
+    permute(x, { ...base, ...options })
+    expect(await failure()).toMatchObject({ code: 'ERR_MOE_EP_ARGUMENT', message: expect.stringContaining(message) })
+  })
+})

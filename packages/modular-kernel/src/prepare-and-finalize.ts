@@ -1,0 +1,69 @@
+import type { Stream, Tensor } from '@moe-ep/core'
+import type { ActivationFormat, Experts, ExpertTokens, TopkWeightAndReduce } from '@moe-ep/experts'
+
+/** What a rank hands to prepare: M tokens of hidden size K, topk slots each. */
+export interface PrepareArguments {
+  /** [M, K], not quantised. */
+  readonly hiddenStates: Tensor
+  /** i32 or i64 [M, topk]: global expert ids, -1 for none. */
+  readonly topkIdx: Tensor
+  /** f32 [M, topk]. */
+  readonly topkWeights: Tensor
+  /** Experts of all ranks together. */
+  readonly numExperts: number
+  /** Which of several interleaved halves of a batch this is. @default 0 */
+  readonly microBatch?: number
+  readonly stream: Stream
+}
+
+/** What the experts of this rank get: M' rows that may come from any rank. */
+export interface Prepared {
+  /** [M', K]. */
+  readonly hiddenStates: Tensor
+  /** f32 scales of the rows, where prepare quantised. */
+  readonly scales: Tensor | undefined
+  /** [M', topk]: local expert ids, -1 for experts of other ranks. */
+  readonly topkIdx: Tensor
+  /** f32 [M', topk]. */
+  readonly topkWeights: Tensor
+  readonly tokens: ExpertTokens | undefined
+}
+
+export interface FinalizeArguments {
+  /** [M, K]: written in place. */
+  readonly output: Tensor
+  /** What the experts gave for the rows that prepare returned; may have no rows, finalize is a collective all the same. */
+  readonly expertOutput: Tensor
+  /** Ids and weights that prepare returned. */
+  readonly topkIdx: Tensor
+  readonly topkWeights: Tensor
+  /** The strategy that the experts chose. */
+  readonly weightAndReduce: TopkWeightAndReduce
+  readonly microBatch?: number
+  readonly stream: Stream
+}
+
+/**
+ * Both ends of the communication, which must agree: prepare quantises and dispatches, finalize weights, reduces and combines.
+ * Calls of all ranks come in the same order.
+ */
+export interface PrepareAndFinalize {
+  /** Format that prepare delivers; the experts must take it. */
+  readonly activationFormat: ActivationFormat
+  /** Width of ids that the transport insists on; undefined: any. */
+  readonly topkIdxDtype: 'i32' | 'i64' | undefined
+  /** Most tokens that a rank may hand to one prepare; undefined: no limit. */
+  readonly maxNumTokensPerRank: number | undefined
+  /** Units that send to one another. */
+  readonly numDispatchers: number
+  /** Whether finalize leaves the sum over all ranks, so that the layer need not all-reduce. */
+  readonly outputIsReduced: boolean
+  /** Called once by the kernel, when both parts are known. */
+  postInitSetup?(experts: Experts): void
+  /** Resolves when counts are known; rows arrive in stream order. */
+  prepare(args: PrepareArguments): Promise<Prepared>
+  /** Enqueues everything up to `output`. */
+  finalize(args: FinalizeArguments): Promise<void>
+  /** Drops what a failed layer left between prepare and finalize, so that its slot is free again. */
+  release(microBatch?: number): void
+}
