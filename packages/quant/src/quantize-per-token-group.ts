@@ -1,0 +1,73 @@
+import { argumentError, requireTensor, type Stream, Tensor, traceOperation } from '@moe-ep/core'
+import { defaultGroupSize, numGroupsOf, requireDisjoint } from './groups.js'
+import { native } from './native.js'
+
+/** How a group's scale comes from its amax, and how it is applied; see {@link quantizePerTokenGroup}. */
+export type GroupNumerics = 'vllm' | 'deepep'
+
+/** A matrix as fp8 with a scale for each group of a row: element [m, h] stands for values[m, h] * scales[m, h / groupSize]. */
+export interface GroupQuantized {
+  /** fp8e4m3 [M, H]. */
+  readonly values: Tensor
+  /** f32 [M, ceil(H / groupSize)], the multipliers that dequantise. */
+  readonly scales: Tensor
+}
+
+export interface QuantizePerTokenGroupOptions {
+  /**
+   * Consecutive elements of a row that share a scale, 1 or more; the last group of a row may be short.
+   * @default 128
+   */
+  readonly groupSize?: number
+  /** @default 'vllm' */
+  readonly numerics?: GroupNumerics
+  /** @default the device's default stream */
+  readonly stream?: Stream
+  /** Where to write, instead of new tensors. Must not overlap `x` or each other. */
+  readonly out?: GroupQuantized
+}
+
+/**
+ * Gives `x` as fp8 e4m3 with one f32 scale for each group of consecutive elements of a row. The work is enqueued.
+ *
+ * Every step is one f32 operation, rounded to nearest even. With amax = the largest |x| of the group:
+ *
+ * - `'vllm'`: a = max(amax, 1e-10), scale = a / 448, value = e4m3(x / scale).
+ * - `'deepep'`: a = max(amax, 1e-4), scale = a * (1 / 448), value = e4m3(x * (448 / a)).
+ *
+ * e4m3 rounds to nearest even and saturates at 448; zeros keep their sign. A NaN element gives the code 0x7f and is passed
+ * over in amax, so the rest of its group is quantised as if it were not there. An infinity makes the group's scale
+ * infinity, its own code 0x7f and the codes of finite elements (signed) zero: the whole group dequantises to NaN.
+ *
+ * @param x bf16, f16 or f32 [M, H], contiguous; M may be 0, H may not. Rows need no alignment.
+ * @returns values fp8e4m3 [M, H] and scales f32 [M, ceil(H / groupSize)]: `out` where given.
+ * @throws ERR_MOE_EP_ARGUMENT.
+ */
+export function quantizePerTokenGroup(x: Tensor, options: QuantizePerTokenGroupOptions = {}): GroupQuantized {
+  requireTensor('x', x, { dtype: ['bf16', 'f16', 'f32'], shape: [null, null] })
+  const [rows, hidden] = x.shape as [number, number]
+  if (hidden === 0) throw argumentError('x', 'rows of 1 element or more', x.toString())
+  const { groupSize = defaultGroupSize, numerics = 'vllm', stream = x.device.defaultStream, out } = options
+  if (numerics !== 'vllm' && numerics !== 'deepep') throw argumentError('numerics', '"vllm" or "deepep"', numerics)
+  const scaleShape = [rows, numGroupsOf(hidden, groupSize)]
+  if (out !== undefined) {
+    requireTensor('out.values', out.values, { dtype: 'fp8e4m3', shape: x.shape })
+    requireTensor('out.scales', out.scales, { dtype: 'f32', shape: scaleShape })
+    requireDisjoint({ x, 'out.values': out.values, 'out.scales': out.scales })
+  }
+  const { values, scales } = out ?? {
+    values: Tensor.zeros(x.shape, 'fp8e4m3', x.device),
+    scales: Tensor.zeros(scaleShape, 'f32', x.device),
+  }
+  traceOperation('quant.quantizePerTokenGroup', stream, x.byteLength + values.byteLength + scales.byteLength, () =>
+    native().quantizePerTokenGroup(
+      stream.handle,
+      x.handle,
+      values.handle,
+      scales.handle,
+      groupSize,
+      numerics === 'deepep',
+    ),
+  )
+  return { values, scales }
+}
