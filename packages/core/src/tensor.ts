@@ -2,7 +2,7 @@ import { decode, encode } from './convert.js'
 import { type Device, getDevice } from './device.js'
 import { byteLengthOf, type DType, dtypes, isDType, type StorageArray } from './dtype.js'
 import { argumentError, MoeEpError } from './error.js'
-import { Memory, wrapArrayBuffer } from './memory.js'
+import { type Memory, wrapArrayBuffer } from './memory.js'
 import { native, type TensorHandle } from './native.js'
 
 /** Most dimensions a tensor can have. */
