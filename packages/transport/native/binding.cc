@@ -19,7 +19,7 @@ struct Mapping {
 };
 
 [[noreturn]] void ThrowErrno(Napi::Env env, int error, const std::string& what, uint64_t bytes) {
-  const bool memory = error == ENOMEM || error == ENOSPC;
+  const bool memory = error == ENOMEM || error == ENOSPC || error == EFBIG;
   Throw(env, memory ? "ERR_MOE_EP_OUT_OF_MEMORY" : "ERR_MOE_EP_CONNECT",
         "symmetric memory of " + std::to_string(bytes) + " bytes: " + what + ": " + strerror(error));
 }

@@ -24,7 +24,8 @@ const pollMs = 1
 /**
  * Gives every rank of this node a copy of this rank's descriptor, and returns theirs by rank (this rank's own place is empty).
  * The caller owns what is returned.
- * @throws ERR_MOE_EP_TIMEOUT naming the ranks whose descriptor did not come; ERR_MOE_EP_ABORTED; what the group fails with.
+ * @throws ERR_MOE_EP_TIMEOUT naming the ranks whose descriptor did not come; ERR_MOE_EP_ABORTED; ERR_MOE_EP_PROTOCOL;
+ *   ERR_MOE_EP_CONNECT when a rank does not listen; what the group fails with.
  */
 export async function exchangeDescriptors(exchange: DescriptorExchange): Promise<Map<number, number>> {
   const { group } = exchange
@@ -33,8 +34,8 @@ export async function exchangeDescriptors(exchange: DescriptorExchange): Promise
   const socket = native().openDescriptorSocket(own.name)
   try {
     const { timeoutMs, signal } = exchange
-    const encoded = await group.allGather(Buffer.from(JSON.stringify(own)), { timeoutMs, signal, label: 'symmetric memory' })
-    const invitations = encoded.map((bytes) => JSON.parse(Buffer.from(bytes).toString()) as Invitation)
+    const encoded = await group.allGather(Buffer.from(`${own.name} ${own.token}`), { timeoutMs, signal, label: 'symmetric memory' })
+    const invitations = encoded.map(invitationOf)
     return await transfer(socket, own.token, peers, invitations, exchange)
   } finally {
     native().closeDescriptor(socket)
@@ -80,6 +81,13 @@ async function transfer(
     for (const other of received.values()) native().closeDescriptor(other)
     throw error
   }
+}
+
+/** @throws ERR_MOE_EP_PROTOCOL when a rank sent something else than an invitation. */
+function invitationOf(bytes: Uint8Array, rank: number): Invitation {
+  const [, name, token] = /^(moe-ep-[0-9a-f]{32}) ([0-9a-f]{64})$/.exec(Buffer.from(bytes).toString('latin1')) ?? []
+  if (name !== undefined && token !== undefined) return { name, token }
+  throw new MoeEpError('ERR_MOE_EP_PROTOCOL', `rank ${rank} sent a malformed invitation for memory descriptors`)
 }
 
 /** The rank that a datagram comes from, or undefined when it does not carry our token. */

@@ -1,4 +1,4 @@
-import { MoeEpError, requireInteger } from '@moe-ep/core'
+import { type Event, MoeEpError, requireInteger } from '@moe-ep/core'
 
 /**
  * One numbered slot of an arena, held from a dispatch until its combine or `release()`. The rows in it may be overwritten as soon
@@ -10,8 +10,10 @@ export interface Lease {
   /** Grows by one with every lease of the ring: tells two uses of a slot apart. */
   readonly id: number
   readonly active: boolean
-  /** Ends the lease. Does nothing when it has ended already. */
-  release(): void
+  /** Where the slot's last user had finished with it; whoever fills the slot again waits for it first. */
+  readonly previous: Event | undefined
+  /** Ends the lease, at once or after an event of the stream that used it last. Does nothing when it has ended already. */
+  release(after?: Event): void
 }
 
 /**
@@ -21,6 +23,7 @@ export interface Lease {
 export class SlotRing {
   readonly maxInFlight: number
   readonly #free: boolean[]
+  readonly #lastUse: (Event | undefined)[] = []
   #next = 0
 
   constructor(maxInFlight: number) {
@@ -38,8 +41,9 @@ export class SlotRing {
    * The lowest free slot, or the one that is asked for.
    * @throws ERR_MOE_EP_NO_FREE_SLOT, on every rank alike, before anything is sent; ERR_MOE_EP_ARGUMENT.
    */
-  acquire(slot = this.#free.indexOf(true)): Lease {
-    if (slot !== -1) requireInteger('slot', slot, 0, this.maxInFlight - 1)
+  acquire(wanted?: number): Lease {
+    if (wanted !== undefined) requireInteger('slot', wanted, 0, this.maxInFlight - 1)
+    const slot = wanted ?? this.#free.indexOf(true)
     if (slot === -1 || !this.#free[slot]) {
       throw new MoeEpError(
         'ERR_MOE_EP_NO_FREE_SLOT',
@@ -50,6 +54,7 @@ export class SlotRing {
     }
     this.#free[slot] = false
     const free = this.#free
+    const lastUse = this.#lastUse
     let active = true
     return {
       slot,
@@ -57,10 +62,12 @@ export class SlotRing {
       get active() {
         return active
       },
-      release() {
+      previous: lastUse[slot],
+      release(after) {
         if (!active) return
         active = false
         free[slot] = true
+        lastUse[slot] = after ?? lastUse[slot]
       },
     }
   }

@@ -1,4 +1,4 @@
-import { availableParallelism } from 'node:os'
+import { availableParallelism, freemem } from 'node:os'
 import {
   argumentError,
   type Device,
@@ -82,7 +82,8 @@ export class SymmetricMemory implements Disposable {
   /**
    * Allocates on all ranks of the group; collective.
    * @throws ERR_MOE_EP_ARGUMENT; ERR_MOE_EP_MISMATCH when ranks pass different sizes; ERR_MOE_EP_OUT_OF_MEMORY with the
-   *   bytes; ERR_MOE_EP_TIMEOUT; what the group fails with.
+   *   bytes, on all ranks alike; ERR_MOE_EP_TIMEOUT, ERR_MOE_EP_ABORTED and ERR_MOE_EP_CONNECT, which fail the group; what the
+   *   group fails with.
    */
   static async create(group: ProcessGroup, options: SymmetricMemoryOptions): Promise<SymmetricMemory> {
     const { byteLength, numSignals = 0, device = getDevice('cpu'), timeoutMs = group.timeoutMs, signal } = options
@@ -90,7 +91,7 @@ export class SymmetricMemory implements Disposable {
     requireInteger('numSignals', numSignals, 0, 2 ** 24)
     if (device.kind !== 'cpu') throw argumentError('device', 'the cpu device', device.name)
     const wait = { timeoutMs, signal, label: 'symmetric memory' }
-    await requireSameSizes(group, byteLength, numSignals, wait)
+    await requireFittingSizes(group, byteLength, numSignals, wait)
     // A rank without memory must not leave the others waiting for its descriptor: all hear of it first.
     const segment = await allocateTogether(group, device, byteLength, numSignals, wait)
     const memories: (Memory | undefined)[] = Array.from({ length: group.worldSize })
@@ -112,6 +113,8 @@ export class SymmetricMemory implements Disposable {
       return new SymmetricMemory({ group, device, byteLength, numSignals, memories, payloadOffset: segment.payloadOffset })
     } catch (error) {
       for (const memory of memories) memory?.close()
+      // The others wait for this rank: they hear the reason now instead of their own deadline later.
+      group.abort(MoeEpError.from(error))
       throw error
     } finally {
       native().closeDescriptor(segment.descriptor)
@@ -230,15 +233,31 @@ export class SymmetricMemory implements Disposable {
 
 type Wait = { timeoutMs: number; signal: AbortSignal | undefined; label: string }
 
-async function requireSameSizes(group: ProcessGroup, byteLength: number, numSignals: number, wait: Wait): Promise<void> {
-  const sizes = await group.allGather(new Uint8Array(Float64Array.of(byteLength, numSignals).buffer), wait)
-  const texts = sizes.map((bytes) => new Float64Array(bytes.slice().buffer).join(' bytes and ') + ' signals')
+/**
+ * Decided from what all ranks said, hence alike on all. A memfd takes memory until the machine has none left, so a size
+ * that cannot fit must never reach the kernel.
+ */
+async function requireFittingSizes(group: ProcessGroup, byteLength: number, numSignals: number, wait: Wait): Promise<void> {
+  const free = Math.min(freemem(), process.constrainedMemory() || Infinity)
+  const said = await group.allGather(new Uint8Array(Float64Array.of(byteLength, numSignals, free).buffer), wait)
+  const sizes = said.map((bytes) => new Float64Array(bytes.slice(0, 24).buffer))
+  const texts = sizes.map(([bytes, signals]) => `${bytes} bytes and ${signals} signals`)
   const different = texts.findIndex((text) => text !== texts[0])
-  if (different < 0) return
-  throw new MoeEpError(
-    'ERR_MOE_EP_MISMATCH',
-    `symmetric memory: rank 0 asked for ${texts[0]}, rank ${different} for ${texts[different]}`,
-  )
+  if (different >= 0) {
+    throw new MoeEpError(
+      'ERR_MOE_EP_MISMATCH',
+      `symmetric memory: rank 0 asked for ${texts[0]}, rank ${different} for ${texts[different]}`,
+    )
+  }
+  const { topology } = group
+  sizes.forEach(([, , freeBytes = 0], rank) => {
+    const ranks = topology.ranksOfNode(topology.nodeOf(rank)).length
+    if (byteLength * ranks <= freeBytes) return
+    throw new MoeEpError(
+      'ERR_MOE_EP_OUT_OF_MEMORY',
+      `symmetric memory of ${byteLength} bytes: rank ${rank}'s machine has ${freeBytes} bytes left for ${ranks} ranks`,
+    )
+  })
 }
 
 interface Segment {

@@ -81,7 +81,15 @@ class Routes {
     const PoisonRecord& poison = control(rank()).poison;
     const uint32_t state = poison.state.load(std::memory_order_acquire);
     if (state == PoisonRecord::kFine) return true;
-    while (poison.state.load(std::memory_order_acquire) != PoisonRecord::kPoisoned) sched_yield();
+    // Whoever writes the record may have been killed in the middle of it.
+    const int64_t patience = MonotonicNanoseconds() + kPoisonWriteNanoseconds;
+    while (poison.state.load(std::memory_order_acquire) != PoisonRecord::kPoisoned) {
+      if (MonotonicNanoseconds() > patience) {
+        exec.Fail("ERR_MOE_EP_PEER_LOST", "a rank was lost while it told of a failure");
+        return false;
+      }
+      sched_yield();
+    }
     exec.Fail(poison.code, poison.message);
     return false;
   }
@@ -111,6 +119,7 @@ class Routes {
 
  private:
   static constexpr int kYields = 64;
+  static constexpr int64_t kPoisonWriteNanoseconds = 1'000'000'000;
 
   struct State {
     explicit State(const moe_ep_route_table& table)
@@ -165,7 +174,10 @@ class Routes {
   std::shared_ptr<State> state_;
 };
 
-// Moment at which a wait of `timeout_ms` that begins now ends.
-inline int64_t DeadlineAfter(int64_t timeout_ms) { return MonotonicNanoseconds() + timeout_ms * 1'000'000; }
+// Moment at which a wait of `timeout_ms` that begins now ends; a century stands for all that is longer.
+inline int64_t DeadlineAfter(int64_t timeout_ms) {
+  constexpr int64_t kCentury = int64_t{100} * 365 * 24 * 3600 * 1000;
+  return MonotonicNanoseconds() + (timeout_ms < kCentury ? timeout_ms : kCentury) * 1'000'000;
+}
 
 }  // namespace moe_ep
