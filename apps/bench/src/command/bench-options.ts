@@ -1,0 +1,108 @@
+import { availableParallelism } from 'node:os'
+import { MoeEpError } from '@moe-ep/core'
+import { type OperationName, selectOperations } from './operation-names.js'
+
+/** Sizes of one run. */
+export interface BenchSizes {
+  /** Tokens of each rank. */
+  readonly tokens: number
+  readonly hidden: number
+  readonly topk: number
+  /** Experts of all ranks together. */
+  readonly experts: number
+}
+
+/** One run, as the command line asks for it. Plain data: it travels to the ranks as JSON. */
+export interface BenchOptions extends BenchSizes {
+  readonly device: 'cpu'
+  readonly preset: string
+  readonly ops: readonly OperationName[]
+  readonly ranks: number
+  /** Threads of each rank's stream. */
+  readonly threads: number
+  readonly iters: number
+  readonly warmup: number
+  readonly seed: number
+  readonly timeoutMs: number
+}
+
+/** Named sizes. `h7168` is the workload that published measurements of dispatch libraries use. */
+export const presets: Readonly<Record<string, BenchSizes>> = {
+  default: { tokens: 1024, hidden: 2048, topk: 8, experts: 64 },
+  h7168: { tokens: 4096, hidden: 7168, topk: 8, experts: 256 },
+}
+
+/** Options of `node:util` parseArgs. */
+export const benchFlags = {
+  device: { type: 'string', default: 'auto' },
+  preset: { type: 'string', default: 'default' },
+  ops: { type: 'string', default: 'all' },
+  ranks: { type: 'string', default: '2' },
+  tokens: { type: 'string' },
+  hidden: { type: 'string' },
+  topk: { type: 'string' },
+  experts: { type: 'string' },
+  threads: { type: 'string' },
+  iters: { type: 'string', default: '30' },
+  warmup: { type: 'string', default: '5' },
+  seed: { type: 'string', default: '1' },
+  'timeout-ms': { type: 'string', default: '60000' },
+  json: { type: 'boolean', default: false },
+  help: { type: 'boolean', short: 'h', default: false },
+} as const
+
+type Flags = { readonly [Name in keyof typeof benchFlags]?: string | boolean | undefined }
+
+/** @throws ERR_MOE_EP_CONFIG naming the flag; ERR_MOE_EP_UNSUPPORTED for a device that this version cannot measure. */
+export function benchOptionsFrom(flags: Flags): BenchOptions {
+  const device = String(flags.device)
+  if (!['cpu', 'auto'].includes(device)) {
+    throw new MoeEpError('ERR_MOE_EP_UNSUPPORTED', `--device ${device}: this version supports cpu, auto`)
+  }
+  const preset = String(flags.preset)
+  if (!Object.hasOwn(presets, preset)) throw configError('preset', Object.keys(presets).join(' or '), preset)
+  const ranks = integer('ranks', flags.ranks, 1, 256)
+  return {
+    ...{
+      device: 'cpu',
+      preset,
+      ranks,
+      ops: selectOperations(String(flags.ops)),
+      ...sizesFrom(flags, presets[preset]!),
+    },
+    threads: flags.threads === undefined ? defaultThreads(ranks) : integer('threads', flags.threads, 1, 256),
+    iters: integer('iters', flags.iters, 1, 1_000_000),
+    warmup: integer('warmup', flags.warmup, 0, 1_000_000),
+    seed: integer('seed', flags.seed, 0, 2 ** 31 - 1),
+    timeoutMs: integer('timeout-ms', flags['timeout-ms'], 1, 2 ** 31 - 1),
+  }
+}
+
+function sizesFrom(flags: Flags, preset: BenchSizes): BenchSizes {
+  const size = (name: keyof BenchSizes, maximum: number): number =>
+    flags[name] === undefined ? preset[name] : integer(name, flags[name], 1, maximum)
+  const sizes = {
+    tokens: size('tokens', 2 ** 20),
+    hidden: size('hidden', 2 ** 17),
+    topk: size('topk', 32),
+    experts: size('experts', 2 ** 16),
+  }
+  // Rows of fp8 travel in pieces of 16 bytes.
+  if (sizes.hidden % 16 !== 0) throw configError('hidden', 'a multiple of 16', String(sizes.hidden))
+  if (sizes.topk > sizes.experts) throw configError('topk', `at most the ${sizes.experts} experts`, String(sizes.topk))
+  return sizes
+}
+
+function defaultThreads(ranks: number): number {
+  return Math.min(256, Math.max(1, Math.floor(availableParallelism() / ranks)))
+}
+
+function integer(flag: string, text: unknown, minimum: number, maximum: number): number {
+  const value = typeof text === 'string' && /^\d{1,15}$/.test(text) ? Number(text) : NaN
+  if (value >= minimum && value <= maximum) return value
+  throw configError(flag, `an integer from ${minimum} to ${maximum}`, String(text))
+}
+
+function configError(flag: string, expected: string, received: string): MoeEpError {
+  return new MoeEpError('ERR_MOE_EP_CONFIG', `--${flag}: expected ${expected}, received ${received}`)
+}

@@ -1,0 +1,30 @@
+#!/usr/bin/env node
+import { parseArgs } from 'node:util'
+import { MoeEpError } from '@moe-ep/core'
+import { benchFlags, benchOptionsFrom } from './command/bench-options.js'
+import { helpText } from './command/help.js'
+import { runBench } from './command/run-bench.js'
+import { terminalReport } from './results/terminal-table.js'
+
+async function main(args: string[]): Promise<number> {
+  const json = args.includes('--json')
+  try {
+    const { values } = parseArgs({ args, options: benchFlags })
+    if (values.help) {
+      console.log(helpText)
+      return 0
+    }
+    const result = await runBench(benchOptionsFrom(values))
+    console.log(json ? JSON.stringify(result) : terminalReport(result))
+    return result.ok ? 0 : 1
+  } catch (error) {
+    // What parseArgs refuses has codes of its own; to the user it is a bad configuration.
+    const fromParser = String((error as { code?: unknown }).code).startsWith('ERR_PARSE_ARGS')
+    const { code, message } = MoeEpError.from(error, fromParser ? 'ERR_MOE_EP_CONFIG' : 'ERR_MOE_EP_INTERNAL')
+    if (json) console.log(JSON.stringify({ ok: false, error: { code, message } }))
+    console.error(`bench: ${code}: ${message}`)
+    return 1
+  }
+}
+
+process.exitCode = await main(process.argv.slice(2))

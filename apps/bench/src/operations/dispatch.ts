@@ -1,0 +1,68 @@
+import type { DispatchResult } from '@moe-ep/intranode-ht'
+import { dispatchBytes, dispatchedRowBytes, rules, scaleBytesOf } from '../measure/byte-rules.js'
+import { pushCeilings } from '../measure/push-ceilings.js'
+import { bytesOf, patterns, randomRow } from '../workload/random-words.js'
+import { sameNumbers, sampleRows } from '../workload/sample-rows.js'
+import { inputKeys, IntranodeBench } from './intranode.js'
+import type { BenchContext, Operation } from './operation.js'
+
+export interface DispatchVariant {
+  readonly kind: 'bf16' | 'fp8'
+  /** Whether the plan of an earlier dispatch is used: counts, ids and weights do not travel then. */
+  readonly cached: boolean
+}
+
+export function dispatchOf({ kind, cached }: DispatchVariant): Operation {
+  return async (context, scope) => {
+    const { options, stopwatch, routing } = context
+    const { hidden } = options
+    const bench = await IntranodeBench.create(context, scope, kind)
+    const earlier = await bench.dispatchOnce()
+    const payloadBytes = kind === 'bf16' ? hidden * 2 : hidden + scaleBytesOf(hidden)
+    const row = { payloadBytes, topk: cached ? 0 : options.topk }
+    const rowBytes = dispatchedRowBytes(row)
+    let last = earlier
+    return {
+      ...dispatchBytes(bench.sent, row),
+      rule: rules.dispatch,
+      ceilings: await pushCeilings(context, scope, { rows: routing.matrix, rowBytes }),
+      subject: {
+        ...{ name: 'dispatch', sets: bench.slots },
+        async time(iteration) {
+          const { streamUs } = await stopwatch.time(async () => {
+            last = await bench.dispatch(iteration, cached ? earlier : undefined)
+          })
+          last.handle.lease.release()
+          return streamUs
+        },
+      },
+      check: () => checkDispatched(context, kind, last),
+    }
+  }
+}
+
+/** Compares with what the senders' keys say. */
+function checkDispatched(context: BenchContext, kind: 'bf16' | 'fp8', result: DispatchResult): string | undefined {
+  const { options, group, routing } = context
+  const { hidden, topk, seed } = options
+  const { recvX, recvXScales, recvTopkIdx, recvTopkWeights, handle } = result
+  const received = routing.received(group.rank)
+  if (!sameNumbers(handle.recvSrcIdx.data as Int32Array, received.sourceToken)) return 'recvSrcIdx is wrong'
+  if (recvTopkIdx && !sameNumbers(recvTopkIdx.data as Int32Array, received.topkIdx)) return 'recvTopkIdx is wrong'
+  for (const row of sampleRows(received.rows)) {
+    const keys = inputKeys(seed, received.sourceRank[row]!)
+    const token = received.sourceToken[row]!
+    const expected = randomRow(keys.x, patterns[kind], token, kind === 'bf16' ? hidden * 2 : hidden)
+    if (!sameNumbers(bytesOf(recvX.slice(row, row + 1)), expected)) return `row ${row} is not that of its token`
+    const scales = recvXScales && bytesOf(recvXScales.slice(row, row + 1))
+    if (scales && !sameNumbers(scales, randomRow(keys.scales, patterns.scale, token, scaleBytesOf(hidden)))) {
+      return `scales of row ${row} are not those of its token`
+    }
+    if (recvTopkWeights === undefined) continue
+    const sent = new Float32Array(randomRow(keys.weights, patterns.scale, token, topk * 4).buffer)
+    const local = sent.map((weight, slot) => (received.topkIdx[row * topk + slot]! < 0 ? 0 : weight))
+    if (!sameNumbers(recvTopkWeights.slice(row, row + 1).data as Float32Array, local))
+      return `weights of row ${row} are wrong`
+  }
+  return undefined
+}

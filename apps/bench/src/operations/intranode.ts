@@ -1,0 +1,90 @@
+import { Tensor } from '@moe-ep/core'
+import { type DispatchResult, IntranodeBuffer } from '@moe-ep/intranode-ht'
+import { type SentTokens, scaleBytesOf } from '../measure/byte-rules.js'
+import { rotatingSets } from '../measure/rotation.js'
+import type { Scope } from '../measure/scope.js'
+import { fillRandom, patterns, randomKey } from '../workload/random-words.js'
+import type { BenchContext } from './operation.js'
+
+/** Keys of the inputs of a rank, so that receivers know what must arrive. */
+export function inputKeys(
+  seed: number,
+  rank: number,
+): { readonly x: number; readonly scales: number; readonly weights: number } {
+  return {
+    x: randomKey(seed, 'dispatch x', rank),
+    scales: randomKey(seed, 'dispatch scales', rank),
+    weights: randomKey(seed, 'dispatch weights', rank),
+  }
+}
+
+/** What dispatch and combine are measured with on one rank. */
+export class IntranodeBench {
+  readonly buffer: IntranodeBuffer
+  /** Slots that take turns; every slot has its own input rows. */
+  readonly slots: number
+  readonly topkIdx: Tensor
+  readonly topkWeights: Tensor
+  readonly #context: BenchContext
+  readonly #inputs: readonly { readonly x: Tensor; readonly scales: Tensor | undefined }[]
+
+  private constructor(context: BenchContext, scope: Scope, kind: 'bf16' | 'fp8', buffer: IntranodeBuffer) {
+    const { options, group, device, routing } = context
+    const { tokens, topk, hidden, seed } = options
+    const keys = inputKeys(seed, group.rank)
+    this.#context = context
+    this.buffer = buffer
+    this.slots = buffer.sizes.maxInFlight
+    this.topkIdx = Tensor.from(routing.topkIdx(group.rank), [tokens, topk], 'i32', device)
+    this.topkWeights = scope.zeros([tokens, topk], 'f32')
+    fillRandom(this.topkWeights, keys.weights, patterns.scale)
+    this.#inputs = Array.from({ length: this.slots }, () => {
+      const x = scope.zeros([tokens, hidden], kind === 'bf16' ? 'bf16' : 'fp8e4m3')
+      fillRandom(x, keys.x, patterns[kind])
+      if (kind === 'bf16') return { x, scales: undefined }
+      const scales = scope.zeros([tokens, scaleBytesOf(hidden) / 4], 'f32')
+      fillRandom(scales, keys.scales, patterns.scale)
+      return { x, scales }
+    })
+  }
+
+  /** Collective. */
+  static async create(context: BenchContext, scope: Scope, kind: 'bf16' | 'fp8'): Promise<IntranodeBench> {
+    const { options, group, routing } = context
+    const { tokens, topk, hidden, experts } = options
+    const capacity = routing.mostReceived
+    const maxElementBytes = kind === 'bf16' ? 2 : 1
+    const buffer = await IntranodeBuffer.create(group, {
+      ...{ hidden, maxTokensPerRank: tokens, capacity, maxElementBytes, maxTopk: topk, maxExperts: experts },
+      maxInFlight: rotatingSets(capacity * hidden * maxElementBytes),
+    })
+    scope.own(buffer)
+    return new IntranodeBench(context, scope, kind, buffer)
+  }
+
+  /** Enqueues a dispatch into the slot of this iteration: with an exchange of counts, or by the plan of an earlier one. */
+  dispatch(iteration: number, earlier?: DispatchResult): Promise<DispatchResult> {
+    const { options, stopwatch } = this.#context
+    const slot = iteration % this.slots
+    const { x, scales } = this.#inputs[slot]!
+    const { topkIdx, topkWeights } = this
+    const routing =
+      earlier === undefined ? { topkIdx, topkWeights, numExperts: options.experts } : { plan: earlier.handle.plan }
+    return this.buffer.dispatch(x, { ...routing, ...(scales && { scales }), slot, stream: stopwatch.stream })
+  }
+
+  /** A dispatch that has completed and holds no slot any more. */
+  async dispatchOnce(): Promise<DispatchResult> {
+    const result = await this.dispatch(0)
+    await result.event.synchronize()
+    result.handle.lease.release()
+    return result
+  }
+
+  /** What this rank sends. */
+  get sent(): SentTokens {
+    const { group, options, routing } = this.#context
+    // Every token has experts, so every token goes somewhere.
+    return { rank: group.rank, toRank: routing.matrix[group.rank]!, sentTokens: options.tokens }
+  }
+}

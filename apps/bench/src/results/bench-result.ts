@@ -1,0 +1,97 @@
+import { cpus, totalmem } from 'node:os'
+import type { BenchOptions } from '../command/bench-options.js'
+import { lastLevelCacheBytes } from '../measure/rotation.js'
+import { percentile, slowestRank } from '../measure/statistics.js'
+import type { RankMeasurement, RankSuccess } from './rank-measurement.js'
+
+/** One line of the report: times of the slowest rank, bytes of the busiest one. */
+export interface OperationResult {
+  readonly name: string
+  readonly ok: boolean
+  readonly error?: string
+  readonly medianUs: number
+  readonly p99Us: number
+  /** Read and written as `rule` says; 0 where only the latency counts. */
+  readonly bytes: number
+  readonly wireBytes?: number
+  readonly logicalBytes?: number
+  readonly gbPerSec: number
+  /** Name of the fastest way that the same bytes were moved; null where there are none. */
+  readonly ceiling: string | null
+  readonly ceilingUs: number | null
+  readonly ceilingGbPerSec: number | null
+  /** ceilingUs / medianUs: 1 is as fast as the ceiling. */
+  readonly ratio: number | null
+  readonly rule: string
+}
+
+/** What `--json` prints. */
+export interface BenchResult {
+  readonly ok: boolean
+  readonly device: string
+  readonly machine: {
+    readonly cores: number
+    readonly model: string
+    readonly memoryBytes: number
+    readonly lastLevelCacheBytes: number
+    readonly node: string
+  }
+  readonly config: BenchOptions
+  readonly results: readonly OperationResult[]
+}
+
+export function summarizeBench(config: BenchOptions, ranks: readonly RankSuccess[]): BenchResult {
+  const results = config.ops.map((_, index) =>
+    summarizeOperation(ranks.map(({ measurements }) => measurements[index]!)),
+  )
+  const cores = cpus()
+  return {
+    ok: results.every(({ ok }) => ok),
+    device: config.device,
+    machine: {
+      cores: cores.length,
+      model: cores[0]?.model.trim() ?? 'unknown',
+      memoryBytes: totalmem(),
+      lastLevelCacheBytes: lastLevelCacheBytes(),
+      node: process.version,
+    },
+    config,
+    results,
+  }
+}
+
+/** One operation, `measurements[rank]`. */
+export function summarizeOperation(measurements: readonly RankMeasurement[]): OperationResult {
+  const { name, rule, ceilings } = measurements[0]!
+  const samples = slowestRank(measurements.map((one) => one.samples))
+  const medianUs = percentile(samples, 50)
+  const bytes = busiest(measurements, 'bytes') ?? 0
+  const wireBytes = busiest(measurements, 'wireBytes')
+  const logicalBytes = busiest(measurements, 'logicalBytes')
+  const medians = ceilings.map((ceiling, index) => {
+    const ofRanks = measurements.map((one) => one.ceilings[index]!.samples)
+    return { name: ceiling.name, microseconds: percentile(slowestRank(ofRanks), 50) }
+  })
+  const [fastest] = medians.sort((a, b) => a.microseconds - b.microseconds)
+  const errors = measurements.flatMap(({ error }, rank) => (error === undefined ? [] : `rank ${rank}: ${error}`))
+  return {
+    ...{ name, ok: errors.length === 0, ...(errors.length > 0 && { error: errors.join('; ') }) },
+    ...{ medianUs, p99Us: percentile(samples, 99), bytes },
+    ...(wireBytes !== undefined && { wireBytes }),
+    ...(logicalBytes !== undefined && { logicalBytes }),
+    gbPerSec: bytes / medianUs / 1000,
+    ceiling: fastest?.name ?? null,
+    ceilingUs: fastest?.microseconds ?? null,
+    ceilingGbPerSec: fastest === undefined ? null : bytes / fastest.microseconds / 1000,
+    ratio: fastest === undefined ? null : fastest.microseconds / medianUs,
+    rule,
+  }
+}
+
+function busiest(
+  measurements: readonly RankMeasurement[],
+  field: 'bytes' | 'wireBytes' | 'logicalBytes',
+): number | undefined {
+  const values = measurements.flatMap((one) => one[field] ?? [])
+  return values.length === 0 ? undefined : Math.max(...values)
+}

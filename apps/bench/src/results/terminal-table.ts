@@ -1,0 +1,59 @@
+import { styleText } from 'node:util'
+import type { BenchResult, OperationResult } from './bench-result.js'
+
+/** The result as a person reads it. */
+export function terminalReport({ ok, device, machine, config, results }: BenchResult): string {
+  const { ranks, threads, tokens, hidden, topk, experts, iters } = config
+  const header = [
+    'operation',
+    'median us',
+    'p99 us',
+    'MB',
+    'wire MB',
+    'GB/s',
+    'ceiling us',
+    'ceiling GB/s',
+    'ratio',
+    'ceiling',
+  ]
+  const failures = results.flatMap(({ name, error }) =>
+    error === undefined ? [] : `${styleText('red', name)}: ${error}`,
+  )
+  const verdict = ok
+    ? `${styleText('green', 'ok')}: all results are correct`
+    : styleText('red', 'FAILED: a result is wrong')
+  return [
+    `${device}, ${machine.cores} cores of ${machine.model}; ${ranks} ranks with ${threads} threads each`,
+    `${tokens} tokens a rank, hidden ${hidden}, top-${topk} of ${experts} experts; ${iters} iterations, slowest rank`,
+    '',
+    ...table([header, ...results.map(cells)]),
+    '',
+    ...failures,
+    verdict,
+  ].join('\n')
+}
+
+function cells(result: OperationResult): string[] {
+  const { name, medianUs, p99Us, bytes, wireBytes, gbPerSec, ceiling, ceilingUs, ceilingGbPerSec, ratio } = result
+  const megabytes = (value: number | undefined): string =>
+    value === undefined || bytes === 0 ? '' : (value / 1e6).toFixed(2)
+  return [
+    ...[name, microseconds(medianUs), microseconds(p99Us), megabytes(bytes), megabytes(wireBytes)],
+    bytes === 0 ? '' : gbPerSec.toFixed(2),
+    ...(ceilingUs === null
+      ? ['', '', '', '']
+      : [microseconds(ceilingUs), ceilingGbPerSec!.toFixed(2), ratio!.toFixed(2), ceiling!]),
+  ]
+}
+
+function microseconds(value: number): string {
+  return value.toFixed(value < 100 ? 2 : 0)
+}
+
+/** First column to the left, the others to the right. */
+function table(rows: readonly (readonly string[])[]): string[] {
+  const widths = rows[0]!.map((_, column) => Math.max(...rows.map((row) => row[column]!.length)))
+  return rows.map((row) =>
+    row.map((cell, column) => (column === 0 ? cell.padEnd(widths[0]!) : cell.padStart(widths[column]! + 2))).join(''),
+  )
+}

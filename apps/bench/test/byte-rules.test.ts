@@ -1,0 +1,142 @@
+import fc from 'fast-check'
+import { describe, expect, it } from 'vitest'
+import {
+  combineBytes,
+  dispatchBytes,
+  layoutBytes,
+  permuteBytes,
+  quantizeBytes,
+  scaleBytesOf,
+  unpermuteBytes,
+} from '../src/measure/byte-rules.js'
+import { piecesOf, pushesOf } from '../src/measure/push-plan.js'
+import { expertRowsOf } from '../src/workload/expert-rows.js'
+import { Routing } from '../src/workload/routing.js'
+
+const shapes = fc
+  .record({
+    ranks: fc.integer({ min: 1, max: 5 }),
+    tokens: fc.integer({ min: 1, max: 12 }),
+    experts: fc.integer({ min: 1, max: 13 }),
+    topk: fc.integer({ min: 1, max: 6 }),
+    seed: fc.integer({ min: 0, max: 1000 }),
+  })
+  .filter(({ topk, experts }) => topk <= experts)
+
+const hidden = 272
+const rowBytes = hidden * 2
+
+/** Every (token, slot) of a rank with the rank that owns its expert, found by asking the placement one by one. */
+function* slotsOf(
+  routing: Routing,
+  rank: number,
+): Generator<{ token: number; slot: number; expert: number; owner: number }> {
+  const { tokens, topk } = routing.options
+  for (let token = 0; token < tokens; token++) {
+    for (let slot = 0; slot < topk; slot++) {
+      const expert = routing.topkIdx(rank)[token * topk + slot]!
+      yield { token, slot, expert, owner: routing.placement.rankOf(expert) }
+    }
+  }
+}
+
+/** Pairs (token, owner) of a rank, each once. */
+function pairsOf(routing: Routing, rank: number): { token: number; owner: number }[] {
+  const pairs = new Map<string, { token: number; owner: number }>()
+  for (const { token, owner } of slotsOf(routing, rank)) pairs.set(`${token} ${owner}`, { token, owner })
+  return [...pairs.values()]
+}
+
+describe('byte rules agree with a count of every element', () => {
+  it('layout and quant', () => {
+    expect(layoutBytes({ tokens: 3, topk: 2, experts: 5, ranks: 4 })).toBe(6 * 4 + 12 + 4 * 4 + 5 * 4)
+    // 272 elements have groups of 128, 128 and 16.
+    expect(scaleBytesOf(hidden)).toBe(12)
+    expect(quantizeBytes({ rows: 3, hidden })).toBe(3 * (544 + 272 + 12))
+  })
+
+  it('dispatch and combine', () => {
+    fc.assert(
+      fc.property(shapes, (shape) => {
+        const routing = new Routing(shape)
+        for (let rank = 0; rank < shape.ranks; rank++) {
+          const pairs = pairsOf(routing, rank)
+          const sent = { rank, toRank: routing.matrix[rank]!, sentTokens: shape.tokens }
+          const side = shape.topk * 8
+          let wire = 0
+          let written = 0
+          for (const { owner } of pairs) {
+            written += rowBytes + 4 + side
+            if (owner !== rank) wire += rowBytes + 4 + side
+          }
+          const read = new Set(pairs.map(({ token }) => token)).size * (rowBytes + side)
+          expect(dispatchBytes(sent, { payloadBytes: rowBytes, topk: shape.topk })).toEqual({
+            bytes: read + written,
+            wireBytes: wire,
+            logicalBytes: written,
+          })
+          const remote = pairs.filter(({ owner }) => owner !== rank).length
+          expect(combineBytes(sent, { tokens: shape.tokens, rowBytes })).toEqual({
+            bytes: pairs.length * rowBytes + shape.tokens * rowBytes,
+            wireBytes: remote * rowBytes,
+            logicalBytes: pairs.length * rowBytes,
+          })
+        }
+      }),
+    )
+  })
+
+  it('permute and unpermute', () => {
+    fc.assert(
+      fc.property(shapes, (shape) => {
+        const routing = new Routing(shape)
+        const { topk } = shape
+        for (let rank = 0; rank < shape.ranks; rank++) {
+          const { received, expertNumTokens, inverse, capacity } = expertRowsOf(routing, rank)
+          let rows = 0
+          let slots = 0
+          for (let source = 0; source < shape.ranks; source++) {
+            rows += pairsOf(routing, source).filter(({ owner }) => owner === rank).length
+            slots += [...slotsOf(routing, source)].filter(({ owner }) => owner === rank).length
+          }
+          expect(permuteBytes({ ...received, topk }, rowBytes)).toBe(
+            rows * rowBytes + rows * topk * 4 + slots * rowBytes + slots * 4 + rows * topk * 4,
+          )
+          expect(unpermuteBytes({ ...received, topk }, rowBytes)).toBe(
+            slots * rowBytes + rows * topk * (4 + 4 + 4) + rows * rowBytes,
+          )
+          expect(expertNumTokens.reduce((sum, count) => sum + count, 0)).toBe(slots)
+          const places = inverse.filter((place) => place >= 0)
+          expect(new Set(places).size).toBe(slots)
+          expect(places.every((place) => place < capacity)).toBe(true)
+        }
+      }),
+    )
+  })
+})
+
+describe('push plans', () => {
+  it('move the same byte matrix to places that do not overlap', () => {
+    fc.assert(
+      fc.property(shapes, fc.integer({ min: 50, max: 2000 }), (shape, pieceBytes) => {
+        const { matrix } = new Routing(shape)
+        const plans = matrix.map((_, rank) => pushesOf({ rows: matrix, rowBytes }, rank))
+        for (const puts of [plans.map((plan) => plan.pushes), plans.map((plan) => piecesOf(plan.pushes, pieceBytes))]) {
+          matrix.forEach((_, peer) => {
+            const ranges = puts.flatMap((ofRank) => ofRank.filter((push) => push.peer === peer))
+            ranges.sort((a, b) => a.targetOffset - b.targetOffset)
+            let end = 0
+            let inOrder = true
+            for (const { targetOffset, sourceOffset, byteLength } of ranges) {
+              inOrder &&= targetOffset === end && sourceOffset + byteLength <= plans[0]!.sourceBytes
+              end += byteLength
+            }
+            expect(inOrder).toBe(true)
+            expect(end).toBe(matrix.reduce((sum, row) => sum + row[peer]!, 0) * rowBytes)
+            expect(end).toBeLessThanOrEqual(plans[0]!.targetBytes)
+          })
+        }
+      }),
+    )
+  })
+})

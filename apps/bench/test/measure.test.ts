@@ -1,0 +1,103 @@
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { describe, expect, it } from 'vitest'
+import { measureCases } from '../src/measure/measure-cases.js'
+import { lastLevelCacheBytes, oppositeSet, rotatingSets } from '../src/measure/rotation.js'
+import { summarizeOperation } from '../src/results/bench-result.js'
+import type { RankMeasurement } from '../src/results/rank-measurement.js'
+
+describe('measureCases', () => {
+  it('prepares blocks, takes turns, and leaves out the warm-up', async () => {
+    const calls: string[] = []
+    const caseOf = (name: string) => ({
+      ...{ name, sets: 1 },
+      async prepare(iteration: number) {
+        calls.push(`prepare ${name}${iteration}`)
+      },
+      async time(iteration: number) {
+        calls.push(`${name}${iteration}`)
+        return iteration
+      },
+    })
+    const samples = await measureCases([caseOf('a'), caseOf('b')], { iters: 2, warmup: 1, block: 2 })
+    expect(samples).toEqual([
+      [1, 2],
+      [1, 2],
+    ])
+    expect(calls).toEqual([
+      ...['prepare a0', 'prepare a1', 'prepare b0', 'prepare b1', 'a0', 'b0', 'a1', 'b1'],
+      ...['prepare a2', 'prepare b2', 'a2', 'b2'],
+    ])
+  })
+
+  it('uses every set of buffers before it measures', async () => {
+    const time = async (iteration: number): Promise<number> => iteration
+    const [samples] = await measureCases([{ name: 'many sets', sets: 5, time }], { iters: 1, warmup: 0 })
+    expect(samples).toEqual([5])
+  })
+})
+
+describe('rotation', () => {
+  it('takes as many sets as fill three caches, from 1 to 16', () => {
+    const megabyte = 2 ** 20
+    expect(rotatingSets(10 * megabyte, 32 * megabyte)).toBe(10)
+    expect(rotatingSets(500 * megabyte, 32 * megabyte)).toBe(1)
+    expect(rotatingSets(0, 32 * megabyte)).toBe(16)
+    // Very large caches are not filled three times over.
+    expect(rotatingSets(64 * megabyte, 1024 * megabyte)).toBe(4)
+  })
+
+  it('finds the farthest set', () => {
+    expect([0, 1, 2, 3].map((set) => oppositeSet(set, 4))).toEqual([2, 3, 0, 1])
+    expect(oppositeSet(0, 1)).toBe(0)
+  })
+
+  it('reads the size of the cache, and assumes one where it cannot', () => {
+    const folder = mkdtempSync(join(tmpdir(), 'bench-test-'))
+    try {
+      const file = join(folder, 'size')
+      writeFileSync(file, '16384K\n')
+      expect(lastLevelCacheBytes(file)).toBe(2 ** 24)
+      writeFileSync(file, 'unknown\n')
+      expect(lastLevelCacheBytes(file)).toBe(2 ** 25)
+      expect(lastLevelCacheBytes(join(folder, 'missing'))).toBe(2 ** 25)
+    } finally {
+      rmSync(folder, { recursive: true })
+    }
+  })
+})
+
+describe('summarizeOperation', () => {
+  const rank: RankMeasurement = {
+    ...{ name: 'transport.put', rule: 'r', bytes: 6000, wireBytes: 10, samples: [1, 2, 3] },
+    ceilings: [
+      { name: 'slow', samples: [9, 9, 9] },
+      { name: 'fast', samples: [1, 1, 1] },
+    ],
+  }
+  const other: RankMeasurement = {
+    ...{ name: 'transport.put', rule: 'r', bytes: 5000, wireBytes: 20, samples: [3, 2, 1] },
+    ceilings: [
+      { name: 'slow', samples: [1, 1, 1] },
+      { name: 'fast', samples: [1, 1.5, 1.5] },
+    ],
+  }
+
+  it('compares the slowest rank with the fastest ceiling, and counts the busiest rank', () => {
+    expect(summarizeOperation([rank, other])).toEqual({
+      ...{ name: 'transport.put', ok: true, rule: 'r', medianUs: 3, p99Us: 3, bytes: 6000, wireBytes: 20, gbPerSec: 2 },
+      ...{ ceiling: 'fast', ceilingUs: 1.5, ceilingGbPerSec: 4, ratio: 0.5 },
+    })
+  })
+
+  it('is not ok when one rank is not', () => {
+    const result = summarizeOperation([rank, { ...other, error: 'row 3 is wrong' }])
+    expect(result).toMatchObject({ ok: false, error: 'rank 1: row 3 is wrong' })
+  })
+
+  it('has no ratio without a ceiling', () => {
+    const result = summarizeOperation([{ ...rank, bytes: 0, ceilings: [] }])
+    expect(result).toMatchObject({ gbPerSec: 0, ceiling: null, ceilingUs: null, ceilingGbPerSec: null, ratio: null })
+  })
+})
