@@ -1,6 +1,9 @@
 #include "cpu/combine.h"
+#include "cpu/combine_grouped.h"
+#include "cpu/meet_for_combine.h"
 #include "cpu/notify.h"
 #include "cpu/send.h"
+#include "cpu/send_grouped.h"
 #include "moe_ep/transport/addon.h"
 
 namespace moe_ep {
@@ -70,24 +73,28 @@ Napi::Value Notify(const Napi::CallbackInfo& info) {
               .channel_prefix_matrix = args.tensor(9),
               .recv_channel_prefix_matrix = args.tensor(10),
               .send_head = args.tensor(11),
-              .num_recv_tokens_per_expert = args.tensor(12)},
-      .timeout_ms = args.integer(13),
+              .num_recv_tokens_per_expert = args.tensor(12),
+              .num_recv_selections = args.tensor(13),
+              .slot_row = args.optional_tensor(14)},
+      .timeout_ms = args.integer(15),
   };
   return Enqueue(args.env(), args.stream(0), [call](const Exec& exec) { cpu::Notify(exec, call); });
 }
 
-// notifyCached(stream, buffer, slot, sharedArguments, timeoutMs)
+// notifyCached(stream, buffer, slot, sharedArguments, rankPrefixMatrix, timeoutMs)
 Napi::Value NotifyCached(const Napi::CallbackInfo& info) {
   const Arguments args(info);
-  const BufferHandle buffer = BufferArgument(args, 1);
-  const int64_t slot = args.integer(2);
-  const auto arguments = FromNumbers<cpu::SharedArguments>(args, 3);
-  const int64_t timeout_ms = args.integer(4);
-  return Enqueue(args.env(), args.stream(0),
-                 [=](const Exec& exec) { cpu::NotifyCached(exec, buffer, slot, arguments, timeout_ms); });
+  const cpu::NotifyCachedCall call{
+      .buffer = BufferArgument(args, 1),
+      .slot = args.integer(2),
+      .arguments = FromNumbers<cpu::SharedArguments>(args, 3),
+      .rank_prefix_matrix = args.tensor(4),
+      .timeout_ms = args.integer(5),
+  };
+  return Enqueue(args.env(), args.stream(0), [call](const Exec& exec) { cpu::NotifyCached(exec, call); });
 }
 
-// send(stream, buffer, slot, experts, x, scales, topkIdx, topkWeights, sendHead, timeoutMs)
+// send(stream, buffer, slot, experts, x, scales, topkIdx, topkWeights, sendHead, rankPrefixMatrix, fillTail, timeoutMs)
 Napi::Value Send(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const cpu::SendCall call{
@@ -99,24 +106,83 @@ Napi::Value Send(const Napi::CallbackInfo& info) {
       .topk_idx = args.optional_tensor(6),
       .topk_weights = args.optional_tensor(7),
       .send_head = args.tensor(8),
-      .timeout_ms = args.integer(9),
+      .rank_prefix_matrix = args.tensor(9),
+      .fill_tail = args.boolean(10),
+      .timeout_ms = args.integer(11),
   };
   return Enqueue(args.env(), args.stream(0), [call](const Exec& exec) { cpu::Send(exec, call); });
 }
 
-// combine(stream, buffer, slot, x, numTokensPerRank, sendHead, out, timeoutMs)
+// sendGrouped(stream, buffer, slot, experts, alignment, fillWithExpert, zeroPadding, x, scales, topkIdx, slotRow,
+//             numRecvSelections, timeoutMs)
+Napi::Value SendGrouped(const Napi::CallbackInfo& info) {
+  const Arguments args(info);
+  const cpu::SendGroupedCall call{
+      .buffer = BufferArgument(args, 1),
+      .slot = args.integer(2),
+      .experts = args.integer(3),
+      .alignment = args.integer(4),
+      .fill_with_expert = args.boolean(5),
+      .zero_padding = args.boolean(6),
+      .x = args.tensor(7),
+      .scales = args.optional_tensor(8),
+      .topk_idx = args.tensor(9),
+      .slot_row = args.tensor(10),
+      .num_recv_selections = args.tensor(11),
+      .timeout_ms = args.integer(12),
+  };
+  return Enqueue(args.env(), args.stream(0), [call](const Exec& exec) { cpu::SendGrouped(exec, call); });
+}
+
+// combine(stream, buffer, slot, x, topkWeights, numTokensPerRank, rankPrefixMatrix, sendHead, bias0, bias1, out,
+//         outTopkWeights, timeoutMs)
 Napi::Value Combine(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const cpu::CombineCall call{
       .buffer = BufferArgument(args, 1),
       .slot = args.integer(2),
       .x = args.tensor(3),
-      .num_tokens_per_rank = args.tensor(4),
-      .send_head = args.tensor(5),
-      .out = args.tensor(6),
-      .timeout_ms = args.integer(7),
+      .topk_weights = args.optional_tensor(4),
+      .num_tokens_per_rank = args.tensor(5),
+      .rank_prefix_matrix = args.tensor(6),
+      .send_head = args.tensor(7),
+      .bias = {args.optional_tensor(8), args.optional_tensor(9)},
+      .out = args.tensor(10),
+      .out_topk_weights = args.optional_tensor(11),
+      .timeout_ms = args.integer(12),
   };
   return Enqueue(args.env(), args.stream(0), [call](const Exec& exec) { cpu::Combine(exec, call); });
+}
+
+// combineGrouped(stream, buffer, slot, experts, x, topkIdx, topkWeights, slotRow, numTokensPerRank, numRecvTokensPerExpert,
+//                out, timeoutMs)
+Napi::Value CombineGrouped(const Napi::CallbackInfo& info) {
+  const Arguments args(info);
+  const cpu::CombineGroupedCall call{
+      .buffer = BufferArgument(args, 1),
+      .slot = args.integer(2),
+      .experts = args.integer(3),
+      .x = args.tensor(4),
+      .topk_idx = args.tensor(5),
+      .topk_weights = args.tensor(6),
+      .slot_row = args.tensor(7),
+      .num_tokens_per_rank = args.tensor(8),
+      .num_recv_tokens_per_expert = args.tensor(9),
+      .out = args.tensor(10),
+      .timeout_ms = args.integer(11),
+  };
+  return Enqueue(args.env(), args.stream(0), [call](const Exec& exec) { cpu::CombineGrouped(exec, call); });
+}
+
+// copyRows(stream, from, to): the first rows of `from`, as many as `to` has.
+Napi::Value CopyRows(const Napi::CallbackInfo& info) {
+  const Arguments args(info);
+  const Tensor from = args.tensor(1);
+  const Tensor to = args.tensor(2);
+  return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
+    const int64_t bytes = to.numel() * BitsOf(to.dtype()) / 8;
+    cpu::StageBytes(exec, from.data<uint8_t>(), to.data<uint8_t>(), bytes);
+  });
 }
 
 Napi::Object Initialize(Napi::Env env, Napi::Object exports) {
@@ -126,9 +192,13 @@ Napi::Object Initialize(Napi::Env env, Napi::Object exports) {
   Export(env, exports, "notify", Notify);
   Export(env, exports, "notifyCached", NotifyCached);
   Export(env, exports, "send", Send);
+  Export(env, exports, "sendGrouped", SendGrouped);
   Export(env, exports, "combine", Combine);
+  Export(env, exports, "combineGrouped", CombineGrouped);
+  Export(env, exports, "copyRows", CopyRows);
   exports.Set("signalKinds", Napi::Number::New(env, static_cast<double>(cpu::kNumSignalKinds)));
-  exports.Set("sharedArgumentBytes", Napi::Number::New(env, sizeof(cpu::SharedArguments)));
+  exports.Set("messageHeadBytes", Napi::Number::New(env, sizeof(cpu::MessageHead)));
+  exports.Set("combineArgumentBytes", Napi::Number::New(env, sizeof(cpu::CombineArguments)));
   return exports;
 }
 

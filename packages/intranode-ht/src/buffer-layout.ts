@@ -8,7 +8,11 @@ export interface IntranodeBufferSizes {
   readonly hidden: number
   /** Most tokens that a rank dispatches. */
   readonly maxTokensPerRank: number
-  /** Rows that a rank can receive in one dispatch. @default maxTokensPerRank * ranks, which always suffices */
+  /**
+   * Rows that a rank can receive in one dispatch. Grouped dispatches have a row for each selection, and padding: see
+   * {@link maxGroupedRows}.
+   * @default maxTokensPerRank * ranks, which always suffices for plain dispatches
+   */
   readonly capacity?: number
   /** Bytes of the widest element in dispatch or combine. @default 2 */
   readonly maxElementBytes?: number
@@ -31,7 +35,9 @@ export interface BufferLayout {
   readonly scales: Region
   readonly topkIdx: Region
   readonly topkWeights: Region
+  /** Index of each row at its source; of grouped rows the local expert. */
   readonly sourceIndex: Region
+  readonly columnScales: Region
   readonly slotBytes: number
   readonly byteLength: number
   readonly numSignals: number
@@ -45,9 +51,8 @@ export interface BufferLayout {
  */
 export function layoutBuffer(options: IntranodeBufferSizes, numRanks: number): BufferLayout {
   const sizes = withDefaults(options, numRanks)
-  const maxLocalExperts = Math.ceil(sizes.maxExperts / numRanks)
   const maxRowBytes = sizes.hidden * sizes.maxElementBytes
-  const countsStride = align(native().sharedArgumentBytes + 4 * (numRanks + maxLocalExperts + sizes.maxChannels), 128)
+  const countsStride = align(native().messageHeadBytes + 4 * (numRanks + sizes.maxExperts + sizes.maxChannels), 128)
   const slot = new RegionLayout()
   const rows = slot.reserve(sizes.capacity * maxRowBytes)
   const scales = slot.reserve(sizes.capacity * sizes.maxScaleColumns * 4)
@@ -57,17 +62,19 @@ export function layoutBuffer(options: IntranodeBufferSizes, numRanks: number): B
   // A rank may be one dispatch ahead of another that still reads the counts of the last: two messages take turns.
   const counts = slot.reserve(2 * numRanks * countsStride)
   const combineArguments = slot.reserve(native().combineArgumentBytes)
+  // Scales of grouped rows, column by column: a column is padded to four rows.
+  const columnScales = slot.reserve(align(sizes.capacity, 4) * sizes.maxScaleColumns * 4)
   // Slots begin on pages of their own: two leases never share one.
   const slotBytes = align(slot.byteLength, 4096)
   return {
-    ...{ sizes, rows, scales, topkIdx, topkWeights, sourceIndex, slotBytes },
+    ...{ sizes, rows, scales, topkIdx, topkWeights, sourceIndex, columnScales, slotBytes },
     byteLength: slotBytes * sizes.maxInFlight,
     numSignals: sizes.maxInFlight * native().signalKinds * numRanks,
     nativeFields: [
       ...[sizes.maxInFlight, slotBytes, sizes.capacity, maxRowBytes, sizes.maxScaleColumns, sizes.maxTopk],
-      ...[maxLocalExperts, sizes.maxChannels, rows.byteOffset, scales.byteOffset, sourceIndex.byteOffset],
+      ...[sizes.maxExperts, sizes.maxChannels, rows.byteOffset, scales.byteOffset, sourceIndex.byteOffset],
       ...[topkIdx.byteOffset, topkWeights.byteOffset, counts.byteOffset, countsStride],
-      combineArguments.byteOffset,
+      ...[combineArguments.byteOffset, columnScales.byteOffset],
     ],
   }
 }
@@ -94,4 +101,17 @@ function withDefaults(options: IntranodeBufferSizes, numRanks: number): Required
 
 function align(bytes: number, alignment: number): number {
   return Math.ceil(bytes / alignment) * alignment
+}
+
+/** Rows that a grouped dispatch can need at the worst: every selection of every token on one rank, and padding. */
+export function maxGroupedRows(options: {
+  readonly maxTokensPerRank: number
+  readonly numRanks: number
+  readonly numExperts: number
+  readonly topk: number
+  readonly expertAlignment: number
+}): number {
+  const { maxTokensPerRank, numRanks, numExperts, topk, expertAlignment } = options
+  const localExperts = Math.ceil(numExperts / numRanks)
+  return maxTokensPerRank * numRanks * topk + localExperts * (expertAlignment - 1)
 }

@@ -9,6 +9,10 @@ import type { Lease } from '@moe-ep/transport'
  * channel c of a rank is its tokens [c * ceil(T / C), (c + 1) * ceil(T / C)).
  */
 export interface DispatchPlan {
+  /** The rank that made it: a plan is of no use to another. */
+  readonly rank: number
+  /** Whether rows have one place for each selection (grouped dispatch) instead of one for each token. */
+  readonly grouped: boolean
   readonly numTokens: number
   readonly numExperts: number
   readonly numChannels: number
@@ -25,11 +29,18 @@ export interface DispatchPlan {
   readonly channelPrefixMatrix: Tensor
   /** i32 [R, C]: `[s][c]` = rows that came from channels 0..c of source s. */
   readonly recvChannelPrefixMatrix: Tensor
-  /** i32 [T, R]: row of token t in rank r's recvX, -1 when it was not sent there. */
+  /** i32 [T, R]: row of token t in rank r's recvX, -1 when it was not sent there (grouped: its place among this rank's tokens). */
   readonly sendHead: Tensor
   /** i32 [L]: selections of each local expert by received rows, each rounded up to expertAlignment. */
   readonly numRecvTokensPerExpert: Tensor
-  /** Rows that this rank receives: rankPrefixMatrix[R-1][this rank]. */
+  /** i32 [L]: selections of each local expert by received rows. */
+  readonly numRecvSelections: Tensor
+  /** i32 [T, K]: row of each selection at the rank of its expert, -1 for none. Grouped only. */
+  readonly slotRow: Tensor | undefined
+  /**
+   * Rows of this rank: rankPrefixMatrix[R-1][this rank], grouped the sum of numRecvTokensPerExpert. At worst-case size the buffer's
+   * capacity, for the host does not know.
+   */
   readonly numRecvTokens: number
 }
 
@@ -43,4 +54,16 @@ export interface DispatchHandle {
   readonly dtype: DType
   /** i32 [rows]: index of the token at its source rank. */
   readonly recvSrcIdx: Tensor
+}
+
+/** What a combine needs to bring grouped rows home. */
+export interface GroupedDispatchHandle {
+  readonly plan: DispatchPlan
+  readonly lease: Lease
+  readonly hidden: number
+  readonly dtype: DType
+  /** [T, K]: the ids that were dispatched. */
+  readonly topkIdx: Tensor
+  /** f32 [T, K], if they were given. */
+  readonly topkWeights: Tensor | undefined
 }

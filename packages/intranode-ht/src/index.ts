@@ -1,11 +1,17 @@
-export type { IntranodeBufferSizes } from './buffer-layout.js'
-export type { DispatchHandle, DispatchPlan } from './dispatch-handle.js'
-export {
-  type CallOptions,
-  type CombineResult,
-  type DispatchOptions,
-  type DispatchResult,
-  IntranodeBuffer,
-  type IntranodeBufferOptions,
-} from './intranode-buffer.js'
+export { type IntranodeBufferSizes, maxGroupedRows } from './buffer-layout.js'
+export type { DispatchHandle, DispatchPlan, GroupedDispatchHandle } from './dispatch-handle.js'
+export type {
+  CallOptions,
+  CombineInputOptions,
+  CombineOptions,
+  CombineResult,
+  DispatchOptions,
+  DispatchOut,
+  DispatchResult,
+  GroupedCombineOptions,
+  GroupedDispatchOptions,
+  GroupedDispatchResult,
+  SendOptions,
+} from './dispatch-types.js'
+export { IntranodeBuffer, type IntranodeBufferOptions } from './intranode-buffer.js'
 export * as reference from './reference.js'

@@ -11,12 +11,23 @@ import {
   Tensor,
   traceOperation,
 } from '@moe-ep/core'
-import { defaultNumChannels, linearPlacement } from '@moe-ep/layout'
 import { type CollectiveOptions, type Lease, type ProcessGroup, SlotRing, SymmetricMemory } from '@moe-ep/transport'
 import { type BufferLayout, type IntranodeBufferSizes, layoutBuffer } from './buffer-layout.js'
-import { checkDispatch, requireRows } from './dispatch-arguments.js'
-import type { DispatchHandle, DispatchPlan } from './dispatch-handle.js'
+import { type CheckContext, checkDispatch, checkGroupedDispatch, requireNotCapturing, requireRows } from './dispatch-arguments.js'
+import type { DispatchHandle, DispatchPlan, GroupedDispatchHandle } from './dispatch-handle.js'
+import type {
+  CallOptions,
+  CombineInputOptions,
+  CombineOptions,
+  CombineResult,
+  DispatchOptions,
+  DispatchResult,
+  GroupedCombineOptions,
+  GroupedDispatchOptions,
+  GroupedDispatchResult,
+} from './dispatch-types.js'
 import { type BufferHandle, native } from './native.js'
+import { emptyPlan, settledPlan, sharedArguments, sum } from './plan.js'
 
 /** How a buffer is made. */
 export interface IntranodeBufferOptions extends IntranodeBufferSizes {
@@ -28,62 +39,11 @@ export interface IntranodeBufferOptions extends IntranodeBufferSizes {
   readonly signal?: AbortSignal
 }
 
-/** Options that dispatch and combine share. */
-export interface CallOptions {
-  /** @default the device's default stream */
-  readonly stream?: Stream
-  /** Work that must be done first. */
-  readonly previousEvent?: Event
-  /** Deadline of this call's waits for peers. @default the buffer's */
-  readonly timeoutMs?: number
-}
-
-/** What is sent along with the rows, and where. Either `topkIdx` and `numExperts`, or a `plan`. */
-export interface DispatchOptions extends CallOptions {
-  /** i32 or i64 [T, K]: global expert ids, -1 for none. */
-  readonly topkIdx?: Tensor
-  /** f32 [T, K]: forwarded to the ranks of the experts. */
-  readonly topkWeights?: Tensor
-  /** Experts of all ranks together, linearly placed. */
-  readonly numExperts?: number
-  /** f32 [T, G]: scales of the rows, forwarded with them. */
-  readonly scales?: Tensor
-  /** Layout of an earlier dispatch with the same routing: counts are not exchanged again. All ranks pass one, or none does. */
-  readonly plan?: DispatchPlan
-  /** Rounds the counts per expert up. @default 1 */
-  readonly expertAlignment?: number
-  /** @default 10 */
-  readonly numChannels?: number
-  /** Slot to use, the same on all ranks. @default the lowest free one */
-  readonly slot?: number
-}
-
-/** What arrived. Tensors lie in the lease's slot: read them before the lease ends. */
-export interface DispatchResult {
-  /** [rows, hidden], dtype of x: ordered by source rank, then by token. */
-  readonly recvX: Tensor
-  /** f32 [rows, G], when scales were sent. */
-  readonly recvXScales: Tensor | undefined
-  /** [rows, K], dtype of topkIdx: local expert ids, -1 for experts of other ranks. Undefined with a plan. */
-  readonly recvTopkIdx: Tensor | undefined
-  /** f32 [rows, K]: 0 where the id is -1. */
-  readonly recvTopkWeights: Tensor | undefined
-  /** Selections of each local expert, rounded up to expertAlignment. */
-  readonly numRecvTokensPerExpert: Int32Array
-  readonly handle: DispatchHandle
-  /** Complete when the rows have arrived. */
-  readonly event: Event
-}
-
-/** What a combine gives. */
-export interface CombineResult {
-  /** [T, hidden], dtype of x: for each token of this rank the sum over ranks of its rows; zeros when it was sent nowhere. */
-  readonly combinedX: Tensor
-  /** Complete when combinedX is. */
-  readonly event: Event
-}
-
-/** High-throughput dispatch and combine between ranks that map each other's memory. Made and closed by all ranks alike. */
+/**
+ * High-throughput dispatch and combine between ranks that map each other's memory. Made, called and closed by all ranks alike.
+ *
+ * Calls of one buffer may use several streams: a slot's next user waits for its last one.
+ */
 export class IntranodeBuffer implements Disposable {
   readonly group: ProcessGroup
   readonly device: Device
@@ -91,9 +51,8 @@ export class IntranodeBuffer implements Disposable {
   readonly #memory: SymmetricMemory
   readonly #layout: BufferLayout
   readonly #slots: SlotRing
+  readonly #leases = new WeakMap<Lease, Event>()
   readonly #handle: BufferHandle
-  /** A handle of another buffer would name a slot that means something else here. */
-  readonly #leases = new WeakSet<Lease>()
   #closed = false
 
   private constructor(memory: SymmetricMemory, layout: BufferLayout, timeoutMs: number) {
@@ -158,26 +117,36 @@ export class IntranodeBuffer implements Disposable {
    * counts are known; the rows arrive in stream order (`event`).
    *
    * @param x [T, hidden] bf16, f16, f32, fp8 or u8, rows of a multiple of 16 bytes. T may be 0 and differ between ranks.
-   * @throws ERR_MOE_EP_ARGUMENT and ERR_MOE_EP_NO_FREE_SLOT before anything is sent; ERR_MOE_EP_MISMATCH and
-   *   ERR_MOE_EP_CAPACITY (with the true count) on all ranks before a row is sent; ERR_MOE_EP_TIMEOUT naming rank, peer and what
-   *   was missing; ERR_MOE_EP_PEER_LOST.
+   * @throws ERR_MOE_EP_ARGUMENT, ERR_MOE_EP_CAPTURE and ERR_MOE_EP_NO_FREE_SLOT before anything is sent; ERR_MOE_EP_MISMATCH,
+   *   ERR_MOE_EP_CAPACITY (with the true count) and ERR_MOE_EP_ARGUMENT for an id out of range on all ranks before a row is sent;
+   *   ERR_MOE_EP_TIMEOUT naming rank, peer and what was missing; ERR_MOE_EP_PEER_LOST.
    */
   async dispatch(x: Tensor, options: DispatchOptions): Promise<DispatchResult> {
-    checkDispatch(x, options, this.sizes, this.group.worldSize)
-    const { stream = this.device.defaultStream, timeoutMs = this.timeoutMs, slot, previousEvent } = options
-    requireInteger('timeoutMs', timeoutMs, 1)
-    const lease = this.#slots.acquire(slot)
-    this.#leases.add(lease)
+    checkDispatch(x, options, this.#context)
+    const call = this.#begin(x, options)
+    requireNotCapturing(call.stream)
+    return this.#leased(call, async (lease) => {
+      const planned = this.#enqueueDispatch(call, lease, options, false)
+      const plan = options.plan ?? settledPlan(await this.#settled(planned, call.stream))
+      const result = this.#result(call, lease, options, plan, plan.numRecvTokens)
+      return options.out === undefined ? result : this.#copyOut(call, lease, result, options.out)
+    })
+  }
+
+  /**
+   * The same without a wait for counts: results have as many rows as the buffer's capacity, of which the first
+   * `rankPrefixMatrix[R-1][rank]` are filled and the others have ids of -1 and weights of 0. Enqueued; can be captured.
+   * @throws as {@link dispatch}, what is found out by the kernels at the next await of the stream.
+   */
+  dispatchWorstCase(x: Tensor, options: Omit<DispatchOptions, 'out'>): DispatchResult {
+    checkDispatch(x, options, this.#context)
+    const call = this.#begin(x, options)
+    const lease = this.#acquire(call)
     try {
-      if (previousEvent !== undefined) stream.wait(previousEvent)
-      const call = { x, options, stream, timeoutMs, slot: lease.slot }
-      const plan = options.plan ?? this.#enqueueNotify(call)
-      if (options.plan !== undefined) this.#enqueueNotifyCached(call, options.plan)
-      const counted = stream.record()
-      this.#enqueueSend(call, plan)
-      const event = stream.record()
-      if (options.plan === undefined) await this.#settled(counted, stream)
-      return this.#result(call, this.#withCounts(plan), lease, event)
+      const { plan } = this.#enqueueDispatch(call, lease, options, true)
+      const { capacity } = this.sizes
+      const result = this.#result(call, lease, options, { ...plan, numRecvTokens: capacity }, capacity)
+      return { ...result, numRecvTokensPerExpert: new Int32Array(0) }
     } catch (error) {
       lease.release()
       throw error
@@ -185,33 +154,77 @@ export class IntranodeBuffer implements Disposable {
   }
 
   /**
-   * Brings rows home: for each token of this rank the f32 sum, in rank order, of the rows that stand for it on other ranks, rounded
-   * once. Weights must have been applied. Enqueued; ends the lease.
+   * Sends a row for each selection straight into the contiguous layout of grouped GEMMs on the expert's rank: what permute would
+   * make of a plain dispatch, without the pass. Resolves as soon as the counts are known. The buffer's capacity counts grouped
+   * rows: see `maxGroupedRows`.
+   * @throws as {@link dispatch}.
+   */
+  async dispatchGrouped(x: Tensor, options: GroupedDispatchOptions): Promise<GroupedDispatchResult> {
+    checkGroupedDispatch(x, options, this.#context)
+    const call = this.#begin(x, options)
+    requireNotCapturing(call.stream)
+    return this.#leased(call, async (lease) => {
+      const planned = this.#enqueueGrouped(call, lease, options)
+      const plan = options.plan ?? settledPlan(await this.#settled(planned, call.stream))
+      return this.#groupedResult(call, lease, options, plan)
+    })
+  }
+
+  /**
+   * Brings rows home: for each token of this rank the f32 sum, in rank order, of the rows that stand for it on other ranks, then the
+   * biases, rounded once. Weights must have been applied to the rows. Enqueued; ends the lease.
    *
    * @param x [rows, hidden] bf16, f16 or f32: row i belongs to the token of recvX's row i. May be `combineInput(handle)`.
    * @throws ERR_MOE_EP_ARGUMENT, ERR_MOE_EP_RELEASED when the lease has ended; on await of the event or stream as in dispatch.
    */
-  combine(x: Tensor, handle: DispatchHandle, options: CallOptions & { readonly out?: Tensor } = {}): CombineResult {
-    this.#requireLease(handle)
-    requireTensor('x', x, { dtype: ['bf16', 'f16', 'f32'], shape: [handle.plan.numRecvTokens, null] })
-    const rowBytes = requireRows('x', x, this.sizes)
-    const { stream = this.device.defaultStream, timeoutMs = this.timeoutMs, previousEvent } = options
-    requireInteger('timeoutMs', timeoutMs, 1)
-    const shape = [handle.plan.numTokens, x.shape[1]!]
-    const combinedX = options.out ?? Tensor.zeros(shape, x.dtype, this.device)
-    requireTensor('out', combinedX, { dtype: x.dtype, shape })
-    if (previousEvent !== undefined) stream.wait(previousEvent)
+  combine(x: Tensor, handle: DispatchHandle, options: CombineOptions = {}): CombineResult {
     const { plan, lease } = handle
+    this.#requireLease(lease)
+    const { rowBytes, combinedX } = this.#combineOutput(x, plan, options)
+    const { topkWeights } = options
+    if (topkWeights !== undefined) {
+      requireTensor('topkWeights', topkWeights, { dtype: 'f32', shape: [plan.numRecvTokens, null] })
+      requireInteger('topk', topkWeights.shape[1], 1, this.sizes.maxTopk)
+    }
+    const biases = options.bias === undefined ? [] : [options.bias].flat()
+    if (biases.length > 2) throw argumentError('bias', 'at most two', biases.length)
+    for (const bias of biases) requireTensor('bias', bias, { dtype: x.dtype, shape: combinedX.shape })
+    const combinedTopkWeights =
+      topkWeights && Tensor.zeros([plan.numTokens, topkWeights.shape[1]!], 'f32', this.device)
+    const { stream, timeoutMs } = this.#enter(lease, options)
     // Staging reads and writes every received row, the sum reads every row that was sent and writes one for each token.
     const bytes = (): number => (2 * plan.numRecvTokens + sum(plan.numTokensPerRank) + plan.numTokens) * rowBytes
     traceOperation('intranode.combine', stream, bytes, () =>
       native().combine(
-        ...([stream.handle, this.#handle, lease.slot, x.handle, plan.numTokensPerRank.handle] as const),
-        ...([plan.sendHead.handle, combinedX.handle, timeoutMs] as const),
+        ...([stream.handle, this.#handle, lease.slot, x.handle, topkWeights?.handle] as const),
+        ...([plan.numTokensPerRank.handle, plan.rankPrefixMatrix.handle, plan.sendHead.handle] as const),
+        ...([biases[0]?.handle, biases[1]?.handle, combinedX.handle, combinedTopkWeights?.handle, timeoutMs] as const),
       ),
     )
-    lease.release()
-    return { combinedX, event: stream.record() }
+    return { combinedX, combinedTopkWeights, event: this.#leave(lease, stream) }
+  }
+
+  /**
+   * Brings grouped rows home with weights applied: for each token and rank the weighted f32 sum of its rows in slot order, rounded
+   * as an unpermute would leave it; then the sum over ranks as in {@link combine}. Enqueued; ends the lease.
+   * @throws as {@link combine}; ERR_MOE_EP_ARGUMENT when weights were given neither here nor at the dispatch.
+   */
+  combineGrouped(x: Tensor, handle: GroupedDispatchHandle, options: GroupedCombineOptions = {}): CombineResult {
+    const { plan, lease, topkIdx } = handle
+    this.#requireLease(lease)
+    const { rowBytes, combinedX } = this.#combineOutput(x, plan, options)
+    const topkWeights = options.topkWeights ?? handle.topkWeights
+    requireTensor('topkWeights', topkWeights, { dtype: 'f32', shape: topkIdx.shape })
+    const { stream, timeoutMs } = this.#enter(lease, options)
+    const bytes = (): number => (2 * plan.numRecvTokens + sum(plan.numTokensPerExpert) + plan.numTokens) * rowBytes
+    traceOperation('intranode.combineGrouped', stream, bytes, () =>
+      native().combineGrouped(
+        ...([stream.handle, this.#handle, lease.slot, plan.numExperts, x.handle, topkIdx.handle] as const),
+        ...([topkWeights.handle, plan.slotRow!.handle, plan.numTokensPerRank.handle] as const),
+        ...([plan.numRecvTokensPerExpert.handle, combinedX.handle, timeoutMs] as const),
+      ),
+    )
+    return { combinedX, combinedTopkWeights: undefined, event: this.#leave(lease, stream) }
   }
 
   /**
@@ -219,8 +232,8 @@ export class IntranodeBuffer implements Disposable {
    * recvX is not needed any more.
    * @throws ERR_MOE_EP_ARGUMENT, ERR_MOE_EP_RELEASED when the lease has ended.
    */
-  combineInput(handle: DispatchHandle, options: { readonly dtype?: DType; readonly hidden?: number } = {}): Tensor {
-    this.#requireLease(handle)
+  combineInput(handle: DispatchHandle | GroupedDispatchHandle, options: CombineInputOptions = {}): Tensor {
+    this.#requireLease(handle.lease)
     const { dtype = handle.dtype, hidden = handle.hidden } = options
     const input = this.#slotTensor(handle.lease.slot, 'rows', [handle.plan.numRecvTokens, hidden], dtype)
     requireRows('combineInput', input, this.sizes)
@@ -239,95 +252,191 @@ export class IntranodeBuffer implements Disposable {
     this.close()
   }
 
-  #requireLease({ lease }: DispatchHandle): void {
-    if (!this.#leases.has(lease)) throw argumentError('handle', 'a handle of this buffer', 'one of another')
-    if (!lease.active) throw new MoeEpError('ERR_MOE_EP_RELEASED', "the dispatch's lease has ended")
+  get #context(): CheckContext {
+    return { sizes: this.sizes, rank: this.group.rank, numRanks: this.group.worldSize }
   }
 
-  #enqueueNotify(call: Call): DispatchPlan {
-    const { options, stream } = call
-    const { worldSize, rank } = this.group
-    const { topkIdx, numExperts, numChannels = defaultNumChannels, expertAlignment = 1 } = options as FreshOptions
-    const [numTokens] = call.x.shape as [number, number]
-    const { begin, end } = linearPlacement(numExperts, worldSize).rangeOf(rank)
-    const zeros = (shape: readonly number[], dtype: DType): Tensor => Tensor.zeros(shape, dtype, this.device)
-    const plan = {
-      ...{ numTokens, numExperts, numChannels, expertAlignment, numRecvTokens: 0 },
-      numTokensPerRank: zeros([worldSize], 'i32'),
-      numTokensPerExpert: zeros([numExperts], 'i32'),
-      isTokenInRank: zeros([numTokens, worldSize], 'bool'),
-      rankPrefixMatrix: zeros([worldSize, worldSize], 'i32'),
-      channelPrefixMatrix: zeros([worldSize, numChannels], 'i32'),
-      recvChannelPrefixMatrix: zeros([worldSize, numChannels], 'i32'),
-      sendHead: zeros([numTokens, worldSize], 'i32'),
-      numRecvTokensPerExpert: zeros([end - begin], 'i32'),
+  #begin(x: Tensor, options: CallOptions & { readonly slot?: number }): Call {
+    const { stream = this.device.defaultStream, timeoutMs = this.timeoutMs, previousEvent, slot } = options
+    requireInteger('timeoutMs', timeoutMs, 1)
+    return { x, stream, timeoutMs, previousEvent, slot }
+  }
+
+  /** Takes a slot, and orders the stream after the slot's last user. */
+  #acquire({ stream, previousEvent, slot }: Call): Lease {
+    const lease = this.#slots.acquire(slot)
+    if (previousEvent !== undefined) stream.wait(previousEvent)
+    if (lease.previous !== undefined) stream.wait(lease.previous)
+    return lease
+  }
+
+  async #leased<Result>(call: Call, body: (lease: Lease) => Promise<Result>): Promise<Result> {
+    const lease = this.#acquire(call)
+    try {
+      return await body(lease)
+    } catch (error) {
+      lease.release(call.stream.closed ? undefined : call.stream.record())
+      throw error
     }
-    traceOperation('intranode.notify', stream, topkIdx.byteLength + plan.sendHead.byteLength, () =>
-      native().notify(
-        ...([stream.handle, this.#handle, call.slot, sharedArguments(call, plan), topkIdx.handle] as const),
-        ...([plan.numTokensPerRank.handle, plan.numTokensPerExpert.handle, plan.isTokenInRank.handle] as const),
-        ...([plan.rankPrefixMatrix.handle, plan.channelPrefixMatrix.handle, plan.recvChannelPrefixMatrix.handle] as const),
-        ...([plan.sendHead.handle, plan.numRecvTokensPerExpert.handle, call.timeoutMs] as const),
-      ),
-    )
-    return plan
   }
 
-  #enqueueNotifyCached(call: Call, plan: DispatchPlan): void {
-    traceOperation('intranode.notify', call.stream, 0, () =>
-      native().notifyCached(
-        ...([call.stream.handle, this.#handle, call.slot, sharedArguments(call, plan)] as const),
-        ...([plan.rankPrefixMatrix.handle, call.timeoutMs] as const),
-      ),
+  #enqueueNotify(call: Call, lease: Lease, routing: Routing, fresh: DispatchPlan | undefined): { plan: DispatchPlan; counted: Event } {
+    const { stream, timeoutMs, x } = call
+    const { topkIdx, topkWeights, scales } = routing
+    const plan = fresh ?? routing.plan!
+    const shared = sharedArguments(
+      { lease: lease.id, cached: fresh === undefined, x, scales, topkIdx, hasWeights: topkWeights !== undefined },
+      plan,
     )
+    traceOperation('intranode.notify', stream, (topkIdx?.byteLength ?? 0) + plan.sendHead.byteLength, () =>
+      fresh === undefined
+        ? native().notifyCached(stream.handle, this.#handle, lease.slot, shared, plan.rankPrefixMatrix.handle, timeoutMs)
+        : native().notify(
+            ...([stream.handle, this.#handle, lease.slot, shared, topkIdx!.handle] as const),
+            ...([plan.numTokensPerRank.handle, plan.numTokensPerExpert.handle, plan.isTokenInRank.handle] as const),
+            ...([plan.rankPrefixMatrix.handle, plan.channelPrefixMatrix.handle] as const),
+            ...([plan.recvChannelPrefixMatrix.handle, plan.sendHead.handle, plan.numRecvTokensPerExpert.handle] as const),
+            ...([plan.numRecvSelections.handle, plan.slotRow?.handle, timeoutMs] as const),
+          ),
+    )
+    return { plan, counted: stream.record() }
   }
 
-  #enqueueSend(call: Call, plan: DispatchPlan): void {
-    const { scales, topkIdx, topkWeights } = call.options
-    const rowBytes = (call.x.shape[1]! * dtypes[call.x.dtype].bits) / 8
+  #freshPlan(x: Tensor, options: DispatchOptions, groupedTopk: number | undefined): DispatchPlan {
+    return emptyPlan({
+      ...{ device: this.device, rank: this.group.rank, numRanks: this.group.worldSize, groupedTopk },
+      ...{ numTokens: x.shape[0]!, numExperts: options.numExperts!, maxChannels: this.sizes.maxChannels },
+      ...{ numChannels: options.numChannels, expertAlignment: options.expertAlignment ?? (groupedTopk === undefined ? 1 : 128) },
+    })
+  }
+
+  #enqueueDispatch(call: Call, lease: Lease, options: DispatchOptions, fillTail: boolean): Planned {
+    const { x, stream, timeoutMs } = call
+    const fresh = options.plan === undefined ? this.#freshPlan(x, options, undefined) : undefined
+    const { plan, counted } = this.#enqueueNotify(call, lease, options, fresh)
+    const { scales, topkIdx, topkWeights } = options
     // Every row is read once for each rank that gets it, and written there.
-    const sentBytes = (): number => 2 * rowBytes * sum(plan.numTokensPerRank)
-    traceOperation('intranode.send', call.stream, sentBytes, () =>
+    const bytes = (): number => 2 * bytesOfRow(x) * sum(plan.numTokensPerRank)
+    traceOperation('intranode.send', stream, bytes, () =>
       native().send(
-        ...([call.stream.handle, this.#handle, call.slot, plan.numExperts, call.x.handle, scales?.handle] as const),
-        ...([topkIdx?.handle, topkWeights?.handle, plan.sendHead.handle, call.timeoutMs] as const),
+        ...([stream.handle, this.#handle, lease.slot, plan.numExperts, x.handle, scales?.handle, topkIdx?.handle] as const),
+        ...([topkWeights?.handle, plan.sendHead.handle, plan.rankPrefixMatrix.handle, fillTail, timeoutMs] as const),
       ),
     )
+    this.#leases.set(lease, stream.record())
+    return { plan, counted }
+  }
+
+  #enqueueGrouped(call: Call, lease: Lease, options: GroupedDispatchOptions): Planned {
+    const { x, stream, timeoutMs } = call
+    const { topkIdx, scales, fill = -1, zeroPadding = false } = options
+    const fresh = options.plan === undefined ? this.#freshPlan(x, options, topkIdx.shape[1]!) : undefined
+    const { plan, counted } = this.#enqueueNotify(call, lease, options, fresh)
+    const bytes = (): number => 2 * bytesOfRow(x) * sum(plan.numTokensPerExpert)
+    traceOperation('intranode.sendGrouped', stream, bytes, () =>
+      native().sendGrouped(
+        ...([stream.handle, this.#handle, lease.slot, plan.numExperts, plan.expertAlignment, fill === 'expert'] as const),
+        ...([zeroPadding, x.handle, scales?.handle, topkIdx.handle, plan.slotRow!.handle] as const),
+        ...([plan.numRecvSelections.handle, timeoutMs] as const),
+      ),
+    )
+    this.#leases.set(lease, stream.record())
+    return { plan, counted }
   }
 
   /** Waits for the counts. On failure the stream's own record of it is taken too: the caller hears of it here, once. */
-  async #settled(event: Event, stream: Stream): Promise<void> {
+  async #settled({ plan, counted }: Planned, stream: Stream): Promise<DispatchPlan> {
     try {
-      await event.synchronize()
+      await counted.synchronize()
+      return plan
     } catch (error) {
       await stream.synchronize().catch(() => {})
       throw error
     }
   }
 
-  /** The plan with the number of rows, which only now can be read. */
-  #withCounts(plan: DispatchPlan): DispatchPlan {
-    const { worldSize, rank } = this.group
-    const numRecvTokens = Number(plan.rankPrefixMatrix.data[(worldSize - 1) * worldSize + rank])
-    return { ...plan, numRecvTokens }
-  }
-
-  #result(call: Call, plan: DispatchPlan, lease: Lease, event: Event): DispatchResult {
-    const { x, options } = call
-    const rows = plan.numRecvTokens
+  #result(call: Call, lease: Lease, options: DispatchOptions, plan: DispatchPlan, rows: number): DispatchResult {
+    const { x } = call
     const hidden = x.shape[1]!
     const view = (region: SlotRegion, columns: number, dtype: DType): Tensor =>
       this.#slotTensor(lease.slot, region, [rows, columns], dtype)
     const { topkIdx, topkWeights, scales } = options
+    const recvSrcIdx = this.#slotTensor(lease.slot, 'sourceIndex', [rows], 'i32')
     return {
       recvX: view('rows', hidden, x.dtype),
       recvXScales: scales && view('scales', scales.shape[1]!, 'f32'),
       recvTopkIdx: topkIdx && view('topkIdx', topkIdx.shape[1]!, topkIdx.dtype),
       recvTopkWeights: topkWeights && view('topkWeights', topkWeights.shape[1]!, 'f32'),
       numRecvTokensPerExpert: Int32Array.from(plan.numRecvTokensPerExpert.data as Int32Array),
-      handle: { plan, lease, hidden, dtype: x.dtype, recvSrcIdx: this.#slotTensor(lease.slot, 'sourceIndex', [rows], 'i32') },
-      event,
+      handle: { plan, lease, hidden, dtype: x.dtype, recvSrcIdx },
+      event: this.#leases.get(lease)!,
     }
+  }
+
+  #groupedResult(call: Call, lease: Lease, options: GroupedDispatchOptions, plan: DispatchPlan): GroupedDispatchResult {
+    const { x } = call
+    const { topkIdx, topkWeights, scales } = options
+    const rows = plan.numRecvTokens
+    const hidden = x.shape[1]!
+    return {
+      recvX: this.#slotTensor(lease.slot, 'rows', [rows, hidden], x.dtype),
+      recvXScales: scales && this.#columnScales(lease.slot, rows, scales.shape[1]!),
+      expertIds: this.#slotTensor(lease.slot, 'sourceIndex', [rows], 'i32'),
+      numRecvTokensPerExpert: Int32Array.from(plan.numRecvTokensPerExpert.data as Int32Array),
+      handle: { plan, lease, hidden, dtype: x.dtype, topkIdx, topkWeights },
+      event: this.#leases.get(lease)!,
+    }
+  }
+
+  /** Enqueues copies of what arrived into the caller's memory, and gives views of that instead. */
+  #copyOut({ stream }: Call, lease: Lease, result: DispatchResult, out: NonNullable<DispatchOptions['out']>): DispatchResult {
+    const copied: { -readonly [Name in keyof typeof out]: Tensor } = {}
+    for (const name of ['recvX', 'recvXScales', 'recvTopkIdx', 'recvTopkWeights'] as const) {
+      const target = out[name]
+      if (target === undefined) continue
+      const from = result[name]
+      if (from === undefined) throw argumentError(`out.${name}`, 'nothing, for nothing of it was sent', target.toString())
+      requireTensor(`out.${name}`, target, { dtype: from.dtype, shape: [null, from.shape[1]!] })
+      const rows = from.shape[0]!
+      if (target.shape[0]! < rows) {
+        throw new MoeEpError('ERR_MOE_EP_CAPACITY', `out.${name}: ${rows} rows arrived, it has ${target.shape[0]}`)
+      }
+      const view = target.slice(0, rows)
+      native().copyRows(stream.handle, from.handle, view.handle)
+      copied[name] = view
+    }
+    const event = stream.record()
+    this.#leases.set(lease, event)
+    return { ...result, ...copied, event }
+  }
+
+  #combineOutput(x: Tensor, plan: DispatchPlan, options: { readonly out?: Tensor }): { rowBytes: number; combinedX: Tensor } {
+    requireTensor('x', x, { dtype: ['bf16', 'f16', 'f32'], shape: [plan.numRecvTokens, null] })
+    const rowBytes = requireRows('x', x, this.sizes)
+    const shape = [plan.numTokens, x.shape[1]!]
+    const combinedX = options.out ?? Tensor.zeros(shape, x.dtype, this.device)
+    requireTensor('out', combinedX, { dtype: x.dtype, shape })
+    return { rowBytes, combinedX }
+  }
+
+  /** Orders a combine's stream after the dispatch that filled the lease. */
+  #enter(lease: Lease, options: CallOptions): { stream: Stream; timeoutMs: number } {
+    const { stream = this.device.defaultStream, timeoutMs = this.timeoutMs, previousEvent } = options
+    requireInteger('timeoutMs', timeoutMs, 1)
+    if (previousEvent !== undefined) stream.wait(previousEvent)
+    stream.wait(this.#leases.get(lease)!)
+    return { stream, timeoutMs }
+  }
+
+  #leave(lease: Lease, stream: Stream): Event {
+    const event = stream.record()
+    lease.release(event)
+    return event
+  }
+
+  #requireLease(lease: Lease): void {
+    if (!this.#leases.has(lease)) throw argumentError('handle', 'a handle of this buffer', 'one of another')
+    if (!lease.active) throw new MoeEpError('ERR_MOE_EP_RELEASED', "the dispatch's lease has ended")
   }
 
   #slotTensor(slot: number, region: SlotRegion, shape: readonly number[], dtype: DType): Tensor {
@@ -335,6 +444,12 @@ export class IntranodeBuffer implements Disposable {
     const tensor = this.#memory.tensor({ byteOffset: slot * this.#layout.slotBytes + byteOffset, shape, dtype })
     if (tensor.byteLength > byteLength) throw argumentError('shape', `at most ${byteLength} bytes`, tensor.toString())
     return tensor
+  }
+
+  #columnScales(slot: number, rows: number, columns: number): Tensor {
+    const stride = Math.ceil(rows / 4) * 4
+    const { memory, byteOffset } = this.#slotTensor(slot, 'columnScales', [columns, stride], 'f32')
+    return new Tensor({ memory, dtype: 'f32', shape: [rows, columns], strides: [1, stride], byteOffset })
   }
 }
 
@@ -347,32 +462,23 @@ async function requireSameLayout(group: ProcessGroup, layout: BufferLayout, wait
   throw new MoeEpError('ERR_MOE_EP_MISMATCH', `intranode buffer: rank ${different} was built with other sizes than rank 0`)
 }
 
-type SlotRegion = 'rows' | 'scales' | 'topkIdx' | 'topkWeights' | 'sourceIndex'
-type FreshOptions = DispatchOptions & { readonly topkIdx: Tensor; readonly numExperts: number }
+type SlotRegion = 'rows' | 'scales' | 'topkIdx' | 'topkWeights' | 'sourceIndex' | 'columnScales'
+type Routing = Pick<DispatchOptions, 'topkIdx' | 'topkWeights' | 'scales' | 'plan'>
 
 interface Call {
   readonly x: Tensor
-  readonly options: DispatchOptions
   readonly stream: Stream
   readonly timeoutMs: number
-  readonly slot: number
+  readonly previousEvent: Event | undefined
+  readonly slot: number | undefined
 }
 
-/** What all ranks must agree on, in the order of the native record. */
-function sharedArguments({ x, options }: Call, plan: DispatchPlan): number[] {
-  const { topkIdx, scales } = options
-  return [
-    Number(options.plan !== undefined),
-    (x.shape[1]! * dtypes[x.dtype].bits) / 8,
-    scales?.shape[1] ?? 0,
-    topkIdx?.shape[1] ?? 0,
-    topkIdx === undefined ? 0 : dtypes[topkIdx.dtype].bits / 8,
-    ...[plan.numExperts, plan.numChannels, plan.expertAlignment],
-    Number(options.topkWeights !== undefined),
-    0, // the digest of a plan is the kernel's to fill in
-  ]
+/** A plan whose counts are complete at `counted`. */
+interface Planned {
+  readonly plan: DispatchPlan
+  readonly counted: Event
 }
 
-function sum(counts: Tensor): number {
-  return Array.from(counts.data, Number).reduce((total, count) => total + count, 0)
+function bytesOfRow(x: Tensor): number {
+  return (x.shape[1]! * dtypes[x.dtype].bits) / 8
 }

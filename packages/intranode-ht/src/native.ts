@@ -2,14 +2,15 @@ import { featureAddon, type NativeHandle, type StreamHandle, type TensorHandle }
 import type { RoutesHandle } from '@moe-ep/transport'
 
 export type BufferHandle = NativeHandle<'intranodeBuffer'>
+type Optional = TensorHandle | undefined
 
 /** Typed view of this package's addon; the only file that touches it. */
 interface IntranodeNative {
   /** Signals that one slot needs from every source. */
   readonly signalKinds: number
-  /** Bytes of the arguments that open every counts message. */
-  readonly sharedArgumentBytes: number
-  /** Bytes of what ranks must agree on in a combine. */
+  /** Bytes that open every counts message. */
+  readonly messageHeadBytes: number
+  /** Bytes that describe a rank's results. */
   readonly combineArgumentBytes: number
   createBuffer(routes: RoutesHandle, layout: readonly number[]): BufferHandle
   closeBuffer(buffer: BufferHandle): void
@@ -27,6 +28,8 @@ interface IntranodeNative {
     recvChannelPrefixMatrix: TensorHandle,
     sendHead: TensorHandle,
     numRecvTokensPerExpert: TensorHandle,
+    numRecvSelections: TensorHandle,
+    slotRow: Optional,
     timeoutMs: number,
   ): void
   notifyCached(
@@ -43,10 +46,27 @@ interface IntranodeNative {
     slot: number,
     experts: number,
     x: TensorHandle,
-    scales: TensorHandle | undefined,
-    topkIdx: TensorHandle | undefined,
-    topkWeights: TensorHandle | undefined,
+    scales: Optional,
+    topkIdx: Optional,
+    topkWeights: Optional,
     sendHead: TensorHandle,
+    rankPrefixMatrix: TensorHandle,
+    fillTail: boolean,
+    timeoutMs: number,
+  ): void
+  sendGrouped(
+    stream: StreamHandle,
+    buffer: BufferHandle,
+    slot: number,
+    experts: number,
+    alignment: number,
+    fillWithExpert: boolean,
+    zeroPadding: boolean,
+    x: TensorHandle,
+    scales: Optional,
+    topkIdx: TensorHandle,
+    slotRow: TensorHandle,
+    numRecvSelections: TensorHandle,
     timeoutMs: number,
   ): void
   combine(
@@ -54,11 +74,31 @@ interface IntranodeNative {
     buffer: BufferHandle,
     slot: number,
     x: TensorHandle,
+    topkWeights: Optional,
     numTokensPerRank: TensorHandle,
+    rankPrefixMatrix: TensorHandle,
     sendHead: TensorHandle,
+    bias0: Optional,
+    bias1: Optional,
+    out: TensorHandle,
+    outTopkWeights: Optional,
+    timeoutMs: number,
+  ): void
+  combineGrouped(
+    stream: StreamHandle,
+    buffer: BufferHandle,
+    slot: number,
+    experts: number,
+    x: TensorHandle,
+    topkIdx: TensorHandle,
+    topkWeights: TensorHandle,
+    slotRow: TensorHandle,
+    numTokensPerRank: TensorHandle,
+    numRecvTokensPerExpert: TensorHandle,
     out: TensorHandle,
     timeoutMs: number,
   ): void
+  copyRows(stream: StreamHandle, from: TensorHandle, to: TensorHandle): void
 }
 
 export const native = featureAddon<IntranodeNative>({

@@ -2,7 +2,7 @@ import { type DType, decode, encode, Tensor } from '@moe-ep/core'
 import { linearPlacement, reference as layoutReference } from '@moe-ep/layout'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
-import { reference } from '../src/index.js'
+import { type DispatchPlan, reference } from '../src/index.js'
 import { type InputShape, randomInputs, rowsOf, toTensors, withWorld } from './world.js'
 
 const shapes = fc
@@ -64,7 +64,7 @@ describe('dispatch and combine', () => {
 })
 
 function expectPlan(
-  plan: Awaited<ReturnType<import('../src/index.js').IntranodeBuffer['dispatch']>>['handle']['plan'],
+  plan: DispatchPlan,
   inputs: readonly reference.ReferenceInput[],
   rank: number,
   numExperts: number,

@@ -58,9 +58,10 @@ export interface InputShape {
 export function randomInputs(shape: InputShape): reference.ReferenceInput[] {
   const random = randomNumbers(shape.seed)
   const round = (values: number[]): number[] => Array.from(decode(shape.dtype, encode(shape.dtype, values)))
+  const draw = (): number => (shape.dtype === 'u8' ? Math.floor(random() * 256) : random() * 4 - 2)
   const choose = shape.choose ?? ((value: number) => (value < 0.1 ? -1 : Math.floor(random() * shape.numExperts)))
   return shape.numTokens.map((tokens) => ({
-    x: Array.from({ length: tokens }, () => round(Array.from({ length: shape.hidden }, () => random() * 4 - 2))),
+    x: Array.from({ length: tokens }, () => round(Array.from({ length: shape.hidden }, draw))),
     topkIdx: Array.from({ length: tokens }, () => Array.from({ length: shape.topk }, () => choose(random()))),
     topkWeights: Array.from({ length: tokens }, () => Array.from({ length: shape.topk }, () => Math.fround(random()))),
   }))

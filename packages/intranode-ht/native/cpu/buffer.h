@@ -10,8 +10,10 @@ namespace moe_ep::cpu {
 
 // Arguments that must be the same on every rank; they travel with the counts. All fields are compared.
 struct SharedArguments {
+  int64_t lease;   // number of the lease: tells two dispatches apart that ranks started in different orders
   int64_t cached;  // 1: a plan is reused and no counts follow
   int64_t row_bytes;
+  int64_t dtype;
   int64_t scale_columns;
   int64_t topk;
   int64_t topk_bytes;  // 4 or 8, the width of ids
@@ -19,13 +21,33 @@ struct SharedArguments {
   int64_t channels;
   int64_t expert_alignment;
   int64_t has_weights;
+  int64_t grouped;      // 1: rows go to their experts' places instead of one place a token
+  int64_t plan_digest;  // of a cached plan's counts; 0 without a plan
 };
 inline constexpr const char* kSharedArgumentNames[] = {
-    "cached plan", "bytes of a row", "scale columns", "topk", "bytes of an id", "numExperts", "numChannels",
-    "expertAlignment", "topkWeights given",
+    "number of the lease", "cached plan", "bytes of a row", "dtype", "scale columns", "topk", "bytes of an id", "numExperts", "numChannels",
+    "expertAlignment", "topkWeights given", "grouped by expert", "digest of the plan",
 };
 inline constexpr int kNumSharedArguments = sizeof(SharedArguments) / sizeof(int64_t);
+// An id that a rank cannot dispatch; it travels with the counts so that all ranks refuse alike.
+struct InvalidId {
+  int64_t token;  // -1: none
+  int64_t id;
+};
+
+struct MessageHead {
+  SharedArguments arguments;
+  InvalidId invalid;
+};
+
 static_assert(kNumSharedArguments == sizeof(kSharedArgumentNames) / sizeof(const char*));
+
+// What all ranks must agree on in a combine. Each rank leaves it in its own slot, beside the results that it describes.
+struct CombineArguments {
+  int64_t columns;
+  int64_t dtype;
+  int64_t topk;  // columns of the weights that are reduced too; 0: none
+};
 
 // Byte offsets in the payload, from the first slot's; all slots look alike.
 struct BufferLayout {
@@ -35,15 +57,17 @@ struct BufferLayout {
   int64_t max_row_bytes;
   int64_t max_scale_columns;
   int64_t max_topk;
-  int64_t max_local_experts;
+  int64_t max_experts;
   int64_t max_channels;
   int64_t rows_offset;
   int64_t scales_offset;
   int64_t source_index_offset;
   int64_t topk_idx_offset;
   int64_t topk_weights_offset;
-  int64_t counts_offset;  // one message a source
+  int64_t counts_offset;  // two messages a source: for even and for odd epochs
   int64_t counts_stride;
+  int64_t combine_arguments_offset;
+  int64_t column_scales_offset;  // scales of grouped rows, turned into columns by the receiver itself
 };
 inline constexpr int kNumLayoutFields = sizeof(BufferLayout) / sizeof(int64_t);
 
@@ -59,6 +83,7 @@ inline constexpr uint64_t kNumSignalKinds = 4;
 // Only the stream that runs this buffer's kernels touches it. Epochs count calls, so signals need no cleaning.
 struct SlotState {
   uint64_t dispatch_epoch = 0;
+  uint64_t settled_epoch = 0;  // the newest dispatch whose counts all ranks agreed on: only its rows may be sent
   uint64_t combine_epoch = 0;
 };
 
@@ -74,6 +99,10 @@ struct Buffer {
   }
   uint8_t* Rows(int rank, int64_t slot) const { return At(rank, slot, layout.rows_offset); }
   float* Scales(int rank, int64_t slot) const { return reinterpret_cast<float*>(At(rank, slot, layout.scales_offset)); }
+  float* ColumnScales(int rank, int64_t slot) const {
+    return reinterpret_cast<float*>(At(rank, slot, layout.column_scales_offset));
+  }
+  // Index of each row at its source; of grouped rows the local expert.
   int32_t* SourceIndex(int rank, int64_t slot) const {
     return reinterpret_cast<int32_t*>(At(rank, slot, layout.source_index_offset));
   }
@@ -81,9 +110,21 @@ struct Buffer {
   float* TopkWeights(int rank, int64_t slot) const {
     return reinterpret_cast<float*>(At(rank, slot, layout.topk_weights_offset));
   }
-  // The message that `source` leaves at `rank`: SharedArguments, then i32 counts (see notify.cc).
-  uint8_t* Counts(int rank, int64_t slot, int source) const {
-    return At(rank, slot, layout.counts_offset + source * layout.counts_stride);
+  // The message that `source` leaves at `rank`: MessageHead, then i32 counts (see notify.cc). Nobody can be two epochs
+  // ahead of a rank that has not told its counts, so two places that take turns are enough.
+  uint8_t* Counts(int rank, int64_t slot, int source, uint64_t epoch) const {
+    const auto turn = static_cast<int64_t>(epoch % 2) * routes.world_size() + source;
+    return At(rank, slot, layout.counts_offset + turn * layout.counts_stride);
+  }
+  CombineArguments& CombineArgumentsOf(int rank, int64_t slot) const {
+    return *reinterpret_cast<CombineArguments*>(At(rank, slot, layout.combine_arguments_offset));
+  }
+
+  // False, with the stream in failure, unless the slot's newest dispatch has its counts: rows would go anywhere.
+  bool CheckSettled(const Exec& exec, int64_t slot) const {
+    if (slots[slot].settled_epoch == slots[slot].dispatch_epoch) return true;
+    exec.Fail("ERR_MOE_EP_INTERNAL", "intranode dispatch: rows were to be sent although the counts were refused");
+    return false;
   }
 
   // Tells every rank, this one too. The order of ranks starts at the own one, so that not all begin with rank 0.

@@ -13,25 +13,27 @@ namespace {
 constexpr const char* kOperation = "intranode dispatch";
 
 // A message of `source`, as it lies at a destination:
-// SharedArguments | i32 tokens per rank [R] | i32 selections of the destination's experts [max_local_experts] |
+// MessageHead | i32 tokens per rank [R] | i32 selections of every expert [max_experts] |
 // i32 tokens of channels 0..c for the destination [max_channels]
 struct Message {
   uint8_t* base;
   int64_t ranks;
-  int64_t max_local_experts;
+  int64_t max_experts;
 
-  SharedArguments& arguments() const { return *reinterpret_cast<SharedArguments*>(base); }
-  int32_t* tokens_per_rank() const { return reinterpret_cast<int32_t*>(base + sizeof(SharedArguments)); }
+  MessageHead& head() const { return *reinterpret_cast<MessageHead*>(base); }
+  int32_t* tokens_per_rank() const { return reinterpret_cast<int32_t*>(base + sizeof(MessageHead)); }
   int32_t* per_expert() const { return tokens_per_rank() + ranks; }
-  int32_t* channel_ends() const { return per_expert() + max_local_experts; }
+  int32_t* channel_ends() const { return per_expert() + max_experts; }
 };
 
+// Of the slot's current dispatch.
 Message MessageAt(const Buffer& buffer, int rank, int64_t slot, int source) {
-  return {buffer.Counts(rank, slot, source), buffer.routes.world_size(), buffer.layout.max_local_experts};
+  return {buffer.Counts(rank, slot, source, buffer.slots[slot].dispatch_epoch), buffer.routes.world_size(),
+          buffer.layout.max_experts};
 }
 
-// Counts of this rank's own tokens; ids have been checked.
-void CountTokens(const NotifyCall& call, const ExpertPlacement& placement) {
+// Counts of this rank's own tokens, up to the first id that is none.
+InvalidId CountTokens(const NotifyCall& call, const ExpertPlacement& placement) {
   const NotifyOutputs& out = call.out;
   const int64_t ranks = placement.ranks;
   const int64_t tokens = call.topk_idx.size(0);
@@ -52,7 +54,8 @@ void CountTokens(const NotifyCall& call, const ExpertPlacement& placement) {
   for (int64_t token = 0; token < tokens; ++token) {
     for (int64_t slot = 0; slot < topk; ++slot) {
       const int64_t expert = ids[token * topk + slot];
-      if (expert < 0) continue;
+      if (expert == -1) continue;
+      if (expert < 0 || expert >= placement.experts) return {token, expert};
       ++per_expert[expert];
       const int64_t rank = placement.RankOf(expert);
       if (in_rank[token * ranks + rank] != 0) continue;
@@ -66,18 +69,18 @@ void CountTokens(const NotifyCall& call, const ExpertPlacement& placement) {
       channel_ends[rank * channels + channel] += channel_ends[rank * channels + channel - 1];
     }
   }
+  return {-1, -1};
 }
 
-void SendCounts(const NotifyCall& call, const ExpertPlacement& placement) {
+void SendCounts(const NotifyCall& call, const ExpertPlacement& placement, const InvalidId& invalid) {
   const Buffer& buffer = *call.buffer;
   const int rank = buffer.routes.rank();
   const int64_t channels = call.arguments.channels;
   for (int peer = 0; peer < buffer.routes.world_size(); ++peer) {
     const Message message = MessageAt(buffer, peer, call.slot, rank);
-    message.arguments() = call.arguments;
+    message.head() = {call.arguments, invalid};
     std::copy_n(call.out.num_tokens_per_rank.data<int32_t>(), placement.ranks, message.tokens_per_rank());
-    std::copy_n(call.out.num_tokens_per_expert.data<int32_t>() + placement.BeginOf(peer), placement.CountOf(peer),
-                message.per_expert());
+    std::copy_n(call.out.num_tokens_per_expert.data<int32_t>(), placement.experts, message.per_expert());
     std::copy_n(call.out.channel_prefix_matrix.data<int32_t>() + peer * channels, channels, message.channel_ends());
   }
 }
@@ -85,9 +88,9 @@ void SendCounts(const NotifyCall& call, const ExpertPlacement& placement) {
 // Every rank sees every rank's arguments, so all refuse alike and nothing is sent.
 bool CheckArguments(const Exec& exec, const Buffer& buffer, int64_t slot) {
   const int rank = buffer.routes.rank();
-  const auto* first = reinterpret_cast<const int64_t*>(&MessageAt(buffer, rank, slot, 0).arguments());
+  const auto* first = reinterpret_cast<const int64_t*>(&MessageAt(buffer, rank, slot, 0).head().arguments);
   for (int source = 1; source < buffer.routes.world_size(); ++source) {
-    const auto* other = reinterpret_cast<const int64_t*>(&MessageAt(buffer, rank, slot, source).arguments());
+    const auto* other = reinterpret_cast<const int64_t*>(&MessageAt(buffer, rank, slot, source).head().arguments);
     for (int field = 0; field < kNumSharedArguments; ++field) {
       if (first[field] == other[field]) continue;
       exec.Fail("ERR_MOE_EP_MISMATCH", std::string(kOperation) + ": " + kSharedArgumentNames[field] + ": rank 0 passed " +
@@ -100,18 +103,29 @@ bool CheckArguments(const Exec& exec, const Buffer& buffer, int64_t slot) {
 }
 
 // Decided from counts that all ranks hold, before a row moves.
-bool CheckCapacity(const Exec& exec, const Buffer& buffer, const int32_t* rank_prefix) {
-  const int ranks = buffer.routes.world_size();
-  for (int destination = 0; destination < ranks; ++destination) {
-    const int64_t total = rank_prefix[(ranks - 1) * ranks + destination];
-    if (total <= buffer.layout.capacity) continue;
-    exec.Fail("ERR_MOE_EP_CAPACITY", std::string(kOperation) + ": rank " + std::to_string(destination) + " would receive " +
-                                         std::to_string(total) + " rows, the buffer holds " +
-                                         std::to_string(buffer.layout.capacity));
+bool CheckCapacity(const Exec& exec, const Buffer& buffer, int destination, int64_t rows) {
+  if (rows <= buffer.layout.capacity) return true;
+  exec.Fail("ERR_MOE_EP_CAPACITY", std::string(kOperation) + ": rank " + std::to_string(destination) + " would receive " +
+                                       std::to_string(rows) + " rows, the buffer holds " +
+                                       std::to_string(buffer.layout.capacity));
+  return false;
+}
+
+bool CheckIds(const Exec& exec, const NotifyCall& call) {
+  const Buffer& buffer = *call.buffer;
+  for (int source = 0; source < buffer.routes.world_size(); ++source) {
+    const InvalidId& invalid = MessageAt(buffer, buffer.routes.rank(), call.slot, source).head().invalid;
+    if (invalid.token < 0) continue;
+    exec.Fail("ERR_MOE_EP_ARGUMENT", std::string(kOperation) + ": rank " + std::to_string(source) +
+                                         ": topkIdx: expected -1 or an expert below " + std::to_string(call.arguments.experts) +
+                                         ", received " + std::to_string(invalid.id) + " for token " +
+                                         std::to_string(invalid.token));
     return false;
   }
   return true;
 }
+
+int64_t RoundUp(int64_t count, int64_t alignment) { return (count + alignment - 1) / alignment * alignment; }
 
 void DeriveLayout(const NotifyCall& call, const ExpertPlacement& placement) {
   const Buffer& buffer = *call.buffer;
@@ -120,7 +134,8 @@ void DeriveLayout(const NotifyCall& call, const ExpertPlacement& placement) {
   auto* prefix = call.out.rank_prefix_matrix.data<int32_t>();
   auto* recv_channels = call.out.recv_channel_prefix_matrix.data<int32_t>();
   auto* recv_experts = call.out.num_recv_tokens_per_expert.data<int32_t>();
-  std::fill_n(recv_experts, placement.CountOf(rank), 0);
+  auto* selections = call.out.num_recv_selections.data<int32_t>();
+  std::fill_n(selections, placement.CountOf(rank), 0);
   for (int64_t source = 0; source < ranks; ++source) {
     const Message message = MessageAt(buffer, rank, call.slot, static_cast<int>(source));
     for (int64_t destination = 0; destination < ranks; ++destination) {
@@ -128,11 +143,11 @@ void DeriveLayout(const NotifyCall& call, const ExpertPlacement& placement) {
       prefix[source * ranks + destination] = before + message.tokens_per_rank()[destination];
     }
     std::copy_n(message.channel_ends(), call.arguments.channels, recv_channels + source * call.arguments.channels);
-    for (int64_t expert = 0; expert < placement.CountOf(rank); ++expert) recv_experts[expert] += message.per_expert()[expert];
+    const int32_t* arriving = message.per_expert() + placement.BeginOf(rank);
+    for (int64_t expert = 0; expert < placement.CountOf(rank); ++expert) selections[expert] += arriving[expert];
   }
-  const int64_t alignment = call.arguments.expert_alignment;
   for (int64_t expert = 0; expert < placement.CountOf(rank); ++expert) {
-    recv_experts[expert] = static_cast<int32_t>((recv_experts[expert] + alignment - 1) / alignment * alignment);
+    recv_experts[expert] = static_cast<int32_t>(RoundUp(selections[expert], call.arguments.expert_alignment));
   }
 }
 
@@ -150,11 +165,59 @@ void OffsetSendHead(const NotifyCall& call, int64_t ranks) {
   }
 }
 
+// One place a token: rows by source rank, then token.
+bool PlaceByToken(const Exec& exec, const NotifyCall& call, const ExpertPlacement& placement) {
+  const auto* prefix = call.out.rank_prefix_matrix.data<int32_t>();
+  const int64_t ranks = placement.ranks;
+  for (int64_t destination = 0; destination < ranks; ++destination) {
+    const int64_t rows = prefix[(ranks - 1) * ranks + destination];
+    if (!CheckCapacity(exec, *call.buffer, static_cast<int>(destination), rows)) return false;
+  }
+  OffsetSendHead(call, ranks);
+  return true;
+}
+
+// One place a selection: rows by expert, each expert's segment aligned, inside it by source rank, token and slot.
+bool PlaceByExpert(const Exec& exec, const NotifyCall& call, const ExpertPlacement& placement) {
+  const Buffer& buffer = *call.buffer;
+  const int rank = buffer.routes.rank();
+  std::vector<int64_t> next(static_cast<size_t>(placement.experts));
+  for (int64_t destination = 0; destination < placement.ranks; ++destination) {
+    int64_t start = 0;
+    const int64_t begin = placement.BeginOf(destination);
+    for (int64_t expert = begin; expert < begin + placement.CountOf(destination); ++expert) {
+      int64_t total = 0;
+      for (int source = 0; source < placement.ranks; ++source) {
+        if (source == rank) next[static_cast<size_t>(expert)] = start + total;
+        total += MessageAt(buffer, rank, call.slot, source).per_expert()[expert];
+      }
+      start += RoundUp(total, call.arguments.expert_alignment);
+    }
+    if (!CheckCapacity(exec, buffer, static_cast<int>(destination), start)) return false;
+  }
+  const TopkIds ids(call.topk_idx);
+  auto* slot_row = call.out.slot_row.data<int32_t>();
+  for (int64_t i = 0; i < call.topk_idx.numel(); ++i) {
+    slot_row[i] = ids[i] < 0 ? -1 : static_cast<int32_t>(next[static_cast<size_t>(ids[i])]++);
+  }
+  return true;
+}
+
 // The slot's previous results must have been read by all before anybody may write into it.
 bool WaitUntilFree(const Exec& exec, const Buffer& buffer, int64_t slot, int64_t deadline) {
   const uint64_t combines = buffer.slots[slot].combine_epoch;
   return buffer.WaitForAll(exec, slot, SignalKind::kCombineRead, combines, deadline, kOperation,
                            "word that it has read the last combine");
+}
+
+// FNV-1a over the counts, which are the same on all ranks of one dispatch: ranks with plans of different dispatches would
+// write over one another's rows.
+int64_t DigestOf(const Tensor& counts) {
+  uint64_t digest = 0xcbf29ce484222325;
+  for (int64_t i = 0; i < counts.numel(); ++i) {
+    digest = (digest ^ static_cast<uint32_t>(counts.data<int32_t>()[i])) * 0x100000001b3;
+  }
+  return static_cast<int64_t>(digest >> 1);
 }
 
 }  // namespace
@@ -164,40 +227,35 @@ void Notify(const Exec& exec, const NotifyCall& call) {
   if (!buffer.routes.CheckNotPoisoned(exec)) return;
   const int64_t deadline = DeadlineAfter(call.timeout_ms);
   const ExpertPlacement placement{call.arguments.experts, buffer.routes.world_size()};
-  const TopkIds ids(call.topk_idx);
-  const int64_t invalid = FindInvalidId(ids, call.topk_idx.numel(), placement.experts);
-  if (invalid >= 0) {
-    // Only this rank knows, so the others are told instead of being left to wait.
-    return buffer.routes.Poison(exec, "ERR_MOE_EP_ARGUMENT",
-                                "rank " + std::to_string(buffer.routes.rank()) + ": topkIdx: expected -1 or an expert below " +
-                                    std::to_string(placement.experts) + ", received " + std::to_string(ids[invalid]) +
-                                    " for token " + std::to_string(invalid / call.topk_idx.size(1)));
-  }
   const uint64_t epoch = ++buffer.slots[call.slot].dispatch_epoch;
   if (!WaitUntilFree(exec, buffer, call.slot, deadline)) return;
-  CountTokens(call, placement);
-  SendCounts(call, placement);
+  const InvalidId invalid = CountTokens(call, placement);
+  SendCounts(call, placement, invalid);
   buffer.SignalAll(call.slot, SignalKind::kCounts, epoch);
   if (!buffer.WaitForAll(exec, call.slot, SignalKind::kCounts, epoch, deadline, kOperation, "counts")) return;
-  if (!CheckArguments(exec, buffer, call.slot)) return;
+  if (!CheckArguments(exec, buffer, call.slot) || !CheckIds(exec, call)) return;
   DeriveLayout(call, placement);
-  if (!CheckCapacity(exec, buffer, call.out.rank_prefix_matrix.data<int32_t>())) return;
-  OffsetSendHead(call, placement.ranks);
+  const bool grouped = call.arguments.grouped != 0;
+  const bool placed = grouped ? PlaceByExpert(exec, call, placement) : PlaceByToken(exec, call, placement);
+  if (placed) buffer.slots[call.slot].settled_epoch = epoch;
 }
 
-void NotifyCached(const Exec& exec, const std::shared_ptr<Buffer>& shared, int64_t slot, const SharedArguments& arguments,
-                  int64_t timeout_ms) {
-  Buffer& buffer = *shared;
+void NotifyCached(const Exec& exec, const NotifyCachedCall& call) {
+  Buffer& buffer = *call.buffer;
   if (!buffer.routes.CheckNotPoisoned(exec)) return;
-  const int64_t deadline = DeadlineAfter(timeout_ms);
-  const uint64_t epoch = ++buffer.slots[slot].dispatch_epoch;
-  if (!WaitUntilFree(exec, buffer, slot, deadline)) return;
+  const int64_t deadline = DeadlineAfter(call.timeout_ms);
+  const uint64_t epoch = ++buffer.slots[call.slot].dispatch_epoch;
+  if (!WaitUntilFree(exec, buffer, call.slot, deadline)) return;
+  SharedArguments arguments = call.arguments;
+  arguments.plan_digest = DigestOf(call.rank_prefix_matrix);
   for (int peer = 0; peer < buffer.routes.world_size(); ++peer) {
-    MessageAt(buffer, peer, slot, buffer.routes.rank()).arguments() = arguments;
+    MessageAt(buffer, peer, call.slot, buffer.routes.rank()).head() = {arguments, {-1, -1}};
   }
-  buffer.SignalAll(slot, SignalKind::kCounts, epoch);
-  if (!buffer.WaitForAll(exec, slot, SignalKind::kCounts, epoch, deadline, kOperation, "word that its slot is free")) return;
-  CheckArguments(exec, buffer, slot);
+  buffer.SignalAll(call.slot, SignalKind::kCounts, epoch);
+  if (!buffer.WaitForAll(exec, call.slot, SignalKind::kCounts, epoch, deadline, kOperation, "word that its slot is free")) {
+    return;
+  }
+  if (CheckArguments(exec, buffer, call.slot)) buffer.slots[call.slot].settled_epoch = epoch;
 }
 
 }  // namespace moe_ep::cpu

@@ -17,7 +17,9 @@ struct NotifyOutputs {
   Tensor channel_prefix_matrix;       // i32 [R, C]
   Tensor recv_channel_prefix_matrix;  // i32 [R, C]
   Tensor send_head;                   // i32 [T, R]
-  Tensor num_recv_tokens_per_expert;  // i32 [local experts]
+  Tensor num_recv_tokens_per_expert;  // i32 [local experts], each rounded up to the alignment
+  Tensor num_recv_selections;         // i32 [local experts], as they are
+  Tensor slot_row;                    // i32 [T, K], only for rows that are grouped by expert
 };
 
 struct NotifyCall {
@@ -31,8 +33,15 @@ struct NotifyCall {
 
 void Notify(const Exec& exec, const NotifyCall& call);
 
+struct NotifyCachedCall {
+  std::shared_ptr<Buffer> buffer;
+  int64_t slot;
+  SharedArguments arguments;
+  Tensor rank_prefix_matrix;  // i32 [R, R], of the plan
+  int64_t timeout_ms;
+};
+
 // The same meeting without counts, for a dispatch with a cached plan: slots are free on all ranks afterwards.
-void NotifyCached(const Exec& exec, const std::shared_ptr<Buffer>& buffer, int64_t slot, const SharedArguments& arguments,
-                  int64_t timeout_ms);
+void NotifyCached(const Exec& exec, const NotifyCachedCall& call);
 
 }  // namespace moe_ep::cpu

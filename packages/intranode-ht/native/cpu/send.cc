@@ -50,10 +50,24 @@ void SendToken(const SendCall& call, const ExpertPlacement& placement, int64_t r
   }
 }
 
+// Rows that nobody sent must not look like rows of an earlier dispatch.
+void FillTail(const SendCall& call) {
+  const Buffer& buffer = *call.buffer;
+  const int ranks = buffer.routes.world_size();
+  const int rank = buffer.routes.rank();
+  const int64_t topk = call.topk_idx.size(1);
+  const int64_t begin = call.rank_prefix_matrix.data<int32_t>()[(ranks - 1) * ranks + rank] * topk;
+  const int64_t count = buffer.layout.capacity * topk - begin;
+  const size_t id_bytes = call.topk_idx.dtype() == DType::kI64 ? 8 : 4;
+  std::memset(buffer.TopkIdx(rank, call.slot) + begin * static_cast<int64_t>(id_bytes), 0xff, static_cast<size_t>(count) * id_bytes);
+  std::memset(buffer.TopkWeights(rank, call.slot) + begin, 0, static_cast<size_t>(count) * sizeof(float));
+}
+
 }  // namespace
 
 void Send(const Exec& exec, const SendCall& call) {
   const Buffer& buffer = *call.buffer;
+  if (!buffer.CheckSettled(exec, call.slot)) return;
   const ExpertPlacement placement{call.experts, buffer.routes.world_size()};
   const int64_t row_bytes = call.x.size(1) * BitsOf(call.x.dtype()) / 8;
   exec.ParallelFor(call.x.size(0), 16, [&](int64_t begin, int64_t end) {
@@ -62,7 +76,9 @@ void Send(const Exec& exec, const SendCall& call) {
   buffer.routes.Flush();
   const uint64_t epoch = buffer.slots[call.slot].dispatch_epoch;
   buffer.SignalAll(call.slot, SignalKind::kRows, epoch);
-  buffer.WaitForAll(exec, call.slot, SignalKind::kRows, epoch, DeadlineAfter(call.timeout_ms), "intranode dispatch", "rows");
+  const int64_t deadline = DeadlineAfter(call.timeout_ms);
+  if (!buffer.WaitForAll(exec, call.slot, SignalKind::kRows, epoch, deadline, "intranode dispatch", "rows")) return;
+  if (call.fill_tail && call.topk_idx) FillTail(call);
 }
 
 }  // namespace moe_ep::cpu

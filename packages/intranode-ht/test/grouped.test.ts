@@ -1,0 +1,112 @@
+import { type DType, encode, Tensor } from '@moe-ep/core'
+import { permute, unpermuteAndReduce } from '@moe-ep/deepgemm-permute'
+import fc from 'fast-check'
+import { describe, expect, test } from 'vitest'
+import { maxGroupedRows } from '../src/index.js'
+import { type InputShape, type Rank, randomInputs, randomNumbers, toTensors, withWorld } from './world.js'
+
+const shapes = fc
+  .record({
+    numRanks: fc.integer({ min: 1, max: 6 }),
+    hidden: fc.constantFrom(8, 136, 640),
+    topk: fc.integer({ min: 1, max: 6 }),
+    numExperts: fc.integer({ min: 1, max: 14 }),
+    dtype: fc.constantFrom<DType>('bf16', 'f16', 'f32'),
+    expertAlignment: fc.constantFrom(1, 4, 16),
+    fill: fc.constantFrom(-1 as const, 'expert' as const),
+    seed: fc.nat(1e6),
+  })
+  .chain((shape) =>
+    fc.record({ shape: fc.constant(shape), numTokens: fc.array(fc.nat(9), { minLength: shape.numRanks, maxLength: shape.numRanks }) }),
+  )
+
+const bytesOf = (tensor: Tensor): Buffer => {
+  const { buffer, byteOffset, byteLength } = tensor.data
+  return Buffer.from(new Uint8Array(buffer, byteOffset, byteLength))
+}
+
+/** Elements of a strided matrix, row by row. */
+function stridedRows(tensor: Tensor): number[] {
+  const { memory, byteOffset, shape, strides } = tensor
+  const values = new Float32Array(memory.arrayBuffer, byteOffset)
+  return Array.from({ length: shape[0]! * shape[1]! }, (_, i) => {
+    const [row, column] = [Math.floor(i / shape[1]!), i % shape[1]!]
+    return values[row * strides[0]! + column * strides[1]!]!
+  })
+}
+
+describe('grouped dispatch and combine', () => {
+  test('are what permute and unpermute make of the plain ones, bit for bit', { timeout: 120_000 }, async () => {
+    await fc.assert(
+      fc.asyncProperty(shapes, async ({ shape: { numRanks, expertAlignment, fill, ...rest }, numTokens }) => {
+        const shape: InputShape = { ...rest, numTokens }
+        const { topk, numExperts, hidden } = shape
+        const inputs = randomInputs(shape)
+        const capacity = maxGroupedRows({ maxTokensPerRank: 9, numRanks, numExperts, topk, expertAlignment })
+        const options = { hidden, maxTokensPerRank: 9, maxElementBytes: 4, capacity, threads: (rank: number) => 1 + (rank % 2) }
+        await withWorld(numRanks, options, async (ranks) => {
+          await Promise.all(ranks.map((rank) => compare(rank, shape, inputs[rank.rank]!, { expertAlignment, fill })))
+        })
+      }),
+      { numRuns: 30 },
+    )
+  })
+})
+
+async function compare(
+  { rank, buffer, stream }: Rank,
+  shape: InputShape,
+  input: ReturnType<typeof randomInputs>[number],
+  layout: { readonly expertAlignment: number; readonly fill: -1 | 'expert' },
+): Promise<void> {
+  const { numExperts, hidden, dtype } = shape
+  const { x, topkIdx, topkWeights } = toTensors(input, shape)
+  const random = randomNumbers(shape.seed + rank)
+  const columns = Math.ceil(hidden / 128)
+  const scales = Tensor.from(Array.from({ length: x.shape[0]! * columns }, random), [x.shape[0]!, columns], 'f32')
+  const common = { topkIdx, topkWeights, numExperts, scales, stream }
+
+  const plain = await buffer.dispatch(x, common)
+  const grouped = await buffer.dispatchGrouped(x, { ...common, ...layout, zeroPadding: true })
+  await stream.synchronize()
+  const numLocalExperts = plain.numRecvTokensPerExpert.length
+  const { fill, expertAlignment } = layout
+  const permuted =
+    numLocalExperts === 0
+      ? undefined
+      : permute(plain.recvX, {
+          ...{ topkIdx: plain.recvTopkIdx!, scales: plain.recvXScales!, numLocalExperts, alignment: expertAlignment, fill },
+          ...{ expertNumTokensHost: plain.numRecvTokensPerExpert, zeroPadding: true, stream },
+        })
+  await stream.synchronize()
+  expect(grouped.recvX.shape[0]).toBe(permuted?.rows.shape[0] ?? 0)
+  expect([...grouped.numRecvTokensPerExpert]).toEqual(
+    [...plain.numRecvTokensPerExpert].map((count) => Math.ceil(count / expertAlignment) * expertAlignment),
+  )
+  if (permuted !== undefined) {
+    expect(bytesOf(grouped.recvX).equals(bytesOf(permuted.rows))).toBe(true)
+    expect(bytesOf(grouped.expertIds).equals(bytesOf(permuted.expertIds))).toBe(true)
+    expect(stridedRows(grouped.recvXScales!)).toEqual(Array.from(permuted.scales!.toNumbers()))
+  }
+
+  // A cached plan gives the same rows again, in a slot of its own.
+  const results = Array.from({ length: grouped.recvX.numel }, () => random() - 0.5)
+  const y = Tensor.wrap(encode(dtype, results), grouped.recvX.shape, dtype)
+  const rows = bytesOf(grouped.recvX)
+  const combined = buffer.combineGrouped(y, grouped.handle, { stream })
+  const again = await buffer.dispatchGrouped(x, { ...common, ...layout, plan: grouped.handle.plan, zeroPadding: true })
+  await stream.synchronize()
+  expect(bytesOf(again.recvX).equals(rows)).toBe(true)
+  again.handle.lease.release()
+
+  const reduced =
+    permuted === undefined
+      ? Tensor.zeros([plain.recvX.shape[0]!, hidden], dtype)
+      : unpermuteAndReduce(y, {
+          ...{ topkIdx: plain.recvTopkIdx!, topkWeights: plain.recvTopkWeights!, stream },
+          inversePermutation: permuted.inversePermutation,
+        })
+  const expected = buffer.combine(reduced, plain.handle, { stream })
+  await stream.synchronize()
+  expect(bytesOf(combined.combinedX).equals(bytesOf(expected.combinedX))).toBe(true)
+}

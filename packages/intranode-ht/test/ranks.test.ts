@@ -1,0 +1,81 @@
+import { existsSync } from 'node:fs'
+import { afterEach, describe, expect, test } from 'vitest'
+import { endsOf, type Launch, launch, type RunningRank } from '../../transport/test/symmetric/launch.js'
+import { countMappings, noSocketStays } from '../../transport/test/symmetric/world.js'
+
+const script = new URL('fixtures/rank.mjs', import.meta.url)
+let ranks: RunningRank[] = []
+
+async function start(options: Omit<Launch, 'script'>): Promise<RunningRank[]> {
+  return (ranks = await launch({ script, ...options }))
+}
+
+afterEach(async () => {
+  for (const rank of ranks) rank.kill()
+  await endsOf(ranks)
+  expect(ranks.filter(({ pid }) => pid !== undefined && existsSync(`/proc/${pid}`))).toEqual([])
+  expect(countMappings()).toBe(0)
+  await noSocketStays()
+})
+
+describe('8 ranks', () => {
+  test.each([
+    ['worker threads of one process', true],
+    ['processes', false],
+  ])('as %s', async (_, threads) => {
+    await start({ numRanks: 8, threads, scenario: 'trips' })
+    expect(await endsOf(ranks)).toEqual(ranks.map(() => 0))
+    expect(ranks.map(({ events }) => events)).toEqual(ranks.map(() => [{ event: 'done', wrong: 0 }]))
+  })
+})
+
+test('collections forced between all calls change nothing', async () => {
+  await start({ numRanks: 3, scenario: 'garbage', nodeOptions: ['--expose-gc'] })
+  expect(await endsOf(ranks)).toEqual([0, 0, 0])
+  expect(ranks.map(({ events }) => events)).toEqual(ranks.map(() => [{ event: 'done', wrong: 0 }]))
+})
+
+describe('a rank that is killed', () => {
+  test.each([
+    ['anywhere in a loop', 'loop'],
+    ['while the others wait for it in dispatch', 'stopBeforeDispatch'],
+    ['while the others wait for it in combine', 'stopBeforeCombine'],
+  ])('%s: the others end by themselves with a named error and leave nothing', async (_, scenario) => {
+    await start({ numRanks: 4, scenario })
+    await Promise.all(ranks.map((rank) => rank.event('ready')))
+    ranks[2]!.kill()
+    expect(await endsOf(ranks)).toEqual([0, 0, 'SIGKILL', 0])
+    for (const rank of [0, 1, 3]) {
+      expect(ranks[rank]!.events.slice(1)).toEqual([
+        { event: 'failed', code: 'ERR_MOE_EP_PEER_LOST', message: expect.stringContaining('rank 2 was lost') },
+        { event: 'later', code: 'ERR_MOE_EP_PEER_LOST' },
+        { event: 'closed', mappings: 0 },
+      ])
+    }
+  })
+
+  test('rank 0, which holds the group together, too', async () => {
+    await start({ numRanks: 3, scenario: 'loop' })
+    await Promise.all(ranks.map((rank) => rank.event('ready')))
+    ranks[0]!.kill()
+    expect(await endsOf(ranks)).toEqual(['SIGKILL', 0, 0])
+    for (const { events } of ranks.slice(1)) {
+      expect(events[1]).toMatchObject({ event: 'failed', code: 'ERR_MOE_EP_PEER_LOST', message: expect.stringContaining('rank 0 was lost') })
+      expect(events[3]).toEqual({ event: 'closed', mappings: 0 })
+    }
+  })
+})
+
+test('threads that are terminated in the middle of their calls end the others with a named error, and the process lives', async () => {
+  await start({ numRanks: 4, threads: true, scenario: 'loop' })
+  await Promise.all(ranks.map((rank) => rank.event('ready')))
+  ranks[2]!.kill()
+  expect(await endsOf(ranks)).toEqual([0, 0, 1, 0])
+  for (const rank of [0, 1, 3]) {
+    expect(ranks[rank]!.events[1]).toMatchObject({
+      event: 'failed',
+      code: expect.stringMatching(/^ERR_MOE_EP_(ABORTED|PEER_LOST)$/),
+      message: expect.stringContaining('rank 2'),
+    })
+  }
+})
