@@ -1,3 +1,5 @@
+#include <optional>
+
 #include "cpu/permute.h"
 #include "cpu/slot_counts.h"
 #include "cpu/unpermute.h"
@@ -17,16 +19,61 @@ LocalExperts ExpertsOf(const Tensor& topk_idx, const Tensor& expert_map, int64_t
   };
 }
 
-cpu::RowMove MoveOf(const Tensor& from, const Tensor& to) {
-  if (!from) return {};
-  const int64_t element_bytes = BitsOf(from.dtype()) / 8;
+int64_t ElementBytes(const Tensor& tensor) { return BitsOf(tensor.dtype()) / 8; }
+
+// The output's rows lie without gaps, in as many dimensions as the layout has.
+cpu::RowMove RowsOf(const Tensor& from, const Tensor& to) {
   return {
       .from = from.data<uint8_t>(),
-      .from_stride = from.stride(0) * element_bytes,
+      .from_stride = from.stride(0) * ElementBytes(from),
       .to = to.data<uint8_t>(),
-      .row_bytes = from.size(1) * element_bytes,
+      .row_bytes = from.size(1) * ElementBytes(from),
   };
 }
+
+// `to` is [rows, columns] or [experts, rows, columns], with any strides.
+cpu::ScaleMove ScalesOf(const Tensor& from, const Tensor& to) {
+  if (!from) return {};
+  const int64_t from_bytes = ElementBytes(from);
+  const int64_t to_bytes = ElementBytes(to);
+  const int row = to.dims() - 2;
+  return {
+      .from = from.data<uint8_t>(),
+      .from_row_stride = from.stride(0) * from_bytes,
+      .from_column_stride = from.stride(1) * from_bytes,
+      .columns = from.size(1),
+      .element_bytes = from_bytes,
+      .pack = from_bytes != to_bytes,
+      .to = to.data<uint8_t>(),
+      .rows_per_batch = to.size(row),
+      .to_batch_stride = row == 0 ? 0 : to.stride(0) * to_bytes,
+      .to_row_stride = to.stride(row) * to_bytes,
+      .to_column_stride = to.stride(row + 1) * to_bytes,
+  };
+}
+
+// What to do, as the last argument of permute().
+struct PermuteSettings {
+  int64_t alignment;
+  int64_t rows_per_expert;
+  cpu::PaddingIds padding_ids;
+  bool zero_padding;
+  bool foreign_last;
+
+  explicit PermuteSettings(const Napi::Object& object)
+      : alignment(object.Get("alignment").As<Napi::Number>().Int64Value()),
+        rows_per_expert(object.Get("rowsPerExpert").As<Napi::Number>().Int64Value()),
+        padding_ids{.inside = OptionalId(object.Get("idInside")),
+                    .behind = OptionalId(object.Get("idBehind"))},
+        zero_padding(object.Get("zeroPadding").As<Napi::Boolean>().Value()),
+        foreign_last(object.Get("foreignLast").As<Napi::Boolean>().Value()) {}
+
+ private:
+  static std::optional<int32_t> OptionalId(const Napi::Value& value) {
+    if (value.IsUndefined()) return std::nullopt;
+    return value.As<Napi::Number>().Int32Value();
+  }
+};
 
 // countExpertNumTokens(stream, topkIdx, expertMap | undefined, out)
 Napi::Value CountExpertNumTokens(const Napi::CallbackInfo& info) {
@@ -41,9 +88,8 @@ Napi::Value CountExpertNumTokens(const Napi::CallbackInfo& info) {
 }
 
 // permute(stream, x, scales | undefined, topkIdx, expertMap | undefined, reserved | undefined,
-// rows, outScales | undefined,
-//         expertIds, inversePermutation, expertStart, expertNumTokens, alignment, fillExpert,
-//         zeroPadding)
+//         rows, outScales | undefined, expertIds | undefined, inversePermutation, expertStart,
+//         expertEnd | undefined, expertNumTokens, settings)
 Napi::Value Permute(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const Tensor x = args.tensor(1);
@@ -53,65 +99,71 @@ Napi::Value Permute(const Napi::CallbackInfo& info) {
   const Tensor reserved = args.optional_tensor(5);
   const Tensor rows = args.tensor(6);
   const Tensor out_scales = args.optional_tensor(7);
-  const Tensor expert_ids = args.tensor(8);
+  const Tensor expert_ids = args.optional_tensor(8);
   const Tensor inverse_permutation = args.tensor(9);
   const Tensor expert_start = args.tensor(10);
-  const Tensor expert_num_tokens = args.tensor(11);
-  const int64_t alignment = args.integer(12);
-  const bool fill_expert = args.boolean(13);
-  const bool zero_padding = args.boolean(14);
+  const Tensor expert_end = args.optional_tensor(11);
+  const Tensor expert_num_tokens = args.tensor(12);
+  const PermuteSettings settings(args.value(13).As<Napi::Object>());
   return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
+    const bool masked = settings.rows_per_expert > 0;
     cpu::Permute(exec,
                  {
                      .placement =
                          {
-                             .experts = ExpertsOf(topk_idx, expert_map, expert_start.numel()),
+                             .experts = ExpertsOf(topk_idx, expert_map, expert_num_tokens.numel()),
                              .num_tokens = topk_idx.size(0),
                              .topk = topk_idx.size(1),
-                             .alignment = alignment,
+                             .alignment = settings.alignment,
+                             .rows_per_expert = settings.rows_per_expert,
                              .reserved = reserved.data<int32_t>(),
-                             .capacity = expert_ids.numel(),
+                             .capacity = masked ? rows.size(0) * rows.size(1) : rows.size(0),
+                             .foreign_last = settings.foreign_last,
                          },
-                     .rows = MoveOf(x, rows),
-                     .scales = MoveOf(scales, out_scales),
-                     .fill_expert = fill_expert,
-                     .zero_padding = zero_padding,
+                     .rows = RowsOf(x, rows),
+                     .scales = ScalesOf(scales, out_scales),
+                     .padding_ids = settings.padding_ids,
+                     .zero_padding = settings.zero_padding,
                  },
                  {
                      .row_of_slot = inverse_permutation.data<int32_t>(),
                      .expert_start = expert_start.data<int64_t>(),
+                     .expert_end = expert_end.data<int32_t>(),
                      .expert_num_tokens = expert_num_tokens.data<int32_t>(),
                  },
                  expert_ids.data<int32_t>());
   });
 }
 
-// unpermuteAndReduce(stream, expertRows, topkIdx, topkWeights, inversePermutation, expertMap |
-// undefined, out)
+// unpermuteAndReduce(stream, expertRows, topkIdx | undefined, topkWeights, inversePermutation,
+//                    expertMap | undefined, numValidRows | undefined, out)
 Napi::Value UnpermuteAndReduce(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const Tensor rows = args.tensor(1);
-  const Tensor topk_idx = args.tensor(2);
+  const Tensor topk_idx = args.optional_tensor(2);
   const Tensor weights = args.tensor(3);
   const Tensor inverse_permutation = args.tensor(4);
   const Tensor expert_map = args.optional_tensor(5);
-  const Tensor out = args.tensor(6);
+  const Tensor num_valid_rows = args.optional_tensor(6);
+  const Tensor out = args.tensor(7);
   return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
-    cpu::UnpermuteAndReduce(exec,
-                            {
-                                .experts = ExpertsOf(topk_idx, expert_map, kAnyNumberOfExperts),
-                                .row_of_slot = inverse_permutation.data<int32_t>(),
-                                .weights = weights.data<float>(),
-                                .num_tokens = topk_idx.size(0),
-                                .topk = topk_idx.size(1),
-                                .hidden = out.size(1),
-                                .rows = rows.data(),
-                                .rows_dtype = rows.dtype(),
-                                .row_stride = rows.stride(0),
-                                .num_rows = rows.size(0),
-                                .out = out.data(),
-                                .out_dtype = out.dtype(),
-                            });
+    std::optional<LocalExperts> experts;
+    if (topk_idx) experts = ExpertsOf(topk_idx, expert_map, kAnyNumberOfExperts);
+    cpu::UnpermuteAndReduce(exec, {
+                                      .experts = experts,
+                                      .num_valid_rows = num_valid_rows.data<int64_t>(),
+                                      .row_of_slot = inverse_permutation.data<int32_t>(),
+                                      .weights = weights.data<float>(),
+                                      .num_tokens = weights.size(0),
+                                      .topk = weights.size(1),
+                                      .hidden = out.size(1),
+                                      .rows = rows.data(),
+                                      .rows_dtype = rows.dtype(),
+                                      .row_stride = rows.stride(0),
+                                      .num_rows = rows.size(0),
+                                      .out = out.data(),
+                                      .out_dtype = out.dtype(),
+                                  });
   });
 }
 

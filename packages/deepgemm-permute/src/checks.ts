@@ -20,8 +20,12 @@ export function requireRows(
 }
 
 /** Checks i32 or i64 [M, K]. @throws ERR_MOE_EP_ARGUMENT. */
-export function requireTopkIdx(value: unknown, numTokens: number | null = null): asserts value is Tensor {
-  requireTensor('topkIdx', value, { dtype: ['i32', 'i64'], shape: [numTokens, null] })
+export function requireTopkIdx(
+  value: unknown,
+  numTokens: number | null = null,
+  argument = 'topkIdx',
+): asserts value is Tensor {
+  requireTensor(argument, value, { dtype: ['i32', 'i64'], shape: [numTokens, null] })
 }
 
 /** Checks i32 [E], which may be absent. @throws ERR_MOE_EP_ARGUMENT. */

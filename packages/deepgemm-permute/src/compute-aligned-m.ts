@@ -1,4 +1,5 @@
-import { argumentError, requireInteger } from '@moe-ep/core'
+import { requireInteger } from '@moe-ep/core'
+import { expertNumTokensRoundUpAndSum, requireHostCounts, roundUp } from './rounding.js'
 
 /** Rows that a segment of the contiguous layout starts on a multiple of, when nothing else is asked for: DeepGEMM's on SM90. */
 export const defaultAlignment = 128
@@ -31,22 +32,5 @@ export function computeAlignedM(options: AlignedMOptions): number {
   requireInteger('alignment', alignment, 1)
   if (expertNumTokens === undefined) return roundUp(numTokens * topk + numLocalExperts * (alignment - 1), alignment)
   requireHostCounts('expertNumTokens', expertNumTokens, numLocalExperts)
-  return expertNumTokens.reduce((sum, count) => sum + roundUp(count, alignment), 0)
-}
-
-/** @throws ERR_MOE_EP_ARGUMENT unless `value` holds one count of 0 or more for each local expert. */
-export function requireHostCounts(
-  argument: string,
-  value: unknown,
-  numLocalExperts: number,
-): asserts value is Int32Array {
-  if (!(value instanceof Int32Array)) throw argumentError(argument, 'an Int32Array', value)
-  if (value.length !== numLocalExperts)
-    throw argumentError(argument, `${numLocalExperts} counts`, `${value.length} counts`)
-  const negative = value.find((count) => count < 0)
-  if (negative !== undefined) throw argumentError(argument, 'counts of 0 or more', negative)
-}
-
-function roundUp(value: number, alignment: number): number {
-  return Math.ceil(value / alignment) * alignment
+  return expertNumTokensRoundUpAndSum(expertNumTokens, alignment)
 }

@@ -1,5 +1,19 @@
 import { featureAddon, type StreamHandle, type TensorHandle } from '@moe-ep/core'
 
+/** What `permute` of the addon does besides moving rows. */
+export interface PermuteSettings {
+  readonly alignment: number
+  /** Rows of every expert in the masked layout; 0 for the contiguous one. */
+  readonly rowsPerExpert: number
+  /** Id of padding behind an expert's rows; undefined: the expert's own. */
+  readonly idInside: number | undefined
+  /** Id of rows behind the last expert; undefined: what was there. */
+  readonly idBehind: number | undefined
+  readonly zeroPadding: boolean
+  /** Whether slots without a local expert are numbered behind all rows, instead of -1. */
+  readonly foreignLast: boolean
+}
+
 /** Typed view of this package's addon; the only file that touches it. */
 interface DeepgemmPermuteNative {
   countExpertNumTokens(
@@ -17,21 +31,21 @@ interface DeepgemmPermuteNative {
     reserved: TensorHandle | undefined,
     rows: TensorHandle,
     outScales: TensorHandle | undefined,
-    expertIds: TensorHandle,
+    expertIds: TensorHandle | undefined,
     inversePermutation: TensorHandle,
     expertStart: TensorHandle,
+    expertEnd: TensorHandle | undefined,
     expertNumTokens: TensorHandle,
-    alignment: number,
-    fillExpert: boolean,
-    zeroPadding: boolean,
+    settings: PermuteSettings,
   ): void
   unpermuteAndReduce(
     stream: StreamHandle,
     expertRows: TensorHandle,
-    topkIdx: TensorHandle,
+    topkIdx: TensorHandle | undefined,
     topkWeights: TensorHandle,
     inversePermutation: TensorHandle,
     expertMap: TensorHandle | undefined,
+    numValidRows: TensorHandle | undefined,
     out: TensorHandle,
   ): void
 }

@@ -1,38 +1,27 @@
-import {
-  argumentError,
-  type DType,
-  MoeEpError,
-  requireInteger,
-  requireTensor,
-  type Stream,
-  Tensor,
-  traceOperation,
-} from '@moe-ep/core'
-import { maxRows, requireExpertMap, requireRows, requireTopkIdx } from './checks.js'
-import { computeAlignedM, defaultAlignment, requireHostCounts } from './compute-aligned-m.js'
-import { native } from './native.js'
+import { argumentError, MoeEpError, requireInteger, requireTensor, Tensor, traceOperation } from '@moe-ep/core'
+import { maxRows } from './checks.js'
+import { computeAlignedM, defaultAlignment } from './compute-aligned-m.js'
+import { native, type PermuteSettings } from './native.js'
+import { outTensor } from './out-tensor.js'
+import { requireHostCounts } from './rounding.js'
+import { requireRoutedRows, type RoutedRowsOptions } from './routed-rows.js'
+import { scalesFor } from './scales.js'
 
 /** Memory for results of `permute`. All that have rows of the layout must have equally many: that is the capacity. */
 export interface PermuteOut {
   /** Dtype of x, [capacity, H]. */
   readonly rows?: Tensor
-  /** f32 [capacity, G]. */
+  /** [capacity, columns], dtype and columns as `scales` and `packScales` say. Any strides. */
   readonly scales?: Tensor
   /** i32 [capacity]. */
   readonly expertIds?: Tensor
   /** i32 [M, K]. */
   readonly inversePermutation?: Tensor
+  /** i32 [numLocalExperts]. */
+  readonly expertEnd?: Tensor
 }
 
-export interface PermuteOptions {
-  /** f32 [M, G]: scales that travel with the rows of x. Any row stride, columns together. */
-  readonly scales?: Tensor
-  /** i32 or i64 [M, K]: expert ids, -1 for "no expert". */
-  readonly topkIdx: Tensor
-  /** Experts of this rank. */
-  readonly numLocalExperts: number
-  /** i32 [E]: global to local id, -1 for foreign experts. Without it the ids are local. */
-  readonly expertMap?: Tensor
+export interface PermuteOptions extends RoutedRowsOptions {
   /**
    * i32 [numLocalExperts] on the device: rows to keep for each expert, at least as many as its slots. Without it they are
    * counted.
@@ -43,23 +32,19 @@ export interface PermuteOptions {
   /** Every expert's rows start on a multiple of it; any integer from 1. @default 128 */
   readonly alignment?: number
   /**
-   * Ids of padding rows: -1, or 'expert' for the id of the expert whose rows they follow (0 for rows after the last
-   * expert's), for GEMMs that take no negative id. @default -1
+   * Ids of padding rows: -1, or, for GEMMs that take no negative id, that of the expert whose rows they follow. Rows after the
+   * last expert's tiles then become 0 ('expert') or keep what was there ('tile'). @default -1
    */
-  readonly fill?: -1 | 'expert'
-  /** Whether padding rows and their scales are set to zero. Else they keep what was there; new memory is zero. @default false */
-  readonly zeroPadding?: boolean
+  readonly fill?: -1 | 'expert' | 'tile'
   /** Where results go; those that are absent are allocated. Must not overlap the inputs. */
   readonly out?: PermuteOut
-  /** @default the device's default stream */
-  readonly stream?: Stream
 }
 
 /** Rows in the contiguous layout of grouped GEMMs. */
 export interface Permuted {
   /** Dtype of x, [rows, H]: the rows of expert 0, padding, the rows of expert 1, padding, ... */
   readonly rows: Tensor
-  /** f32 [rows, G]; undefined without scales. */
+  /** [rows, G] of the dtype of the scales, or i32 [rows, ceil(G / 4)] when packed; undefined without scales. */
   readonly scales: Tensor | undefined
   /** i32 [rows]: local expert of each row (`m_indices`); padding as `fill` says. */
   readonly expertIds: Tensor
@@ -67,11 +52,17 @@ export interface Permuted {
   readonly inversePermutation: Tensor
   /** i64 [numLocalExperts]: first row of each expert, a multiple of `alignment`. */
   readonly expertStart: Tensor
+  /** i32 [numLocalExperts]: the row after each expert's last one, before its padding. */
+  readonly expertEnd: Tensor
   /** i32 [numLocalExperts]: slots of each expert, as counted. */
   readonly expertNumTokens: Tensor
 }
 
-const rowDtypes: readonly DType[] = ['bf16', 'f16', 'f32', 'fp8e4m3', 'fp8e5m2', 'u8']
+const idsOfFill: Readonly<Record<string, Pick<PermuteSettings, 'idInside' | 'idBehind'>>> = {
+  '-1': { idInside: -1, idBehind: -1 },
+  expert: { idInside: undefined, idBehind: 0 },
+  tile: { idInside: undefined, idBehind: undefined },
+}
 
 /**
  * Copies every token's row once for each of its local experts, grouped by expert: what a contiguous grouped GEMM reads.
@@ -86,19 +77,13 @@ const rowDtypes: readonly DType[] = ['bf16', 'f16', 'f32', 'fp8e4m3', 'fp8e5m2',
  * host counts, else at the next await. Nothing is written then.
  */
 export function permute(x: Tensor, options: PermuteOptions): Permuted {
-  requireRows('x', x, rowDtypes)
+  requireRoutedRows(x, options)
   const { topkIdx, numLocalExperts, alignment = defaultAlignment, fill = -1, zeroPadding = false, out = {} } = options
-  const { expertMap, expertNumTokensHost: hostCounts, stream = x.device.defaultStream } = options
+  const { expertNumTokensHost: hostCounts, stream = x.device.defaultStream, scales } = options
   const [numTokens, hidden] = x.shape as [number, number]
-  requireTopkIdx(topkIdx, numTokens)
-  requireInteger('numLocalExperts', numLocalExperts, 1)
   requireInteger('alignment', alignment, 1, maxRows)
-  requireExpertMap(expertMap)
-  if (fill !== -1 && fill !== 'expert') throw argumentError('fill', "-1 or 'expert'", fill)
-  if (typeof zeroPadding !== 'boolean') throw argumentError('zeroPadding', 'a boolean', zeroPadding)
+  if (fill !== -1 && fill !== 'expert' && fill !== 'tile') throw argumentError('fill', "-1, 'expert' or 'tile'", fill)
   const topk = topkIdx.shape[1]!
-  const { scales } = options
-  if (scales !== undefined) requireRows('scales', scales, 'f32', [numTokens, null])
   const reserved = reservedRows(options)
   const needed =
     numTokens === 0 && hostCounts === undefined
@@ -112,14 +97,15 @@ export function permute(x: Tensor, options: PermuteOptions): Permuted {
         })
   const capacity = capacityOf(out, needed, hostCounts !== undefined)
   const { device } = x
+  const i32 = { dtype: 'i32', device } as const
+  const expertStart = Tensor.zeros([numLocalExperts + 1], 'i64', device)
   const result: Permuted = {
-    rows: given('out.rows', out.rows, [capacity, hidden], x.dtype) ?? Tensor.zeros([capacity, hidden], x.dtype, device),
-    scales: scales && outScales(out.scales, capacity, scales),
-    expertIds: given('out.expertIds', out.expertIds, [capacity], 'i32') ?? Tensor.zeros([capacity], 'i32', device),
-    inversePermutation:
-      given('out.inversePermutation', out.inversePermutation, [numTokens, topk], 'i32') ??
-      Tensor.zeros([numTokens, topk], 'i32', device),
-    expertStart: Tensor.zeros([numLocalExperts], 'i64', device),
+    rows: outTensor('out.rows', out.rows, [capacity, hidden], x),
+    scales: scalesFor(options, numTokens, [capacity], out.scales),
+    expertIds: outTensor('out.expertIds', out.expertIds, [capacity], i32),
+    inversePermutation: outTensor('out.inversePermutation', out.inversePermutation, [numTokens, topk], i32),
+    expertStart: expertStart.slice(0, numLocalExperts),
+    expertEnd: outTensor('out.expertEnd', out.expertEnd, [numLocalExperts], i32),
     expertNumTokens: Tensor.zeros([numLocalExperts], 'i32', device),
   }
   traceOperation('deepgemm-permute.permute', stream, movedBytes(x, result, hostCounts), () =>
@@ -128,17 +114,16 @@ export function permute(x: Tensor, options: PermuteOptions): Permuted {
       x.handle,
       scales?.handle,
       topkIdx.handle,
-      expertMap?.handle,
+      options.expertMap?.handle,
       reserved?.handle,
       result.rows.handle,
       result.scales?.handle,
       result.expertIds.handle,
       result.inversePermutation.handle,
-      result.expertStart.handle,
+      expertStart.handle,
+      result.expertEnd.handle,
       result.expertNumTokens.handle,
-      alignment,
-      fill === 'expert',
-      zeroPadding,
+      { alignment, rowsPerExpert: 0, ...idsOfFill[fill]!, zeroPadding, foreignLast: false },
     ),
   )
   return result
@@ -165,16 +150,6 @@ function capacityOf(out: PermuteOut, needed: number, exact: boolean): number {
   }
   if (capacity > maxRows) throw argumentError('topkIdx', `up to ${maxRows} rows in the layout`, `${capacity} rows`)
   return capacity
-}
-
-function outScales(out: Tensor | undefined, capacity: number, scales: Tensor): Tensor {
-  const shape = [capacity, scales.shape[1]!]
-  return given('out.scales', out, shape, 'f32') ?? Tensor.zeros(shape, 'f32', scales.device)
-}
-
-function given(argument: string, out: Tensor | undefined, shape: readonly number[], dtype: DType): Tensor | undefined {
-  if (out !== undefined) requireTensor(argument, out, { dtype, shape })
-  return out
 }
 
 /** Bytes read and written, where the host knows how many rows there are. */

@@ -1,8 +1,8 @@
-import { argumentError, type DType, requireTensor, type Stream, Tensor, traceOperation } from '@moe-ep/core'
+import { requireTensor, type Tensor } from '@moe-ep/core'
 import { requireExpertMap, requireRows, requireTopkIdx } from './checks.js'
-import { native } from './native.js'
+import { floatDtypes, type ReduceOutput, reduceRows } from './reduce-rows.js'
 
-export interface UnpermuteAndReduceOptions {
+export interface UnpermuteAndReduceOptions extends ReduceOutput {
   /** i32 or i64 [M, K]: the ids that `permute` was given. They decide which slots are local. */
   readonly topkIdx: Tensor
   /** f32 [M, K]. Pass ones when the weights were applied before. Those of slots that are not local are not read. */
@@ -11,15 +11,7 @@ export interface UnpermuteAndReduceOptions {
   readonly inversePermutation: Tensor
   /** i32 [E]: global to local id, -1 for foreign experts. Without it every id but -1 is local. */
   readonly expertMap?: Tensor
-  /** [M, H] of bf16, f16 or f32, every element written. Must not overlap the inputs. */
-  readonly out?: Tensor
-  /** @default the dtype of `out`, else of the rows */
-  readonly outDtype?: 'bf16' | 'f16' | 'f32'
-  /** @default the device's default stream */
-  readonly stream?: Stream
 }
-
-const floatDtypes: readonly DType[] = ['bf16', 'f16', 'f32']
 
 /**
  * Brings expert rows back into token order: the weighted sum of each token's local slots.
@@ -36,25 +28,9 @@ export function unpermuteAndReduce(expertRows: Tensor, options: UnpermuteAndRedu
   requireRows('expertRows', expertRows, floatDtypes)
   const { topkIdx, topkWeights, inversePermutation, expertMap } = options
   requireTopkIdx(topkIdx)
-  const shape = topkIdx.shape
+  const { shape } = topkIdx
   requireTensor('topkWeights', topkWeights, { dtype: 'f32', shape })
   requireTensor('inversePermutation', inversePermutation, { dtype: 'i32', shape })
   requireExpertMap(expertMap)
-  const { outDtype = options.out?.dtype ?? expertRows.dtype, stream = expertRows.device.defaultStream } = options
-  if (!floatDtypes.includes(outDtype)) throw argumentError('outDtype', floatDtypes.join(' or '), outDtype)
-  const outShape = [shape[0]!, expertRows.shape[1]!]
-  if (options.out !== undefined) requireTensor('out', options.out, { dtype: outDtype, shape: outShape })
-  const out = options.out ?? Tensor.zeros(outShape, outDtype, expertRows.device)
-  traceOperation('deepgemm-permute.unpermuteAndReduce', stream, undefined, () =>
-    native().unpermuteAndReduce(
-      stream.handle,
-      expertRows.handle,
-      topkIdx.handle,
-      topkWeights.handle,
-      inversePermutation.handle,
-      expertMap?.handle,
-      out.handle,
-    ),
-  )
-  return out
+  return reduceRows('deepgemm-permute.unpermuteAndReduce', expertRows, options)
 }

@@ -2,7 +2,17 @@ import { type DType, Graph, Tensor } from '@moe-ep/core'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { computeAlignedM, permute, type Permuted, type PermuteOptions, reference } from '../src/index.js'
-import { device, failure, matrix, optionsOf, randomBits, randomNumbers, rowBytes, routings } from './support.js'
+import {
+  device,
+  failure,
+  firstDifference,
+  matrix,
+  optionsOf,
+  randomBits,
+  randomNumbers,
+  rowBytes,
+  routings,
+} from './support.js'
 
 const refused = expect.objectContaining({ code: 'ERR_MOE_EP_ARGUMENT' })
 const dtypesOfRows = fc.constantFrom<DType>('bf16', 'f16', 'f32', 'fp8e4m3', 'fp8e5m2', 'u8')
@@ -16,11 +26,13 @@ function expectEqual(
     const zero = new Uint8Array(tensor.shape[0] === 0 ? 0 : tensor.byteLength / tensor.shape[0]!)
     return rows.map((row) => row ?? zero)
   }
-  expect(rowBytes(actual.rows)).toEqual(rowsOf(actual.rows, expected.rows))
-  if (actual.scales !== undefined) expect(rowBytes(actual.scales)).toEqual(rowsOf(actual.scales, expected.scales))
-  expect([...actual.expertIds.data]).toEqual(expected.expertIds)
+  expect(firstDifference(rowBytes(actual.rows), rowsOf(actual.rows, expected.rows))).toBeUndefined()
+  if (actual.scales !== undefined)
+    expect(firstDifference(rowBytes(actual.scales), rowsOf(actual.scales, expected.scales))).toBeUndefined()
+  expect(firstDifference([Array.from(actual.expertIds.data, Number)], [expected.expertIds])).toBeUndefined()
   expect([...actual.inversePermutation.data]).toEqual(expected.inversePermutation.flat())
   expect([...actual.expertStart.toNumbers()]).toEqual(expected.expertStart)
+  expect([...actual.expertEnd.data]).toEqual(expected.expertEnd)
   expect(actual.expertNumTokens.data).toEqual(expected.expertNumTokens)
 }
 
@@ -38,7 +50,7 @@ describe('permute', () => {
       hidden: fc.constantFrom(1, 7, 8, 33, 128, 300),
       groups: fc.constantFrom(undefined, 1, 3),
       alignment: fc.constantFrom(1, 3, 16, 128, 224),
-      fill: fc.constantFrom(-1 as const, 'expert' as const),
+      fill: fc.constantFrom(-1 as const, 'expert' as const, 'tile' as const),
       counts: fc.constantFrom('none', 'device', 'host', 'both'),
     })
     await fc.assert(
@@ -315,6 +327,18 @@ describe('permute into given memory', () => {
     expect([...rows.data]).toEqual(Array<number>(12).fill(9))
   })
 
+  test.each([
+    [-1 as const, [0, -1, 1, 1, -1, -1]],
+    ['expert' as const, [0, 0, 1, 1, 0, 0]],
+    ['tile' as const, [0, 0, 1, 1, 9, 9]],
+  ])('gives padding rows the ids that fill %s asks for', async (fill, expected) => {
+    const out = marked()
+    const { expertEnd } = permute(x, { ...base, out, fill })
+    await device.defaultStream.synchronize()
+    expect([...out.expertIds.data]).toEqual(expected)
+    expect([...expertEnd.data]).toEqual([1, 4])
+  })
+
   test('throws at once when host counts tell that there are too few', () => {
     const call = (): unknown =>
       permute(x, { ...base, expertNumTokensHost: Int32Array.of(1, 2), out: { expertIds: Tensor.zeros([3], 'i32') } })
@@ -341,6 +365,10 @@ describe('permute refuses', () => {
     ['no experts', () => x, { numLocalExperts: 0 }],
     ['a map of another dtype', () => x, { expertMap: Tensor.zeros([4], 'i64') }],
     ['scales of another dtype', () => x, { scales: Tensor.zeros([2, 1], 'bf16') }],
+    ['scales without memory for them', () => x, { out: { scales: Tensor.zeros([256, 1], 'f32') } }],
+    ['f32 scales to pack', () => x, { scales: Tensor.zeros([2, 1], 'f32'), packScales: true }],
+    ['another packScales', () => x, { packScales: 1 as unknown as boolean }],
+    ['another scaleLayout', () => x, { scaleLayout: 'rows' as 'row' }],
     ['scales of another number of tokens', () => x, { scales: Tensor.zeros([3, 1], 'f32') }],
     ['alignment 0', () => x, { alignment: 0 }],
     ['another fill', () => x, { fill: 0 as unknown as -1 }],

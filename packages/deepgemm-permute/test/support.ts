@@ -107,3 +107,45 @@ export async function failure(): Promise<MoeEpError> {
   if (!MoeEpError.isInstance(error)) throw error
   return error
 }
+
+/** The elements of a strided matrix or batch of matrices, in storage form, by rows. */
+export function elementRows(tensor: Tensor): number[][] {
+  const { shape, strides } = tensor
+  const { storage: Storage } = dtypes[tensor.dtype]
+  const { BYTES_PER_ELEMENT } = Storage
+  const { arrayBuffer, byteLength } = tensor.memory
+  const all = new Storage(arrayBuffer, 0, Math.floor(byteLength / BYTES_PER_ELEMENT))
+  const start = tensor.byteOffset / BYTES_PER_ELEMENT
+  const [batches, rows, columns] = shape.length === 3 ? shape : [1, ...shape]
+  const [batchStride, rowStride, columnStride] = strides.length === 3 ? strides : [0, ...strides]
+  return Array.from({ length: batches! * rows! }, (_, i) =>
+    Array.from({ length: columns! }, (__, column) => {
+      const [batch, row] = [Math.floor(i / rows!), i % rows!]
+      return Number(all[start + batch * batchStride! + row * rowStride! + column * columnStride!])
+    }),
+  )
+}
+
+/** The bits of f32 or i32 rows, so that NaN compares by its bits. */
+export function asWords(tensor: Tensor): Tensor {
+  const { memory, shape, strides, byteOffset } = tensor
+  return new Tensor({ memory, shape, strides, byteOffset, dtype: tensor.dtype === 'f32' ? 'i32' : tensor.dtype })
+}
+
+/** The first row in which two matrices differ; undefined when they are equal. Much faster than toEqual on many rows. */
+export function firstDifference(
+  actual: readonly ArrayLike<number>[],
+  expected: readonly ArrayLike<number>[],
+): { row: number; actual: number[] | undefined; expected: number[] | undefined } | undefined {
+  const same = (a: ArrayLike<number>, b: ArrayLike<number>): boolean => {
+    if (a.length !== b.length) return false
+    for (let i = 0; i < a.length; i++) if (a[i] !== b[i]) return false
+    return true
+  }
+  for (let row = 0; row < Math.max(actual.length, expected.length); row++) {
+    const [a, b] = [actual[row], expected[row]]
+    if (a && b && same(a, b)) continue
+    return { row, actual: a && Array.from(a), expected: b && Array.from(b) }
+  }
+  return undefined
+}

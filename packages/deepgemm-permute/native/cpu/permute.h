@@ -1,14 +1,15 @@
-// Rows into the contiguous layout of grouped GEMMs. Definitions: README.md and src/reference.ts.
+// Rows into the layouts of grouped GEMMs. Definitions: README.md and src/reference.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "cpu/placement.h"
+#include "cpu/scale_rows.h"
 #include "moe_ep/command.h"
 
 namespace moe_ep::cpu {
 
-// Rows that go to several places: payload or scales. A null source means that there are none.
 struct RowMove {
   const uint8_t* from;
   int64_t from_stride;  // bytes
@@ -16,14 +17,21 @@ struct RowMove {
   int64_t row_bytes;
 };
 
+// Ids of rows that no slot went to.
+struct PaddingIds {
+  std::optional<int32_t> inside;  // behind an expert's rows; absent: the expert's own id
+  std::optional<int32_t> behind;  // behind the last expert; absent: stays as it was
+};
+
 struct PermuteRequest {
   PlacementRequest placement;
   RowMove rows;
-  RowMove scales;
-  bool fill_expert;  // padding rows carry their expert's id instead of -1
+  ScaleMove scales;
+  PaddingIds padding_ids;
   bool zero_padding;
 };
 
+// `expert_ids` [capacity] may be null.
 void Permute(const Exec& exec, const PermuteRequest& request, const Placement& placement,
              int32_t* expert_ids);
 

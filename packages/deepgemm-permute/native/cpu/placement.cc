@@ -1,5 +1,6 @@
 #include "cpu/placement.h"
 
+#include <algorithm>
 #include <string>
 
 #include "cpu/slot_counts.h"
@@ -11,66 +12,88 @@ int64_t RoundUp(int64_t value, int64_t alignment) {
   return (value + alignment - 1) / alignment * alignment;
 }
 
-int64_t TotalOf(SlotCounts& slots, int64_t expert) {
-  int64_t total = 0;
-  for (int64_t chunk = 0; chunk < slots.num_chunks; ++chunk) total += slots.Chunk(chunk)[expert];
-  return total;
+// Rows that an expert takes, padding included.
+int64_t RowsOf(const PlacementRequest& request, int64_t expert, int64_t total) {
+  if (request.rows_per_expert > 0) return request.rows_per_expert;
+  return RoundUp(request.reserved == nullptr ? total : request.reserved[expert], request.alignment);
 }
 
-// Rows needed with padding; -1 after exec.Fail.
-int64_t NeededRows(const Exec& exec, const PlacementRequest& request, SlotCounts& slots) {
+bool RequireReserved(const Exec& exec, const PlacementRequest& request, const SlotCounts& slots) {
+  for (int64_t expert = 0; expert < request.experts.num_local; ++expert) {
+    const int64_t total = slots.Total(expert);
+    if (request.reserved[expert] >= total) continue;
+    exec.Fail("ERR_MOE_EP_ARGUMENT", "expertNumTokens: expected at least " + std::to_string(total) +
+                                         " for local expert " + std::to_string(expert) +
+                                         ", received " + std::to_string(request.reserved[expert]));
+    return false;
+  }
+  return true;
+}
+
+bool RequireRoom(const Exec& exec, const PlacementRequest& request, const SlotCounts& slots) {
+  if (request.rows_per_expert > 0) {
+    int64_t fullest = 0;
+    for (int64_t expert = 1; expert < request.experts.num_local; ++expert)
+      if (slots.Total(expert) > slots.Total(fullest)) fullest = expert;
+    const int64_t needed = slots.Total(fullest);
+    if (needed <= request.rows_per_expert) return true;
+    exec.Fail("ERR_MOE_EP_CAPACITY", "permuteMasked: every expert has " +
+                                         std::to_string(request.rows_per_expert) + " rows, but " +
+                                         std::to_string(needed) + " are needed for local expert " +
+                                         std::to_string(fullest));
+    return false;
+  }
   int64_t needed = 0;
-  for (int64_t expert = 0; expert < slots.num_experts; ++expert) {
-    const int64_t total = TotalOf(slots, expert);
-    const int64_t reserved = request.reserved == nullptr ? total : request.reserved[expert];
-    if (reserved < total) {
-      exec.Fail("ERR_MOE_EP_ARGUMENT", "expertNumTokens: expected at least " +
-                                           std::to_string(total) + " for local expert " +
-                                           std::to_string(expert) + ", received " +
-                                           std::to_string(reserved));
-      return -1;
-    }
-    needed += RoundUp(reserved, request.alignment);
+  for (int64_t expert = 0; expert < request.experts.num_local; ++expert)
+    needed += RowsOf(request, expert, slots.Total(expert));
+  if (needed <= request.capacity) return true;
+  exec.Fail("ERR_MOE_EP_CAPACITY", "permute: the output has " + std::to_string(request.capacity) +
+                                       " rows, but " + std::to_string(needed) + " are needed");
+  return false;
+}
+
+// Turns the counts of a group into the first row of each chunk's slots. Returns their number.
+int64_t StartRows(SlotCounts& slots, int64_t group, int64_t start) {
+  int64_t row = start;
+  for (int64_t chunk = 0; chunk < slots.num_chunks; ++chunk) {
+    const int64_t count = slots.Chunk(chunk)[group];
+    slots.Chunk(chunk)[group] = row;
+    row += count;
   }
-  if (needed > request.capacity) {
-    exec.Fail("ERR_MOE_EP_CAPACITY", "permute: the output has " + std::to_string(request.capacity) +
-                                         " rows, but " + std::to_string(needed) + " are needed");
-    return -1;
-  }
-  return needed;
+  return row - start;
 }
 
 }  // namespace
 
 int64_t PlaceRows(const Exec& exec, const PlacementRequest& request, const Placement& placement) {
+  const SlotGroups groups{.experts = request.experts, .foreign = request.foreign_last};
   SlotCounts slots;
-  if (!CountSlots(exec, request.experts, request.num_tokens * request.topk, request.topk, &slots))
-    return -1;
-  const int64_t needed = NeededRows(exec, request, slots);
-  if (needed < 0) return -1;
+  if (!CountSlots(exec, groups, request.num_tokens * request.topk, request.topk, &slots)) return -1;
+  if (request.reserved != nullptr && !RequireReserved(exec, request, slots)) return -1;
+  if (!RequireRoom(exec, request, slots)) return -1;
 
-  // Counts become the first row of each chunk's slots.
+  const int64_t num_local = request.experts.num_local;
   int64_t start = 0;
-  for (int64_t expert = 0; expert < slots.num_experts; ++expert) {
-    int64_t row = start;
-    for (int64_t chunk = 0; chunk < slots.num_chunks; ++chunk) {
-      const int64_t count = slots.Chunk(chunk)[expert];
-      slots.Chunk(chunk)[expert] = row;
-      row += count;
-    }
+  for (int64_t expert = 0; expert < num_local; ++expert) {
+    const int64_t total = StartRows(slots, expert, start);
     placement.expert_start[expert] = start;
-    placement.expert_num_tokens[expert] = static_cast<int32_t>(row - start);
-    const int64_t reserved = request.reserved == nullptr ? row - start : request.reserved[expert];
-    start += RoundUp(reserved, request.alignment);
+    placement.expert_num_tokens[expert] = static_cast<int32_t>(total);
+    if (placement.expert_end != nullptr)
+      placement.expert_end[expert] = static_cast<int32_t>(start + total);
+    start += RowsOf(request, expert, total);
   }
+  const int64_t needed = start;
+  placement.expert_start[num_local] = needed;
+  for (int64_t group = num_local; group < slots.num_groups; ++group)
+    start += StartRows(slots, group, start);
 
   exec.ParallelFor(slots.num_chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       int64_t* const next_row = slots.Chunk(chunk);
       const int64_t slots_end = slots.ChunkBegin(chunk + 1);
       for (int64_t slot = slots.ChunkBegin(chunk); slot < slots_end; ++slot) {
-        const int64_t expert = request.experts[slot];
-        placement.row_of_slot[slot] = expert < 0 ? -1 : static_cast<int32_t>(next_row[expert]++);
+        const int64_t group = groups[slot];
+        placement.row_of_slot[slot] = group < 0 ? -1 : static_cast<int32_t>(next_row[group]++);
       }
     }
   });

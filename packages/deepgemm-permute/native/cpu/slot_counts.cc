@@ -11,22 +11,29 @@ constexpr int64_t kMaxChunks = 64;
 
 }  // namespace
 
-bool CountSlots(const Exec& exec, const LocalExperts& experts, int64_t num_slots, int64_t topk,
+int64_t SlotCounts::Total(int64_t group) const {
+  int64_t total = 0;
+  for (int64_t chunk = 0; chunk < num_chunks; ++chunk)
+    total += of_chunk[static_cast<size_t>(chunk * num_groups + group)];
+  return total;
+}
+
+bool CountSlots(const Exec& exec, const SlotGroups& groups, int64_t num_slots, int64_t topk,
                 SlotCounts* counts) {
   counts->num_slots = num_slots;
   counts->num_chunks = std::clamp<int64_t>(num_slots / kSlotsPerChunk, 1, kMaxChunks);
-  counts->num_experts = experts.num_local;
-  counts->of_chunk.assign(static_cast<size_t>(counts->num_chunks * counts->num_experts), 0);
+  counts->num_groups = groups.size();
+  counts->of_chunk.assign(static_cast<size_t>(counts->num_chunks * counts->num_groups), 0);
   std::vector<int64_t> first_invalid(static_cast<size_t>(counts->num_chunks), -1);
   exec.ParallelFor(counts->num_chunks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       int64_t* const count = counts->Chunk(chunk);
       const int64_t slots_end = counts->ChunkBegin(chunk + 1);
       for (int64_t slot = counts->ChunkBegin(chunk); slot < slots_end; ++slot) {
-        const int64_t expert = experts[slot];
-        if (expert >= 0) {
-          ++count[expert];
-        } else if (expert == kInvalidExpert) {
+        const int64_t group = groups[slot];
+        if (group >= 0) {
+          ++count[group];
+        } else if (group == kInvalidExpert) {
           first_invalid[static_cast<size_t>(chunk)] = slot;
           break;
         }
@@ -35,7 +42,7 @@ bool CountSlots(const Exec& exec, const LocalExperts& experts, int64_t num_slots
   });
   for (const int64_t slot : first_invalid) {
     if (slot < 0) continue;
-    FailForSlot(exec, experts, slot, topk);
+    FailForSlot(exec, groups.experts, slot, topk);
     return false;
   }
   return true;
@@ -63,12 +70,9 @@ void FailForSlot(const Exec& exec, const LocalExperts& experts, int64_t slot, in
 void CountExpertNumTokens(const Exec& exec, const LocalExperts& experts, int64_t num_slots,
                           int64_t topk, int32_t* counts) {
   SlotCounts slots;
-  if (!CountSlots(exec, experts, num_slots, topk, &slots)) return;
-  for (int64_t expert = 0; expert < slots.num_experts; ++expert) {
-    int64_t total = 0;
-    for (int64_t chunk = 0; chunk < slots.num_chunks; ++chunk) total += slots.Chunk(chunk)[expert];
-    counts[expert] = static_cast<int32_t>(total);
-  }
+  if (!CountSlots(exec, {.experts = experts, .foreign = false}, num_slots, topk, &slots)) return;
+  for (int64_t expert = 0; expert < experts.num_local; ++expert)
+    counts[expert] = static_cast<int32_t>(slots.Total(expert));
 }
 
 }  // namespace moe_ep::cpu

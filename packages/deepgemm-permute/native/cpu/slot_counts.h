@@ -1,4 +1,4 @@
-// Counts of slots for each local expert, by chunks of slots, so that every chunk knows where its
+// Counts of slots for each group of slots, by chunks of slots, so that every chunk knows where its
 // rows begin.
 #pragma once
 
@@ -10,20 +10,41 @@
 
 namespace moe_ep::cpu {
 
+// What a slot is counted under: its local expert, and, where `foreign` ones are asked for, behind
+// all local experts the foreign ones by their global id, and at the very end "no expert".
+struct SlotGroups {
+  LocalExperts experts;
+  bool foreign;
+
+  int64_t size() const {
+    if (!foreign) return experts.num_local;
+    return experts.num_local + (experts.map == nullptr ? 0 : experts.num_global) + 1;
+  }
+
+  // A group, kNoExpert for slots that are not counted, or kInvalidExpert.
+  int64_t operator[](int64_t slot) const {
+    const int64_t expert = experts[slot];
+    if (expert != kNoExpert || !foreign) return expert;
+    const int64_t id = experts.Id(slot);
+    return id == kNoExpert ? size() - 1 : experts.num_local + id;
+  }
+};
+
 // Chunks are ranges of slots in token-major order. Their number depends on the input only, not on
 // the threads.
 struct SlotCounts {
   int64_t num_slots;
   int64_t num_chunks;
-  int64_t num_experts;
-  std::vector<int64_t> of_chunk;  // [num_chunks, num_experts]
+  int64_t num_groups;
+  std::vector<int64_t> of_chunk;  // [num_chunks, num_groups]
 
   int64_t ChunkBegin(int64_t chunk) const { return num_slots * chunk / num_chunks; }
-  int64_t* Chunk(int64_t chunk) { return of_chunk.data() + chunk * num_experts; }
+  int64_t* Chunk(int64_t chunk) { return of_chunk.data() + chunk * num_groups; }
+  int64_t Total(int64_t group) const;
 };
 
 // False after exec.Fail: an id is out of range. `topk` serves the message.
-bool CountSlots(const Exec& exec, const LocalExperts& experts, int64_t num_slots, int64_t topk,
+bool CountSlots(const Exec& exec, const SlotGroups& groups, int64_t num_slots, int64_t topk,
                 SlotCounts* counts);
 
 // Fails the stream for the slot's id.

@@ -1,0 +1,34 @@
+import { argumentError, type DType, requireInteger, type Stream, type Tensor } from '@moe-ep/core'
+import { requireExpertMap, requireRows, requireTopkIdx } from './checks.js'
+import type { ScaleOptions } from './scales.js'
+
+/** Where the rows of tokens go: what all permuting operations take. */
+export interface RoutedRowsOptions extends ScaleOptions {
+  /** i32 or i64 [M, K]: expert ids, -1 for "no expert". */
+  readonly topkIdx: Tensor
+  /** Experts of this rank. */
+  readonly numLocalExperts: number
+  /** i32 [E]: global to local id, -1 for foreign experts. Without it the ids are local. */
+  readonly expertMap?: Tensor
+  /** Whether padding rows and their scales are set to zero. Else they keep what was there; new memory is zero. @default false */
+  readonly zeroPadding?: boolean
+  /** @default the device's default stream */
+  readonly stream?: Stream
+}
+
+const rowDtypes: readonly DType[] = ['bf16', 'f16', 'f32', 'fp8e4m3', 'fp8e5m2', 'u8']
+
+/**
+ * Checks rows and where they go; the scales are checked with their output.
+ * @throws ERR_MOE_EP_ARGUMENT.
+ */
+export function requireRoutedRows(
+  x: Tensor,
+  { topkIdx, numLocalExperts, expertMap, zeroPadding = false }: RoutedRowsOptions,
+): void {
+  requireRows('x', x, rowDtypes)
+  requireTopkIdx(topkIdx, x.shape[0]!)
+  requireInteger('numLocalExperts', numLocalExperts, 1)
+  requireExpertMap(expertMap)
+  if (typeof zeroPadding !== 'boolean') throw argumentError('zeroPadding', 'a boolean', zeroPadding)
+}
