@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 import { parseArgs } from 'node:util'
 import { MoeEpError } from '@moe-ep/core'
+import { disableOnnxTelemetry } from '@moe-ep/experts'
 import { helpText } from './command/help.js'
 import { layerFlags, layerOptionsFrom } from './command/layer-options.js'
 import { makeWeightsCommand } from './command/make-weights-command.js'
@@ -8,6 +9,8 @@ import { runLayer } from './command/run-layer.js'
 import { terminalReport } from './results/terminal-table.js'
 
 async function main(args: string[]): Promise<number> {
+  // Here, where ranks inherit it: worker threads could not do it themselves.
+  disableOnnxTelemetry()
   const json = args.includes('--json')
   try {
     if (args[0] === 'make-weights') {

@@ -66,29 +66,31 @@ let cpu: Device | undefined
 
 /** All devices that this build knows of, with the reason for each that cannot be used. Never throws. */
 export function listDevices(): readonly DeviceInfo[] {
-  const reason = cpuUnavailable()
+  const reason = cpuFailure()?.message
   return [reason === undefined ? { name: 'cpu', available: true } : { name: 'cpu', available: false, reason }]
 }
 
-function cpuUnavailable(): string | undefined {
+function cpuFailure(): MoeEpError | undefined {
   const unsupported = unsupportedPlatform()
-  if (unsupported !== undefined) return unsupported
+  if (unsupported !== undefined) return new MoeEpError('ERR_MOE_EP_NO_DEVICE', unsupported)
   try {
     native()
     return undefined
   } catch (error) {
-    return (error as Error).message
+    return MoeEpError.from(error)
   }
 }
 
 /**
  * The device of this name.
- * @throws ERR_MOE_EP_NO_DEVICE when it is not there, with the reason; ERR_MOE_EP_ARGUMENT for a name that is none.
+ * @throws ERR_MOE_EP_NO_DEVICE when it is not there, with the reason; ERR_MOE_EP_DUPLICATE_CORE; ERR_MOE_EP_ARGUMENT for a name that
+ * is none.
  */
 export function getDevice(name: string): Device {
   if (name === 'cpu') {
-    const reason = cpu === undefined ? cpuUnavailable() : undefined
-    if (reason !== undefined) throw new MoeEpError('ERR_MOE_EP_NO_DEVICE', `cpu: ${reason}`)
+    const failure = cpu === undefined ? cpuFailure() : undefined
+    if (failure?.code === 'ERR_MOE_EP_DUPLICATE_CORE') throw failure
+    if (failure !== undefined) throw new MoeEpError('ERR_MOE_EP_NO_DEVICE', `cpu: ${failure.message}`, { cause: failure })
     return (cpu ??= new Device('cpu'))
   }
   if (/^cuda:\d+$/.test(name)) {

@@ -3,7 +3,7 @@ import { type GraphHandle, native } from './native.js'
 import type { Stream } from './stream.js'
 
 /** Work that was recorded once and can be launched many times. */
-export class Graph {
+export class Graph implements Disposable {
   readonly #handle: GraphHandle
 
   private constructor(handle: GraphHandle) {
@@ -13,7 +13,8 @@ export class Graph {
   /**
    * Records what `body` enqueues on `stream`, and on streams that join by waiting for its events, instead of running it.
    * `body` is synchronous: nothing can be awaited inside. Tensors that are used stay alive as long as the graph.
-   * @throws ERR_MOE_EP_CAPTURE when `body` returns a promise, or a joined stream is not joined back.
+   * @throws ERR_MOE_EP_CAPTURE when `body` returns a promise, or when `stream` does not wait, directly or through other streams, for
+   * all work of the streams that joined.
    */
   static capture(stream: Stream, body: () => void): Graph {
     native().beginCapture(stream.handle)
@@ -31,14 +32,29 @@ export class Graph {
     return new Graph(native().endCapture(stream.handle))
   }
 
-  /** Recorded commands. */
+  /**
+   * Recorded commands and events.
+   * @throws ERR_MOE_EP_RELEASED.
+   */
   get size(): number {
     return native().graphSize(this.#handle)
   }
 
-  /** Enqueues all recorded work on `stream`. */
+  /**
+   * Enqueues all recorded work on `stream`. Events that were recorded in the capture now stand for this launch.
+   * @throws ERR_MOE_EP_RELEASED when the graph or the stream was closed; ERR_MOE_EP_CAPTURE when the stream is captured.
+   */
   launch(stream: Stream): void {
     native().graphLaunch(this.#handle, stream.handle)
+  }
+
+  /** Drops the recorded work and the tensors it holds; launches that are queued still run. Further use is ERR_MOE_EP_RELEASED. */
+  close(): void {
+    native().graphClose(this.#handle)
+  }
+
+  [Symbol.dispose](): void {
+    this.close()
   }
 }
 

@@ -22,8 +22,8 @@ interface CoreNative {
   wrapPointer(address: bigint, byteLength: number): MemoryHandle
   memoryPointer(memory: MemoryHandle): bigint
   memoryByteLength(memory: MemoryHandle): number
-  memoryArrayBuffer(memory: MemoryHandle): ArrayBuffer
-  memoryClose(memory: MemoryHandle, view: ArrayBuffer | undefined): void
+  memoryView(memory: MemoryHandle, byteOffset: number, byteLength: number): ArrayBuffer
+  memoryClose(memory: MemoryHandle, views: readonly ArrayBuffer[]): void
   createTensor(
     memory: MemoryHandle,
     byteOffset: number,
@@ -32,6 +32,7 @@ interface CoreNative {
     strides: readonly number[],
   ): TensorHandle
   createStream(threads: number): StreamHandle
+  streamCapturing(stream: StreamHandle): boolean
   streamSynchronize(stream: StreamHandle): Promise<void>
   streamClose(stream: StreamHandle, abort: boolean): void
   streamDelay(stream: StreamHandle, microseconds: number): void
@@ -46,6 +47,7 @@ interface CoreNative {
   endCapture(stream: StreamHandle): GraphHandle
   graphSize(graph: GraphHandle): number
   graphLaunch(graph: GraphHandle, stream: StreamHandle): void
+  graphClose(graph: GraphHandle): void
 }
 
 let loaded: CoreNative | undefined

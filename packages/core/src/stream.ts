@@ -3,7 +3,7 @@ import type { ErrorCode } from './error-codes.js'
 import { argumentError, MoeEpError } from './error.js'
 import { Event } from './event.js'
 import { native, type StreamHandle } from './native.js'
-import { type WaitOptions, withWaitOptions } from './wait-options.js'
+import { requireWaitOptions, type WaitOptions, withWaitOptions } from './wait-options.js'
 
 /** How a stream is made. */
 export interface StreamOptions {
@@ -36,13 +36,19 @@ export class Stream implements AsyncDisposable {
     return this.#closed
   }
 
+  /** Whether what is enqueued now is recorded into a graph, by {@link Graph.capture} of this stream or of one that it joined. */
+  get capturing(): boolean {
+    return native().streamCapturing(this.handle)
+  }
+
   /**
    * Resolves when all work enqueued so far is done.
    * @throws the code of the first operation that failed since the last await; ERR_MOE_EP_CAPTURE during a capture;
-   * ERR_MOE_EP_TIMEOUT or ERR_MOE_EP_ABORTED when the options say so (the work itself goes on).
+   * ERR_MOE_EP_ARGUMENT for bad options; ERR_MOE_EP_TIMEOUT or ERR_MOE_EP_ABORTED when the options say so (the work itself goes on).
    */
   async synchronize(options: WaitOptions = {}): Promise<void> {
     this.#requireOpen()
+    requireWaitOptions(options)
     await withWaitOptions(native().streamSynchronize(this.handle), 'stream.synchronize', options)
   }
 
@@ -53,7 +59,11 @@ export class Stream implements AsyncDisposable {
     return event
   }
 
-  /** Makes later work of this stream wait for the newest recording of `event`. */
+  /**
+   * Makes later work of this stream wait for the newest recording of `event`; no wait when there is none. In a capture, a stream joins
+   * by waiting for an event that the capture recorded; a wait for any other recording becomes part of the graph.
+   * @throws ERR_MOE_EP_CAPTURE when another capture than this stream's recorded the event.
+   */
   wait(event: Event): void {
     this.#requireOpen()
     native().streamWait(this.handle, event.handle)
@@ -81,7 +91,7 @@ export class Stream implements AsyncDisposable {
     await done
   }
 
-  /** Ends the stream now: running waits stop early and queued work is dropped. */
+  /** Ends the stream now: running waits stop early, queued work is dropped, and awaits that are pending reject with ERR_MOE_EP_ABORTED. */
   abort(): void {
     if (this.#closed) return
     this.#closed = true

@@ -1,5 +1,5 @@
 import type { DType } from './dtype.js'
-import { argumentError } from './error.js'
+import { argumentError, MoeEpError } from './error.js'
 import { Tensor } from './tensor.js'
 
 /** What an operation asks of a tensor argument. A size of `null` accepts any. */
@@ -12,7 +12,7 @@ export interface TensorRequirement {
 
 /**
  * Checks a tensor argument of a public operation.
- * @throws ERR_MOE_EP_ARGUMENT that names the argument, what was expected and what came.
+ * @throws ERR_MOE_EP_ARGUMENT that names the argument, what was expected and what came; ERR_MOE_EP_RELEASED when its memory was closed.
  */
 export function requireTensor(argument: string, value: unknown, requirement: TensorRequirement = {}): asserts value is Tensor {
   if (!isTensor(value)) throw argumentError(argument, 'a Tensor', value)
@@ -27,6 +27,9 @@ export function requireTensor(argument: string, value: unknown, requirement: Ten
   }
   if (contiguous && !value.isContiguous) {
     throw argumentError(argument, 'a contiguous tensor', `${value} with strides [${value.strides.join(', ')}]`)
+  }
+  if (value.memory.closed) {
+    throw new MoeEpError('ERR_MOE_EP_RELEASED', `${argument}: the tensor's memory was closed`, { details: { argument } })
   }
 }
 

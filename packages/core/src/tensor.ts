@@ -28,7 +28,7 @@ export class Tensor {
   readonly byteOffset: number
   #handle: TensorHandle | undefined
 
-  /** @throws ERR_MOE_EP_ARGUMENT when the view does not lie inside the memory. */
+  /** @throws ERR_MOE_EP_ARGUMENT when the view does not lie inside the memory, or not at a multiple of the element size. */
   constructor(options: TensorOptions) {
     const { memory, dtype, shape, byteOffset = 0 } = options
     if (!isDType(dtype)) throw argumentError('dtype', `one of ${Object.keys(dtypes).join(', ')}`, dtype)
@@ -38,6 +38,8 @@ export class Tensor {
       throw argumentError('strides', `${shape.length} numbers of elements`, strides)
     }
     if (!Number.isSafeInteger(byteOffset) || byteOffset < 0) throw argumentError('byteOffset', 'bytes, 0 or more', byteOffset)
+    const elementBytes = Math.max(1, dtypes[dtype].bits / 8)
+    if (byteOffset % elementBytes !== 0) throw argumentError('byteOffset', `a multiple of ${elementBytes}`, byteOffset)
     const empty = shape.includes(0)
     const last = empty ? 0 : shape.reduce((sum, size, d) => sum + (size - 1) * strides[d]!, 1)
     const end = byteOffset + Math.ceil((last * dtypes[dtype].bits) / 8)
@@ -116,16 +118,15 @@ export class Tensor {
 
   /**
    * The stored elements, without a copy (contiguous cpu tensors). Await the stream that writes them first.
-   * @throws ERR_MOE_EP_ARGUMENT when not contiguous or not aligned to the element size.
+   * @throws ERR_MOE_EP_ARGUMENT when not contiguous; ERR_MOE_EP_RELEASED; ERR_MOE_EP_UNSUPPORTED when the bytes are more than an
+   * ArrayBuffer can hold.
    */
   get data(): StorageArray {
     this.#requireContiguous('data')
     const { storage: Storage } = dtypes[this.dtype]
     const length = this.byteLength / Storage.BYTES_PER_ELEMENT
-    if (this.byteOffset % Storage.BYTES_PER_ELEMENT !== 0) {
-      throw argumentError('byteOffset', `a multiple of ${Storage.BYTES_PER_ELEMENT}`, this.byteOffset)
-    }
-    return new Storage(this.memory.arrayBuffer, length === 0 ? 0 : this.byteOffset, length)
+    const { buffer, byteOffset } = this.memory.range(length === 0 ? 0 : this.byteOffset, this.byteLength)
+    return new Storage(buffer, byteOffset, length)
   }
 
   /** The elements as numbers, copied (contiguous cpu tensors). */

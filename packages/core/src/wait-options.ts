@@ -1,18 +1,35 @@
-import { MoeEpError } from './error.js'
+import { argumentError, MoeEpError } from './error.js'
 
 /** How long a caller is willing to wait. */
 export interface WaitOptions {
-  /** Milliseconds; 0 or absent: no limit of its own. */
+  /** Milliseconds, 0 or more; 0 or absent: no limit of its own. More than 24 days count as 24. */
   readonly timeoutMs?: number
   readonly signal?: AbortSignal
 }
 
+/** What a timer of Node.js can hold; it fires at once for more. */
+const longestTimeoutMs = 2 ** 31 - 1
+
+/**
+ * Checks options before a wait is begun.
+ * @throws ERR_MOE_EP_ARGUMENT when `timeoutMs` is no number, NaN or negative.
+ */
+export function requireWaitOptions({ timeoutMs = 0 }: WaitOptions): void {
+  if (typeof timeoutMs !== 'number' || !(timeoutMs >= 0)) throw argumentError('timeoutMs', 'milliseconds, 0 or more', timeoutMs)
+}
+
 /**
  * `promise`, given up early when the signal fires or the time is over. The work behind it goes on.
- * @throws ERR_MOE_EP_TIMEOUT, ERR_MOE_EP_ABORTED.
+ * @throws ERR_MOE_EP_TIMEOUT, ERR_MOE_EP_ABORTED; ERR_MOE_EP_ARGUMENT for bad options.
  */
 export async function withWaitOptions<T>(promise: Promise<T>, what: string, options: WaitOptions): Promise<T> {
   const { timeoutMs = 0, signal } = options
+  try {
+    requireWaitOptions(options)
+  } catch (error) {
+    promise.catch(() => {})
+    throw error
+  }
   if (timeoutMs === 0 && signal === undefined) return promise
   let timer: NodeJS.Timeout | undefined
   let onAbort: (() => void) | undefined
@@ -21,7 +38,8 @@ export async function withWaitOptions<T>(promise: Promise<T>, what: string, opti
       reject(new MoeEpError('ERR_MOE_EP_ABORTED', `${what} was aborted`, { cause: signal?.reason }))
     if (signal?.aborted === true) return aborted()
     if (timeoutMs > 0) {
-      timer = setTimeout(() => reject(new MoeEpError('ERR_MOE_EP_TIMEOUT', `${what}: not done after ${timeoutMs} ms`)), timeoutMs)
+      const limitMs = Math.min(timeoutMs, longestTimeoutMs)
+      timer = setTimeout(() => reject(new MoeEpError('ERR_MOE_EP_TIMEOUT', `${what}: not done after ${limitMs} ms`)), limitMs)
     }
     onAbort = aborted
     signal?.addEventListener('abort', aborted, { once: true })

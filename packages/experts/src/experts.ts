@@ -1,11 +1,18 @@
 import type { Stream, Tensor } from '@moe-ep/core'
 import type { TopkWeightAndReduce } from './topk-weight-and-reduce.js'
+import type { ExpertsProblem, Workspaces, WorkspaceShapes } from './workspaces.js'
 
 /**
  * How rows are laid out between prepare and experts: `standard` is [rows, K] with ids and weights for each row,
  * `batchedExperts` is [local experts, rows, K] with a count for each expert.
  */
 export type ActivationFormat = 'standard' | 'batchedExperts'
+
+/** How rows are quantised between prepare and experts: not at all, or fp8 e4m3 with one f32 scale for each group of a row. */
+export type QuantScheme = 'none' | 'fp8-block'
+
+/** What experts do between their two GEMMs. All but `relu2NoMul` multiply a gate by an up half. */
+export type Activation = 'silu' | 'gelu' | 'swigluOai' | 'relu2NoMul'
 
 /** Weights of this rank's experts: E_l experts, intermediate size I, hidden size K. */
 export interface ExpertWeights {
@@ -25,27 +32,55 @@ export interface ExpertTokens {
 
 /** What experts compute on. */
 export interface ExpertsArguments {
-  /** [M, K], dtype of the rows: written in place. */
+  /** Shape of the hidden states, their dtype or, for fp8 rows, any of f32, bf16 and f16: written in place. */
   readonly output: Tensor
-  /** [M, K]: rows as prepare left them. */
+  /** [M, K], batched [E_l, rows, K]: rows as prepare left them. */
   readonly hiddenStates: Tensor
+  /** f32 [M, ceil(K / groupSize)], batched [E_l, rows, ...]: multipliers that dequantise fp8e4m3 rows. */
+  readonly scales?: Tensor
+  /** Elements of a row that share a scale. @default 128 */
+  readonly groupSize?: number
   readonly weights: ExpertWeights
-  /** i32 or i64 [M, topk]: local expert ids, -1 for none; global ids where an expertMap is given. */
+  /** i32 or i64 [M, topk]: local expert ids, -1 for none; global ids where an expertMap is given. Batched: not read. */
   readonly topkIdx: Tensor
   /** f32 [M, topk]. */
   readonly topkWeights: Tensor
   /** i32 [E]: global to local id, -1 for foreign experts. */
   readonly expertMap?: Tensor
+  /** Batched experts need it: rows beyond an expert's count are garbage. */
   readonly tokens?: ExpertTokens
+  /** Scratch as `workspaceShapes` asks for; allocated when absent. */
+  readonly workspaces?: Workspaces
   readonly stream: Stream
   readonly signal?: AbortSignal
 }
 
+/** What experts can do; what is absent is as its default says. */
+export interface ExpertsCapabilities {
+  /** Kinds of devices that they run on. @default any */
+  readonly deviceKinds?: readonly string[]
+  /** @default silu */
+  readonly activations?: readonly Activation[]
+  /** Forms of rows that they take. @default none */
+  readonly quantSchemes?: readonly QuantScheme[]
+  /** Whether they may own a part of the experts only. @default true */
+  readonly supportsExpertParallel?: boolean
+  /** Numbers that the hidden and the intermediate size must be multiples of. @default 1 */
+  readonly sizeMultiple?: number
+  /** Whether prepare leaves quantising to them. @default false */
+  readonly expectsUnquantizedInputs?: boolean
+  /** Batched experts: most tokens of one rank in one call, and the ranks that send. */
+  readonly maxNumTokens?: number
+  readonly numDispatchers?: number
+}
+
 /** The expert side of a layer: GEMM, activation, GEMM, and the permutation around them where the format needs one. */
-export interface Experts {
+export interface Experts extends ExpertsCapabilities {
   readonly activationFormat: ActivationFormat
   /** Who multiplies by the router's weights and sums over the top-k slots. */
   readonly weightAndReduce: TopkWeightAndReduce
+  /** Scratch and output of a call; without it the output has the shape of the rows, and scratch is the experts' own affair. */
+  workspaceShapes?(problem: ExpertsProblem): WorkspaceShapes
   /** Computes `output`. Resolves when the work was enqueued; the stream orders what follows. */
   apply(args: ExpertsArguments): Promise<void>
   close(): Promise<void>

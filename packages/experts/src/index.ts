@@ -5,6 +5,7 @@ export { GroupedExperts } from './grouped-experts.js'
 export { OnnxExpertEngine, type OnnxExpertEngineOptions, type OnnxExpertRunOptions } from './onnx/engine.js'
 export { expertGraph } from './onnx/expert-graph.js'
 export { encodeOnnxModel, type OnnxGraph, type OnnxNode, type OnnxValue } from './onnx/model.js'
+export { disableOnnxTelemetry } from './onnx/runtime.js'
 export { referenceExpert } from './reference-expert.js'
 export {
   contiguousWeightAndReduce,

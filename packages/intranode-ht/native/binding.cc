@@ -94,7 +94,8 @@ Napi::Value NotifyCached(const Napi::CallbackInfo& info) {
   return Enqueue(args.env(), args.stream(0), [call](const Exec& exec) { cpu::NotifyCached(exec, call); });
 }
 
-// send(stream, buffer, slot, experts, x, scales, topkIdx, topkWeights, sendHead, rankPrefixMatrix, fillTail, timeoutMs)
+// send(stream, buffer, slot, experts, x, scales, topkIdx, topkWeights, sendHead, numTokensPerRank, rankPrefixMatrix,
+//      fillTail, timeoutMs)
 Napi::Value Send(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const cpu::SendCall call{
@@ -106,9 +107,10 @@ Napi::Value Send(const Napi::CallbackInfo& info) {
       .topk_idx = args.optional_tensor(6),
       .topk_weights = args.optional_tensor(7),
       .send_head = args.tensor(8),
-      .rank_prefix_matrix = args.tensor(9),
-      .fill_tail = args.boolean(10),
-      .timeout_ms = args.integer(11),
+      .num_tokens_per_rank = args.tensor(9),
+      .rank_prefix_matrix = args.tensor(10),
+      .fill_tail = args.boolean(11),
+      .timeout_ms = args.integer(12),
   };
   return Enqueue(args.env(), args.stream(0), [call](const Exec& exec) { cpu::Send(exec, call); });
 }

@@ -320,7 +320,8 @@ export class IntranodeBuffer implements Disposable {
     traceOperation('intranode.send', stream, bytes, () =>
       native().send(
         ...([stream.handle, this.#handle, lease.slot, plan.numExperts, x.handle, scales?.handle, topkIdx?.handle] as const),
-        ...([topkWeights?.handle, plan.sendHead.handle, plan.rankPrefixMatrix.handle, fillTail, timeoutMs] as const),
+        ...([topkWeights?.handle, plan.sendHead.handle, plan.numTokensPerRank.handle] as const),
+        ...([plan.rankPrefixMatrix.handle, fillTail, timeoutMs] as const),
       ),
     )
     this.#leases.set(lease, stream.record())

@@ -50,6 +50,7 @@ interface IntranodeNative {
     topkIdx: Optional,
     topkWeights: Optional,
     sendHead: TensorHandle,
+    numTokensPerRank: TensorHandle,
     rankPrefixMatrix: TensorHandle,
     fillTail: boolean,
     timeoutMs: number,

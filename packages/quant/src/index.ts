@@ -1,13 +1,30 @@
-export {
-  type DequantizedDType,
-  dequantizePerTokenGroup,
-  type DequantizePerTokenGroupOptions,
-} from './dequantize-per-token-group.js'
+export { dequantizeBlock, type DequantizeBlockOptions } from './dequantize-block.js'
+export { dequantizeLogFmt10, type DequantizeLogFmt10Options } from './dequantize-logfmt10.js'
+export { dequantizeMxfp4 } from './dequantize-mxfp4.js'
+export { dequantizeMxfp8 } from './dequantize-mxfp8.js'
+export { dequantizeNvfp4, type DequantizeNvfp4Options } from './dequantize-nvfp4.js'
+export { dequantizePerTensor, type DequantizePerTensorOptions } from './dequantize-per-tensor.js'
+export { dequantizePerTokenGroup, type DequantizePerTokenGroupOptions } from './dequantize-per-token-group.js'
+export type { DequantizedDType } from './dequantized-output.js'
+export type { GatedOptions } from './gated-input.js'
 export { defaultGroupSize, numGroupsOf } from './groups.js'
+export { quantizeBlock, type QuantizeBlockOptions } from './quantize-block.js'
+export { logFmt10RowBytes, logFmtGroupSize } from './logfmt.js'
+export { type DequantizeMxOptions, mxGroupSize, type MxQuantized, type QuantizeMxOptions } from './mx.js'
+export { nvfp4GroupSize, type Nvfp4ScaleLayout, nvfp4ScaleShape } from './nvfp4-scales.js'
+export { type LogFmt10Quantized, quantizeLogFmt10, type QuantizeLogFmt10Options } from './quantize-logfmt10.js'
+export { type Mxfp4ScaleRule, quantizeMxfp4 } from './quantize-mxfp4.js'
+export { type Mxfp8ScaleRule, quantizeMxfp8 } from './quantize-mxfp8.js'
+export { type Nvfp4Quantized, quantizeNvfp4, type QuantizeNvfp4Options } from './quantize-nvfp4.js'
+export { quantizePerTensor, type QuantizePerTensorOptions, type TensorQuantized } from './quantize-per-tensor.js'
+export { quantizePerToken, type QuantizePerTokenOptions } from './quantize-per-token.js'
 export {
   type GroupNumerics,
   type GroupQuantized,
   quantizePerTokenGroup,
   type QuantizePerTokenGroupOptions,
 } from './quantize-per-token-group.js'
-export * as reference from './reference.js'
+export * as reference from './reference/index.js'
+export type { ScaleFormat, ScaleLayout } from './scale-layout.js'
+export { siluMul, type SiluMulOptions } from './silu-mul.js'
+export { type SiluMulNumerics, siluMulQuantize, type SiluMulQuantizeOptions } from './silu-mul-quantize.js'

@@ -15,7 +15,10 @@ function(moe_ep_addon name)
   set_target_properties(${name} PROPERTIES
     PREFIX "" SUFFIX ".node"
     LIBRARY_OUTPUT_DIRECTORY "${MOE_EP_OUTPUT_DIR}")
-  target_compile_definitions(${name} PRIVATE NAPI_VERSION=9 NAPI_CPP_EXCEPTIONS)
+  # All C++ exceptions become JavaScript errors. While a worker is terminated no error can be thrown any more: it is dropped
+  # then, and does not end the whole process.
+  target_compile_definitions(${name} PRIVATE NAPI_VERSION=9
+    NODE_ADDON_API_CPP_EXCEPTIONS NODE_ADDON_API_CPP_EXCEPTIONS_ALL NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS)
   target_include_directories(${name} PRIVATE ${CMAKE_CURRENT_SOURCE_DIR} ${CMAKE_CURRENT_SOURCE_DIR}/include ${MOE_EP_INCLUDE_DIRS})
   target_include_directories(${name} SYSTEM PRIVATE ${MOE_EP_NODE_API_HEADERS_DIR} ${MOE_EP_NODE_ADDON_API_DIR})
   # Results are defined as single IEEE operations in a fixed order: no contraction, no fast-math.

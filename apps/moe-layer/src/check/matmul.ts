@@ -1,5 +1,5 @@
 import { availableParallelism } from 'node:os'
-import { encodeOnnxModel } from '@moe-ep/experts'
+import { disableOnnxTelemetry, encodeOnnxModel } from '@moe-ep/experts'
 import type { InferenceSession } from 'onnxruntime-node'
 
 /** Multiplies matrices; close it after use. */
@@ -61,6 +61,7 @@ function multiply(a: Float32Array, b: Float32Array, inner: number): Float32Array
 }
 
 async function createOnnxMatmul(threads: number): Promise<Matmul> {
+  disableOnnxTelemetry()
   const { InferenceSession, Tensor } = await import('onnxruntime-node')
   const model = encodeOnnxModel({
     name: 'product',

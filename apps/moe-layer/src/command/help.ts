@@ -1,20 +1,24 @@
+import { modelPresets } from '../presets/presets.js'
+
 export const helpText = `moe-layer: runs a full Mixture-of-Experts layer over many ranks and checks it against a dense computation.
 
 Usage
   moe-layer [options]
-  moe-layer make-weights --out FILE.safetensors [--hidden N] [--intermediate N] [--experts N] [--topk N]
-                         [--dtype bf16|f32] [--seed N]
+  moe-layer make-weights --out FILE.safetensors [--preset NAME] [--layer N] [--hidden N] [--intermediate N] [--experts N]
+                         [--topk N] [--dtype bf16|f32|fp8] [--seed N]
 
 Options
   --device cpu|auto         where ranks compute (auto: cpu)
   --ranks N                 ranks, one process each (8)
   --workers                 ranks are worker threads of one process instead
   --mode ht                 dispatch family (ht: high throughput)
-  --model NAME|FILE         demo, or a .safetensors file that make-weights wrote (demo)
-  --hidden N                size of a token (1024)
-  --intermediate N          size inside an expert (512)
-  --experts N               experts of all ranks together (32)
-  --topk N                  experts of a token (4)
+  --model NAME|FILE         one of the models below, or a .safetensors file with a layer of one of them (demo)
+  --preset NAME             the model that FILE belongs to, where the file does not say
+  --layer N                 number of the layer in the names of the tensors (the first with experts)
+  --hidden N                size of a token (the model's; 1024 for demo)
+  --intermediate N          size inside an expert (the model's; 512 for demo)
+  --experts N               experts of all ranks together (the model's; 32 for demo)
+  --topk N                  experts of a token (the model's; 4 for demo)
   --dtype bf16              what travels between ranks
   --tokens N|N,N,...        tokens of each rank (128)
   --routing KIND            uniform, skewed (rank 0 receives half), hot:RANK, empty:RANK (uniform)
@@ -22,8 +26,14 @@ Options
   --iters N                 measured passes, after one that is not (10)
   --timeout-ms N            deadline of every wait for a peer (60000)
   --json                    print one JSON object and nothing else
+  --report FILE.html        write a report to look at in a browser
   --trace FILE.json         write a timeline for chrome://tracing or Perfetto
   --collect-garbage         collect garbage between passes
   -h, --help                this text
+
+Models
+  ${[...modelPresets.keys()].join(', ')}
+  Each stands for its gate, sizes, shared expert, tensor names and weight format. What needs more memory or disk space than there
+  is is refused before it starts.
 
 Exit code 0 only when the result is within its tolerance.`

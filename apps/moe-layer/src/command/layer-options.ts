@@ -1,6 +1,7 @@
 import { MoeEpError } from '@moe-ep/core'
+import type { ModelPreset, ModelShape } from '../presets/model-preset.js'
+import { modelPresets } from '../presets/presets.js'
 import { parseRouting } from '../routing/routing-kind.js'
-import { type ModelShape, presets } from './presets.js'
 
 /** One run of the layer, as the command line asks for it. Plain data: it travels to the ranks as JSON. */
 export interface LayerOptions {
@@ -9,6 +10,10 @@ export interface LayerOptions {
   readonly mode: 'ht'
   /** Name of a preset, or a path to a safetensors file. */
   readonly model: string
+  /** Name of the preset that a weights file belongs to, where the file does not say. */
+  readonly preset?: string
+  /** Number of the layer in the names of the tensors, where it is not the model's first. */
+  readonly layer?: number
   /** Sizes given on the command line; they complete or replace those of the model. */
   readonly shape: Partial<ModelShape>
   readonly dtype: 'bf16'
@@ -19,6 +24,8 @@ export interface LayerOptions {
   readonly iters: number
   readonly json: boolean
   readonly trace: string | undefined
+  /** Where the HTML report goes. */
+  readonly report: string | undefined
   /** Whether ranks are worker threads of one process. */
   readonly workers: boolean
   readonly timeoutMs: number
@@ -32,6 +39,8 @@ export const layerFlags = {
   ranks: { type: 'string', default: '8' },
   mode: { type: 'string', default: 'ht' },
   model: { type: 'string', default: 'demo' },
+  preset: { type: 'string' },
+  layer: { type: 'string' },
   hidden: { type: 'string' },
   intermediate: { type: 'string' },
   experts: { type: 'string' },
@@ -43,6 +52,7 @@ export const layerFlags = {
   iters: { type: 'string', default: '10' },
   json: { type: 'boolean', default: false },
   trace: { type: 'string' },
+  report: { type: 'string' },
   workers: { type: 'boolean', default: false },
   'timeout-ms': { type: 'string', default: '60000' },
   'collect-garbage': { type: 'boolean', default: false },
@@ -60,21 +70,38 @@ export function layerOptionsFrom(flags: Flags): LayerOptions {
   const routing = String(flags.routing)
   parseRouting(routing, { ranks })
   const model = String(flags.model)
-  if (!(model in presets) && !model.endsWith('.safetensors')) {
-    throw configError('model', `${Object.keys(presets).join(', ')} or a path to a .safetensors file`, model)
+  const isFile = !modelPresets.has(model)
+  if (isFile && !model.endsWith('.safetensors')) {
+    throw configError('model', `${[...modelPresets.keys()].join(', ')} or a path to a .safetensors file`, model)
   }
+  if (flags.preset !== undefined && !isFile) throw configError('preset', 'a .safetensors file as --model', model)
   return {
     ...{ device: 'cpu', mode: 'ht', dtype: 'bf16', ranks, model, routing },
+    ...(flags.preset !== undefined && { preset: presetNamed(String(flags.preset)).name }),
+    ...(flags.layer !== undefined && { layer: layerFrom(flags.layer) }),
     shape: shapeFrom(flags),
     tokens: tokensFrom(String(flags.tokens), ranks),
     seed: integer('seed', flags.seed, 0, 2 ** 31 - 1),
     iters: integer('iters', flags.iters, 1, 1_000_000),
     json: flags.json === true,
     trace: flags.trace === undefined ? undefined : String(flags.trace),
+    report: flags.report === undefined ? undefined : String(flags.report),
     workers: flags.workers === true,
     timeoutMs: integer('timeout-ms', flags['timeout-ms'], 1, 2 ** 31 - 1),
     collectGarbage: flags['collect-garbage'] === true,
   }
+}
+
+/** @throws ERR_MOE_EP_CONFIG unless there is such a preset. */
+export function presetNamed(name: string): ModelPreset {
+  const preset = modelPresets.get(name)
+  if (preset === undefined) throw configError('preset', [...modelPresets.keys()].join(', '), name)
+  return preset
+}
+
+/** The number of a layer. */
+export function layerFrom(text: unknown): number {
+  return integer('layer', text, 0, 999_999)
 }
 
 /** The sizes that were given. */
@@ -105,5 +132,8 @@ function tokensFrom(text: string, ranks: number): number[] {
 
 function requireSupported(flag: string, value: unknown, supported: readonly string[]): void {
   if (supported.includes(String(value))) return
-  throw new MoeEpError('ERR_MOE_EP_UNSUPPORTED', `--${flag} ${String(value)}: this version supports ${supported.join(', ')}`)
+  throw new MoeEpError(
+    'ERR_MOE_EP_UNSUPPORTED',
+    `--${flag} ${String(value)}: this version supports ${supported.join(', ')}`,
+  )
 }

@@ -1,61 +1,117 @@
 import { existsSync } from 'node:fs'
-import { mkdir } from 'node:fs/promises'
-import { homedir } from 'node:os'
 import { join, resolve } from 'node:path'
-import { MoeEpError } from '@moe-ep/core'
-import { makeWeights } from '../weights/make-weights.js'
-import { openMoeWeights } from '../weights/moe-weights.js'
+import { IntranodeBuffer } from '@moe-ep/intranode-ht'
+import { type Gate, maxTopk, softmaxGate } from '../gates/gate.js'
+import { bufferSizes } from '../layer/buffer-sizes.js'
+import type { ModelPreset, ModelShape } from '../presets/model-preset.js'
+import { modelPresets } from '../presets/presets.js'
+import { availableMemory } from '../weights/available-memory.js'
+import { diskSpaceFor } from '../weights/disk-space.js'
+import { type MadeWeights, madeWeightsBytes, makeWeights } from '../weights/make-weights.js'
+import { memoryNeed, requireMemory } from '../weights/memory-need.js'
+import { type MoeWeightsFile, openMoeWeights } from '../weights/moe-weights.js'
 import { configError, type LayerOptions } from './layer-options.js'
-import { type ModelShape, presets } from './presets.js'
 import { progressBar } from './progress-bar.js'
+import { weightsCache } from './weights-cache.js'
 
-/** The sizes that a run has, and the file that holds its weights. */
+/** What a run is made of: sizes, gate, and the file and layer that hold its weights. */
 export interface ResolvedModel {
   readonly shape: ModelShape
+  readonly gate: Gate
+  readonly layer: number
   readonly weights: string
 }
 
-/** Finds or makes the weights. Made ones are kept in the user's cache folder, by their sizes and seed. */
+/**
+ * Finds or makes the weights. Made ones are kept in the user's cache folder, by model, sizes and seed.
+ * @throws ERR_MOE_EP_OUT_OF_MEMORY, before anything is made, when the run would not fit into memory or the file not on
+ * the disk.
+ */
 export async function resolveModel(options: LayerOptions): Promise<ResolvedModel> {
-  const preset = presets[options.model]
-  if (preset === undefined) return fromFile(resolve(options.model), options)
-  const shape = requireTopk({ ...preset, ...options.shape })
-  const { hidden, intermediate, experts, topk } = shape
-  const name = `${options.model}-h${hidden}-i${intermediate}-e${experts}-s${options.seed}.safetensors`
-  const weights = join(cacheFolder(), name)
-  if (!existsSync(weights)) {
-    await mkdir(cacheFolder(), { recursive: true })
-    const onProgress = progressBar('making weights', options.json)
-    const metadata = { model: options.model, topk: String(topk) }
-    await makeWeights({ path: weights, hidden, intermediate, experts, seed: options.seed, dtype: 'bf16', metadata, onProgress })
-  }
-  return { shape, weights }
+  const preset = modelPresets.get(options.model)
+  return preset === undefined ? fromFile(resolve(options.model), options) : fromPreset(preset, options)
 }
 
-async function fromFile(path: string, { shape }: LayerOptions): Promise<ResolvedModel> {
+async function fromPreset(preset: ModelPreset, options: LayerOptions): Promise<ResolvedModel> {
+  const { gate, sharedExperts, correctionBias, naming, weightsDType } = preset
+  const { seed, json, layer = preset.firstMoeLayer } = options
+  const shape = requireRunnable({ ...preset.shape, ...options.shape }, gate)
+  const { hidden, intermediate, experts, topk } = shape
+  const made: MadeWeights = {
+    ...{ hidden, intermediate, experts, sharedExperts, correctionBias, naming, layer, seed, dtype: weightsDType },
+  }
+  const place = layer === preset.firstMoeLayer ? '' : `-l${layer}`
+  const weights = join(
+    await weightsCache(),
+    `${preset.name}-h${hidden}-i${intermediate}-e${experts}${place}-s${seed}.safetensors`,
+  )
+  const isMissing = !existsSync(weights)
+  const fileBytes = isMissing && (await diskSpaceFor(weights))?.isMemory === true ? madeWeightsBytes(made) : 0
+  await requireRoom(options, shape, { sharedIntermediate: sharedExperts * intermediate, fileBytes })
+  if (isMissing) {
+    const metadata = { model: preset.name, topk: String(topk) }
+    await makeWeights({ path: weights, ...made, metadata, onProgress: progressBar('making weights', json) })
+  }
+  return { shape, gate, layer, weights }
+}
+
+async function fromFile(path: string, options: LayerOptions): Promise<ResolvedModel> {
   if (!existsSync(path)) throw configError('model', 'an existing file', path)
-  const file = await openMoeWeights(path)
+  const file = await openMoeWeights(path, { layer: options.layer })
   try {
-    const { hidden, intermediate, numExperts, metadata } = file
-    const found = { hidden, intermediate, experts: numExperts, topk: Number(metadata['topk'] ?? NaN) }
+    const { hidden, intermediate, numExperts, metadata, layer } = file
+    const preset = modelPresets.get(options.preset ?? metadata['model'] ?? '')
+    const gate = gateFor(file, preset, path)
+    const topk = metadata['topk'] === undefined ? (preset?.shape.topk ?? NaN) : Number(metadata['topk'])
+    const found = { hidden, intermediate, experts: numExperts, topk }
     for (const size of ['hidden', 'intermediate', 'experts'] as const) {
-      if (shape[size] !== undefined && shape[size] !== found[size]) throw configError(size, `${found[size]}, as in ${path}`, `${shape[size]}`)
+      const asked = options.shape[size]
+      if (asked !== undefined && asked !== found[size])
+        throw configError(size, `${found[size]}, as in ${path}`, `${asked}`)
     }
-    return { shape: requireTopk({ ...found, ...shape }), weights: path }
+    const shape = requireRunnable({ ...found, ...options.shape }, gate)
+    await requireRoom(options, shape, { sharedIntermediate: file.sharedIntermediate, fileBytes: 0 })
+    return { shape, gate, layer, weights: path }
   } finally {
     await file.close()
   }
 }
 
-function requireTopk(shape: ModelShape): ModelShape {
-  const { topk, experts } = shape
-  if (Number.isInteger(topk) && topk >= 1 && topk <= Math.min(experts, 32)) return shape
-  throw configError('topk', `1 to ${Math.min(experts, 32)}`, Number.isNaN(topk) ? 'none: the file does not say' : String(topk))
+/**
+ * A file does not say how its gate scores; the model does. Without one, only the plain softmax gate is safe to assume.
+ */
+function gateFor(file: MoeWeightsFile, preset: ModelPreset | undefined, path: string): Gate {
+  const { hasCorrectionBias, hasSharedExpert } = file
+  if (preset === undefined) {
+    if (!hasCorrectionBias && !hasSharedExpert) return softmaxGate
+    throw configError(
+      'preset',
+      `the model that ${path} belongs to, for it has a correction bias or a shared expert`,
+      'none',
+    )
+  }
+  const differences = [
+    ...(hasCorrectionBias === preset.correctionBias ? [] : ['correction bias']),
+    ...(hasSharedExpert === (preset.sharedExperts === 1) ? [] : ['shared expert']),
+  ]
+  if (differences.length === 0) return preset.gate
+  throw configError('preset', `a model with the same ${differences.join(' and ')} as ${path}`, preset.name)
 }
 
-/** Where made weights are kept: MOE_EP_CACHE, else the platform's cache folder. */
-function cacheFolder(): string {
-  const root = process.env['MOE_EP_CACHE'] ?? join(process.env['XDG_CACHE_HOME'] ?? join(homedir(), '.cache'), 'moe-ep')
-  if (root === '') throw new MoeEpError('ERR_MOE_EP_CONFIG', 'MOE_EP_CACHE: expected a folder, received nothing')
-  return join(root, 'weights')
+async function requireRoom(
+  { model, tokens }: LayerOptions,
+  shape: ModelShape,
+  more: { readonly sharedIntermediate: number; readonly fileBytes: number },
+): Promise<void> {
+  const bufferBytesPerRank = IntranodeBuffer.sizeHint(bufferSizes(shape, tokens), tokens.length)
+  requireMemory(model, memoryNeed({ shape, tokens, bufferBytesPerRank, ...more }), await availableMemory())
+}
+
+function requireRunnable(shape: ModelShape, gate: Gate): ModelShape {
+  const { hidden, topk, experts } = shape
+  if (hidden % 8 !== 0)
+    throw configError('hidden', 'a multiple of 8, for bf16 rows travel in pieces of 16 bytes', String(hidden))
+  const most = Math.min(maxTopk(gate, experts), 32)
+  if (Number.isInteger(topk) && topk >= 1 && topk <= most) return shape
+  throw configError('topk', `1 to ${most}`, Number.isNaN(topk) ? 'none: the file does not say' : String(topk))
 }

@@ -1,5 +1,5 @@
-import { type Device, getDevice, type Stream, Tensor } from '@moe-ep/core'
-import { type Experts, type ExpertWeights, GroupedExperts, onnxEngines } from '@moe-ep/experts'
+import { getDevice, type Stream, Tensor } from '@moe-ep/core'
+import { type Experts, GroupedExperts, onnxEngines } from '@moe-ep/experts'
 import { IntranodeBuffer } from '@moe-ep/intranode-ht'
 import { HtPrepareAndFinalize, ModularKernel } from '@moe-ep/modular-kernel'
 import type { ProcessGroup } from '@moe-ep/transport'
@@ -9,14 +9,26 @@ import { expertRangeOfRank } from '../routing/placement.js'
 import { parseRouting } from '../routing/routing-kind.js'
 import { createRouting } from '../routing/routing.js'
 import type { Span } from '../results/rank-result.js'
-import { loadMoeWeights, type MoeWeights } from '../weights/moe-weights.js'
+import { bufferSizes } from './buffer-sizes.js'
+import { loadRankWeights, type RankWeights } from './rank-weights.js'
 import type { RunSpec } from './run-spec.js'
+import { SharedExpert } from './shared-expert.js'
 import { nowUs } from './stage-recorder.js'
 
 /** What the gate chose for this rank's tokens. */
 export interface Choice {
   readonly topkIdx: Int32Array
   readonly topkWeights: Float32Array
+}
+
+/** What a run is put together from. */
+interface LayerRunParts {
+  readonly spec: RunSpec
+  readonly group: ProcessGroup
+  readonly x: Float32Array
+  readonly weights: RankWeights
+  readonly sharedExpert: SharedExpert | undefined
+  readonly buffer: IntranodeBuffer
 }
 
 /** One rank's share of the layer, ready to run. */
@@ -26,43 +38,39 @@ export class LayerRun {
   choice: Choice = { topkIdx: new Int32Array(0), topkWeights: new Float32Array(0) }
   readonly #spec: RunSpec
   readonly #group: ProcessGroup
-  readonly #weights: MoeWeights
+  readonly #weights: RankWeights
+  readonly #sharedExpert: SharedExpert | undefined
   readonly #hiddenStates: Tensor
-  readonly #expertWeights: ExpertWeights
   readonly #buffer: IntranodeBuffer
   readonly #experts: Experts
   readonly #kernel: ModularKernel
 
-  private constructor(spec: RunSpec, group: ProcessGroup, weights: MoeWeights, buffer: IntranodeBuffer, device: Device) {
-    const { shape, options } = spec
+  private constructor({ spec, group, x, weights, sharedExpert, buffer }: LayerRunParts) {
+    const device = getDevice('cpu')
     this.#spec = spec
     this.#group = group
     this.#weights = weights
+    this.#sharedExpert = sharedExpert
     this.#buffer = buffer
     this.stream = device.createStream()
-    const numTokens = options.tokens[group.rank]!
-    this.x = makeActivations({ seed: options.seed, rank: group.rank, numTokens, hidden: shape.hidden })
-    this.#hiddenStates = Tensor.from(this.x, [numTokens, shape.hidden], 'bf16', device)
-    this.#expertWeights = stackExperts(weights, device)
+    this.x = x
+    this.#hiddenStates = Tensor.from(x, [spec.options.tokens[group.rank]!, spec.shape.hidden], 'bf16', device)
     this.#experts = new GroupedExperts(onnxEngines())
     this.#kernel = new ModularKernel(new HtPrepareAndFinalize(buffer), this.#experts)
   }
 
   /** Reads this rank's experts and builds the buffers; collective. */
   static async create(spec: RunSpec, group: ProcessGroup): Promise<LayerRun> {
-    const { shape, options } = spec
-    const device = getDevice('cpu')
-    const { begin, end } = expertRangeOfRank({ experts: shape.experts, ranks: group.worldSize, rank: group.rank })
-    const experts = Array.from({ length: end - begin }, (_, i) => begin + i)
-    const weights = await loadMoeWeights(spec.weights, { experts })
-    const buffer = await IntranodeBuffer.create(group, {
-      hidden: shape.hidden,
-      maxTokensPerRank: Math.max(...options.tokens),
-      maxTopk: shape.topk,
-      maxExperts: shape.experts,
-      timeoutMs: options.timeoutMs,
-    })
-    return new LayerRun(spec, group, weights, buffer, device)
+    const { shape, options, layer, weights: path } = spec
+    const { rank, worldSize } = group
+    const range = expertRangeOfRank({ experts: shape.experts, ranks: worldSize, rank })
+    const weights = await loadRankWeights({ path, layer, range, device: getDevice('cpu') })
+    const x = makeActivations({ seed: options.seed, rank, numTokens: options.tokens[rank]!, hidden: shape.hidden })
+    const shared = weights.sharedExpert
+    const sharedExpert = shared === undefined ? undefined : await SharedExpert.create(shared, x, shape.hidden)
+    const sizes = bufferSizes(shape, options.tokens)
+    const buffer = await IntranodeBuffer.create(group, { ...sizes, timeoutMs: options.timeoutMs })
+    return new LayerRun({ spec, group, x, weights, sharedExpert, buffer })
   }
 
   /** One pass: gate, dispatch, experts, combine. Gives the output and the spans that no stream sees. */
@@ -76,17 +84,21 @@ export class LayerRun {
     const slots = [this.#hiddenStates.shape[0]!, shape.topk]
     const output = await this.#kernel.apply({
       hiddenStates: this.#hiddenStates,
-      weights: this.#expertWeights,
+      weights: this.#weights.experts,
       topkIdx: Tensor.wrap(this.choice.topkIdx, slots, 'i32'),
       topkWeights: Tensor.wrap(this.choice.topkWeights, slots, 'f32'),
       numExperts: shape.experts,
       stream: this.stream,
     })
     await this.stream.synchronize()
+    const combinedUs = nowUs()
+    await this.#sharedExpert?.addTo(output)
     const endUs = nowUs()
     const gateBytes = this.x.byteLength + this.#weights.gate.byteLength
+    const shared = this.#sharedExpert
     const spans: Span[] = [
       { stage: 'gate', beginUs, endUs: gatedUs, bytes: gateBytes },
+      ...(shared === undefined ? [] : [{ stage: 'shared', beginUs: combinedUs, endUs, bytes: shared.bytes }]),
       { stage: 'layer', beginUs, endUs, bytes: 0 },
     ]
     return { output, spans }
@@ -111,31 +123,22 @@ export class LayerRun {
 
   async close(): Promise<void> {
     await this.#experts.close()
+    await this.#sharedExpert?.close()
     await this.stream.close()
     this.#buffer.close()
   }
 
   #gate(): Choice {
-    const { shape, options } = this.#spec
+    const { shape, options, gate } = this.#spec
+    const { correctionBias } = this.#weights
     const { worldSize, rank } = this.#group
     const kind = parseRouting(options.routing, { ranks: worldSize })
     const logits = gateLogits({ x: this.x, gate: this.#weights.gate, hidden: shape.hidden })
-    const routing = createRouting({ kind, ranks: worldSize, experts: shape.experts, topk: shape.topk, rank })
+    const routing = createRouting({
+      ...{ kind, ranks: worldSize, experts: shape.experts, topk: shape.topk, rank },
+      ...(gate !== undefined && { gate }),
+      ...(correctionBias !== undefined && { correctionBias }),
+    })
     return routing.route(logits, options.tokens[rank]!)
   }
-}
-
-/** Weights of all local experts behind one another, as grouped experts read them. */
-function stackExperts({ experts, hidden, intermediate }: MoeWeights, device: Device): ExpertWeights {
-  const w13 = Tensor.zeros([experts.size, 2 * intermediate, hidden], 'f32', device)
-  const w2 = Tensor.zeros([experts.size, hidden, intermediate], 'f32', device)
-  let place = 0
-  for (const weights of experts.values()) {
-    const stack = (target: Tensor, values: Float32Array): void =>
-      (target.slice(place, place + 1).data as Float32Array).set(values)
-    stack(w13, weights.w13)
-    stack(w2, weights.w2)
-    place++
-  }
-  return { w13, w2 }
 }

@@ -12,6 +12,8 @@ export interface RankResult {
   readonly numTokens: number
   /** Rows that this rank sent to each rank in one pass. */
   readonly sentRows: readonly number[]
+  /** How often this rank's tokens chose each expert. */
+  readonly expertSelections: readonly number[]
   /** Spans of each measured pass. */
   readonly passes: readonly (readonly Span[])[]
   readonly maxRelError: number
@@ -23,4 +25,14 @@ export interface RankResult {
 export interface RankFailure {
   readonly rank: number
   readonly error: { readonly code: string; readonly message: string }
+}
+
+/**
+ * A rank's words as JSON. JSON has no infinity and would write null, which counts as zero: the error of an output with NaN, which
+ * is infinite, becomes the largest number instead.
+ */
+export function encodeRankReport(report: RankResult | RankFailure): string {
+  return JSON.stringify(report, (_key, value: unknown) =>
+    typeof value === 'number' && !Number.isFinite(value) ? Number.MAX_VALUE : value,
+  )
 }

@@ -1,7 +1,9 @@
-import { MoeEpError, argumentError } from '@moe-ep/core'
+import { MoeEpError } from '@moe-ep/core'
+import { type Gate, maxTopk, softmaxGate } from '../gates/gate.js'
+import { gateTopk, type Restriction, type TopkSelection } from '../gates/gate-topk.js'
+import { selectLargest } from '../gates/select-largest.js'
 import { type ExpertRange, expertRangeOfRank, rankOfExpert } from './placement.js'
 import type { RoutingKind } from './routing-kind.js'
-import { selectLargest, softmaxTopk, type TopkSelection } from './softmax-topk.js'
 
 /** What a routing is made for. */
 export interface RoutingOptions {
@@ -12,21 +14,20 @@ export interface RoutingOptions {
   readonly topk: number
   /** The rank whose tokens are routed. */
   readonly rank: number
-  /** @default true */
-  readonly renormalize?: boolean
+  /** @default {@link softmaxGate} */
+  readonly gate?: Gate
+  /** [E]: the gate's correction bias, if it has one. */
+  readonly correctionBias?: Float32Array
 }
 
 /** Chooses experts for tokens. */
 export interface Routing {
-  /** The choice for `numTokens` tokens with these gate scores [T, E]. The scores are left as they are. */
+  /** The choice for `numTokens` tokens with these logits [T, E]. The logits are left as they are. */
   route(logits: Float32Array, numTokens: number): TopkSelection
 }
 
-/** Bars experts from one token by setting their scores to minus infinity. */
-type Restrict = (scores: Float32Array, token: number) => void
-
 /**
- * A routing of the given kind. All kinds rank experts by the gate's scores and differ in whom they allow:
+ * A routing of the given kind. All kinds rank experts by the gate's choice scores and differ in whom they allow:
  *
  * - `uniform`: everybody.
  * - `hot`: the experts of one rank. Where top-k is larger than their number the last slots are -1.
@@ -36,51 +37,55 @@ type Restrict = (scores: Float32Array, token: number) => void
  *   token and rank) and half of all expert rows (one for each slot). A half that is larger than the rank's number of
  *   experts leaves -1. A single rank gets everything.
  *
- * The choice depends on the scores, the rank and the token's index alone.
+ * Where the gate limits tokens to groups of experts, `hot` and `empty` keep to it among the experts that they allow
+ * (which can leave -1); `skewed` cannot, for its halves would not be halves: it replaces the limit.
+ *
+ * The choice depends on the logits, the bias, the rank and the token's index alone.
  *
  * @throws ERR_MOE_EP_CONFIG when the kind allows no expert at all or top-k is not from 1 to the number of experts.
  */
 export function createRouting(options: RoutingOptions): Routing {
-  const { experts, topk, renormalize = true } = options
-  if (!Number.isInteger(topk) || topk < 1 || topk > experts) {
-    throw new MoeEpError('ERR_MOE_EP_CONFIG', `topk: expected 1 to ${experts} (the number of experts), not ${topk}`)
+  const { experts: numExperts, topk, gate = softmaxGate, correctionBias } = options
+  const most = maxTopk(gate, numExperts)
+  if (!Number.isInteger(topk) || topk < 1 || topk > most) {
+    throw new MoeEpError(
+      'ERR_MOE_EP_CONFIG',
+      `topk: expected 1 to ${most} (the experts that a token may choose from), not ${topk}`,
+    )
   }
-  const restrict = restriction(options)
+  const restriction = restrictionOf(options)
   return {
     route(logits, numTokens) {
-      if (logits.length !== numTokens * experts) {
-        throw argumentError('logits', `${numTokens * experts} elements`, logits.length)
-      }
-      const allowed = logits.slice()
-      for (let token = 0; token < numTokens; token++) {
-        restrict(allowed.subarray(token * experts, (token + 1) * experts), token)
-      }
-      return softmaxTopk({ logits: allowed, numTokens, numExperts: experts, topk, renormalize })
+      return gateTopk({
+        ...{ gate, logits, numTokens, numExperts, topk },
+        ...(correctionBias !== undefined && { correctionBias }),
+        ...(restriction !== undefined && { restriction }),
+      })
     },
   }
 }
 
-function restriction(options: RoutingOptions): Restrict {
+function restrictionOf(options: RoutingOptions): Restriction | undefined {
   const { kind } = options
-  if (kind.name === 'uniform') return () => undefined
+  if (kind.name === 'uniform') return undefined
   if (kind.name === 'skewed') return skewed(options)
   const range = expertRangeOfRank({ ...options, rank: kind.rank })
   const owned = range.end - range.begin
   if (kind.name === 'hot') {
     if (owned === 0) throw nobodyLeft(options, `rank ${kind.rank} owns none of the ${options.experts} experts`)
-    return (scores) => keepOnly(scores, range)
+    return { liftsGroups: false, bar: (scores) => keepOnly(scores, range) }
   }
   if (owned === options.experts) throw nobodyLeft(options, `rank ${kind.rank} owns all experts`)
-  return (scores) => void scores.fill(-Infinity, range.begin, range.end)
+  return { liftsGroups: false, bar: (scores) => void scores.fill(-Infinity, range.begin, range.end) }
 }
 
-function skewed(options: RoutingOptions): Restrict {
+function skewed(options: RoutingOptions): Restriction | undefined {
   const { ranks, experts, topk, rank } = options
   const first = expertRangeOfRank({ experts, ranks, rank: 0 })
-  if (ranks === 1) return () => undefined
+  if (ranks === 1) return undefined
   if (first.end === experts) throw nobodyLeft(options, 'rank 0 owns all experts')
   const chosen = new Int32Array(topk)
-  return (scores, token) => {
+  const bar = (scores: Float32Array, token: number): void => {
     // The larger half takes turns over tokens and over ranks, so that single tokens on many ranks balance too.
     const half = (topk + ((token + rank) % 2 === 0 ? 1 : 0)) >> 1
     const other = expertRangeOfRank({ experts, ranks, rank: bestOtherRank(scores, options) })
@@ -89,6 +94,7 @@ function skewed(options: RoutingOptions): Restrict {
     scores.fill(-Infinity)
     for (const [i, id] of kept.entries()) scores[id] = values[i]!
   }
+  return { liftsGroups: true, bar }
 }
 
 /** The rank beside rank 0 whose best expert scores highest. */

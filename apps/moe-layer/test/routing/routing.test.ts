@@ -1,11 +1,12 @@
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
+import { type Gate, sigmoidGate, softmaxGate } from '../../src/gates/gate.js'
+import { gateTopk } from '../../src/gates/gate-topk.js'
 import { fillFromTable, normalTable } from '../../src/random/normal-values.js'
 import { randomStream } from '../../src/random/random-stream.js'
 import { expertRangeOfRank, rankOfExpert } from '../../src/routing/placement.js'
 import { parseRouting } from '../../src/routing/routing-kind.js'
 import { createRouting, type RoutingOptions } from '../../src/routing/routing.js'
-import { softmaxTopk } from '../../src/routing/softmax-topk.js'
 
 const cases = fc
   .record({
@@ -60,7 +61,7 @@ describe('createRouting', () => {
   it('uniform is the gate alone', () => {
     fc.assert(
       fc.property(cases, (one) => {
-        const { topkIdx } = softmaxTopk({ ...one, numExperts: one.experts, renormalize: true })
+        const { topkIdx } = gateTopk({ ...one, gate: softmaxGate, numExperts: one.experts })
         expect(choose(one, { name: 'uniform' }).flat()).toEqual([...topkIdx])
       }),
     )
@@ -126,13 +127,71 @@ describe('createRouting', () => {
   })
 
   it('keeps weights over all allowed experts when they are not renormalised', () => {
-    const options = { ranks: 2, experts: 4, topk: 1, rank: 0, renormalize: false }
+    const options = { ranks: 2, experts: 4, topk: 1, rank: 0, gate: { ...softmaxGate, renormalize: false } }
     const { topkIdx, topkWeights } = createRouting({ ...options, kind: { name: 'hot', rank: 1 } }).route(
       Float32Array.of(9, 9, Math.log(1), Math.log(3)),
       1,
     )
     expect([...topkIdx]).toEqual([3])
     expect(topkWeights[0]).toBeCloseTo(0.75, 6)
+  })
+
+  describe('with the gate of DeepSeek-V3', () => {
+    const gate: Gate = sigmoidGate({ count: 8, kept: 4 }, 2.5)
+    const numTokens = 40
+    const options = {
+      ranks: 4,
+      experts: 64,
+      topk: 8,
+      rank: 1,
+      gate,
+      correctionBias: scores(64, 5).map((value) => value / 4),
+    }
+    const route = (kind: RoutingOptions['kind'], changes: Partial<RoutingOptions> = {}) => {
+      const { topkIdx, topkWeights } = createRouting({ ...options, ...changes, kind }).route(
+        scores(numTokens * 64, 3),
+        numTokens,
+      )
+      return Array.from({ length: numTokens }, (_, token) => {
+        const ids = topkIdx.subarray(token * 8, (token + 1) * 8)
+        const weights = topkWeights.subarray(token * 8, (token + 1) * 8)
+        expect(weights.reduce((sum, weight) => sum + weight, 0)).toBeCloseTo(2.5, 5)
+        return { ids: [...ids], ranks: new Set(Array.from(ids, (id) => Math.floor(id / 16))) }
+      })
+    }
+
+    it('keeps tokens to half of the groups', () => {
+      for (const { ids } of route({ name: 'uniform' })) {
+        expect(ids).not.toContain(-1)
+        expect(new Set(ids.map((id) => Math.floor(id / 8))).size).toBeLessThanOrEqual(4)
+      }
+    })
+
+    it('hot and empty act on the choice scores and keep the limit', () => {
+      for (const { ids, ranks } of route({ name: 'hot', rank: 2 })) {
+        expect(ids).not.toContain(-1)
+        expect([...ranks]).toEqual([2])
+      }
+      for (const { ids, ranks } of route({ name: 'empty', rank: 2 })) {
+        expect(ids).not.toContain(-1)
+        expect(ranks).not.toContain(2)
+        expect(new Set(ids.map((id) => Math.floor(id / 8))).size).toBeLessThanOrEqual(4)
+      }
+    })
+
+    it('skewed sends half of all slots to rank 0 whatever the groups', () => {
+      const limited = { gate: sigmoidGate({ count: 8, kept: 1 }, 2.5) }
+      for (const { ids } of route({ name: 'skewed' }, limited)) {
+        expect(ids.filter((id) => id >= 0 && id < 16)).toHaveLength(4)
+        expect(ids).not.toContain(-1)
+      }
+    })
+
+    it('refuses a top-k that the kept groups cannot fill', () => {
+      expect(() => createRouting({ ...options, topk: 33, kind: { name: 'uniform' } })).toThrow(
+        expect.objectContaining({ code: 'ERR_MOE_EP_CONFIG', message: expect.stringContaining('1 to 32') }),
+      )
+    })
   })
 
   it.each<[string, Partial<RoutingOptions>]>([

@@ -77,6 +77,8 @@ describe('makeWeights', () => {
     ['intermediate', 2.5],
     ['experts', -1],
     ['sharedExperts', 2],
+    ['layer', -1],
+    ['naming', 'moe'],
     ['seed', 0.5],
     ['dtype', 'f16'],
   ])('refuses a wrong %s', async (argument, value) => {
@@ -153,12 +155,19 @@ describe('loadMoeWeights', () => {
     },
   )
 
-  it('opens other layers by number', async () => {
-    const path = pathOf('layer-3')
-    const renamed = layer.map((tensor) => ({ ...tensor, name: tensor.name.replace('layers.0', 'layers.3') }))
-    await writeSafetensors({ path, tensors: renamed })
-    await using file = await openMoeWeights(path, { layer: 3 })
-    expect(file).toMatchObject({ hidden: 4, intermediate: 2, numExperts: 1, hasSharedExpert: false })
-    await expect(openMoeWeights(path)).rejects.toMatchObject({ code: 'ERR_MOE_EP_FILE_FORMAT' })
+  it('opens a layer by number, or else the first one that has experts', async () => {
+    const path = pathOf('layers')
+    const inLayer = (number: number): TensorSource[] =>
+      layer.map((tensor) => ({ ...tensor, name: tensor.name.replace('layers.0', `layers.${number}`) }))
+    await writeSafetensors({ path, tensors: [...inLayer(11), ...inLayer(3)] })
+    await using file = await openMoeWeights(path, { layer: 11 })
+    const sizes = { hidden: 4, intermediate: 2, numExperts: 1, hasSharedExpert: false, hasCorrectionBias: false }
+    expect(file).toMatchObject({ ...sizes, layer: 11 })
+    await using first = await openMoeWeights(path)
+    expect(first).toMatchObject({ ...sizes, layer: 3 })
+    await expect(openMoeWeights(path, { layer: 0 })).rejects.toMatchObject({
+      code: 'ERR_MOE_EP_FILE_FORMAT',
+      message: expect.stringContaining('has no tensor model.layers.0.mlp.gate.weight'),
+    })
   })
 })

@@ -24,12 +24,22 @@ const moe_ep_core_api kApi = {
     .memory_to_js =
         [](napi_env env, moe_ep_memory* memory, napi_value* result) {
           memory->Retain();
-          *result = WrapMemory(env, memory);
+          *result = WrapMemory(env, {memory});
           return napi_ok;
         },
-    .memory_from_js = [](napi_env env, napi_value value) { return TryUnwrap<moe_ep_memory>(env, value, kMemoryTag); },
-    .tensor_from_js =
-        [](napi_env env, napi_value value) -> const moe_ep_tensor* { return TryUnwrap<moe_ep_tensor>(env, value, kTensorTag); },
+    .memory_from_js = [](napi_env env, napi_value value) -> moe_ep_memory* {
+      const auto* handle = TryUnwrap<MemoryHandle>(env, value, kMemoryTag);
+      if (handle == nullptr) return nullptr;
+      IsOpen(env, handle->memory, handle->borrowed);
+      return handle->memory;
+    },
+    .tensor_from_js = [](napi_env env, napi_value value) -> const moe_ep_tensor* {
+      const auto* handle = TryUnwrap<TensorHandle>(env, value, kTensorTag);
+      if (handle == nullptr) return nullptr;
+      // The caller pins, which a closed memory refuses.
+      IsOpen(env, handle->tensor.memory, handle->borrowed);
+      return &handle->tensor;
+    },
     .stream_from_js =
         [](napi_env env, napi_value value) {
           return reinterpret_cast<moe_ep_stream*>(TryUnwrap<StreamHandle>(env, value, kStreamTag));

@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "binding/handles.h"
+
 namespace moe_ep {
 
 Mailbox::Mailbox(Napi::Env env) {
@@ -20,16 +22,12 @@ Mailbox::Pending Mailbox::Open(Napi::Env env) {
             self->Post([self = self.get(), deferred, failure = std::move(failure)](Napi::Env env) {
               if (--self->open_ == 0) self->wake_.Unref(env);
               if (failure) {
-                deferred->Reject(CodedError(env, *failure).Value());
+                deferred->Reject(CodedError(env, failure->code, failure->message).Value());
               } else {
                 deferred->Resolve(env.Undefined());
               }
             });
           }};
-}
-
-void Mailbox::DropReference(napi_ref reference) {
-  Post([reference](Napi::Env env) { napi_delete_reference(env, reference); });
 }
 
 void Mailbox::Post(Task task) {
@@ -64,29 +62,30 @@ Environment::Environment(Napi::Env env) : mailbox_(std::make_shared<Mailbox>(env
 
 Environment::~Environment() { Shutdown(); }
 
-void Environment::Track(const std::shared_ptr<Stream>& stream) {
-  std::erase_if(streams_, [](const std::weak_ptr<Stream>& weak) { return weak.expired(); });
-  streams_.insert(stream);
+std::shared_ptr<Stream> Environment::CreateStream(int threads) {
+  const auto ended = [weak = std::weak_ptr<Mailbox>(mailbox_)] {
+    const std::shared_ptr<Mailbox> mailbox = weak.lock();
+    if (mailbox == nullptr) return;
+    mailbox->Post([](Napi::Env env) { Of(env).ForgetEndedStreams(); });
+  };
+  streams_.push_back(Stream::Create(CoreApi(), threads, ended));
+  return streams_.back();
+}
+
+void Environment::ForgetEndedStreams() {
+  std::erase_if(streams_, [](const std::shared_ptr<Stream>& stream) {
+    if (!stream->ended()) return false;
+    stream->Join();
+    return true;
+  });
 }
 
 void Environment::Shutdown() {
   mailbox_->Close();
-  std::vector<std::shared_ptr<Stream>> alive;
-  for (const std::weak_ptr<Stream>& weak : streams_) {
-    if (std::shared_ptr<Stream> stream = weak.lock()) alive.push_back(std::move(stream));
-  }
-  streams_.clear();
   // All get the word before any is waited for: they may wait for one another.
-  for (const auto& stream : alive) stream->Close(/*abort=*/true);
-  for (const auto& stream : alive) stream->Join();
+  for (const auto& stream : streams_) stream->Close(/*abort=*/true);
+  for (const auto& stream : streams_) stream->Join();
+  streams_.clear();
 }
-
-Napi::Error CodedError(Napi::Env env, const Failure& failure) {
-  Napi::Error error = Napi::Error::New(env, failure.message);
-  error.Value().Set("code", failure.code);
-  return error;
-}
-
-void Throw(Napi::Env env, const char* code, const std::string& message) { throw CodedError(env, {code, message}); }
 
 }  // namespace moe_ep

@@ -7,10 +7,11 @@
 #include <functional>
 #include <memory>
 #include <mutex>
-#include <set>
+#include <vector>
 
 #include "cpu/failure.h"
 #include "cpu/stream.h"
+#include "moe_ep/binding.h"
 
 namespace moe_ep {
 
@@ -26,15 +27,14 @@ class Mailbox : public std::enable_shared_from_this<Mailbox> {
   };
   Pending Open(Napi::Env env);
 
-  // Any thread: drops a reference to a JavaScript value on the thread that owns it.
-  void DropReference(napi_ref reference);
+  // Any thread: runs `task` on the JavaScript thread, unless the environment ends before.
+  using Task = std::function<void(Napi::Env)>;
+  void Post(Task task);
 
   // The environment ends: nothing may be called any more.
   void Close();
 
  private:
-  using Task = std::function<void(Napi::Env)>;
-  void Post(Task task);
   void Drain(Napi::Env env);
 
   std::mutex mutex_;
@@ -51,17 +51,16 @@ class Environment {
   ~Environment();
 
   const std::shared_ptr<Mailbox>& mailbox() const { return mailbox_; }
-  void Track(const std::shared_ptr<Stream>& stream);
+  // A stream that lives until its thread has ended, also when JavaScript forgets it before.
+  std::shared_ptr<Stream> CreateStream(int threads);
   // Ends all streams of this environment; also when a worker is terminated in mid operation.
   void Shutdown();
 
  private:
-  std::shared_ptr<Mailbox> mailbox_;
-  std::set<std::weak_ptr<Stream>, std::owner_less<>> streams_;
-};
+  void ForgetEndedStreams();
 
-// A JavaScript error with `code`, which src/error.ts turns into a MoeEpError.
-Napi::Error CodedError(Napi::Env env, const Failure& failure);
-[[noreturn]] void Throw(Napi::Env env, const char* code, const std::string& message);
+  std::shared_ptr<Mailbox> mailbox_;
+  std::vector<std::shared_ptr<Stream>> streams_;
+};
 
 }  // namespace moe_ep

@@ -16,14 +16,21 @@ inline constexpr napi_type_tag kTensorTag = {0x6d6f652d65700002, 0x9d3c1f2ab7e84
 inline constexpr napi_type_tag kStreamTag = {0x6d6f652d65700003, 0x9d3c1f2ab7e84c03};
 inline constexpr napi_type_tag kEventTag = {0x6d6f652d65700004, 0x9d3c1f2ab7e84c04};
 inline constexpr napi_type_tag kGraphTag = {0x6d6f652d65700005, 0x9d3c1f2ab7e84c05};
-// Known to other addons too: see moe_ep/addon.h.
-inline constexpr napi_type_tag kCoreApiTag = {0x6d6f652d65700006, 0x9d3c1f2ab7e84c06};
 
-// An external that owns `value` and carries `tag`.
+// An external that owns `value` and carries `tag`. `destroy` comes on the JavaScript thread.
 template <typename T>
-Napi::Value Wrap(Napi::Env env, const napi_type_tag& tag, T* value, void (*destroy)(T*)) {
-  Napi::Value external = Napi::External<T>::New(env, value, [destroy](Napi::Env, T* held) { destroy(held); });
-  if (napi_type_tag_object(env, external, &tag) != napi_ok) throw Napi::Error::New(env, "cannot tag a handle");
+Napi::Value Wrap(Napi::Env env, const napi_type_tag& tag, T* value,
+                 void (*destroy)(Napi::Env, T*)) {
+  Napi::Value external;
+  try {
+    external = Napi::External<T>::New(env, value, destroy);
+  } catch (...) {
+    destroy(env, value);
+    throw;
+  }
+  if (napi_type_tag_object(env, external, &tag) != napi_ok) {
+    throw Napi::Error::New(env, "cannot tag a handle");
+  }
   return external;
 }
 
@@ -49,7 +56,33 @@ using StreamHandle = std::shared_ptr<Stream>;
 using EventHandle = std::shared_ptr<Event>;
 using GraphHandle = std::shared_ptr<const Graph>;
 
-Napi::Value WrapMemory(Napi::Env env, moe_ep_memory* memory);  // takes over the caller's reference
+inline Stream& StreamArgument(const Napi::Value& value) {
+  return *Unwrap<StreamHandle>(value, kStreamTag, "stream");
+}
+
+// Throws the failure, where there is one.
+inline void Require(Napi::Env env, const MaybeFailure& failure) {
+  if (failure) Throw(env, failure->code.c_str(), failure->message);
+}
+
+// What stands behind a memory's JavaScript handle.
+struct MemoryHandle {
+  moe_ep_memory* memory;            // one reference
+  napi_ref borrowed = nullptr;      // the ArrayBuffer that owns the bytes; valid until they are freed
+  int64_t external_bytes = 0;       // what the garbage collector was told of
+};
+
+struct TensorHandle {
+  moe_ep_tensor tensor;  // one reference of its memory
+  napi_ref borrowed;     // as the memory's
+};
+
+// JavaScript thread. A borrowed ArrayBuffer that was transferred takes its bytes along: that closes
+// the memory.
+bool IsOpen(napi_env env, moe_ep_memory* memory, napi_ref borrowed);
+
+// Takes over the caller's reference.
+Napi::Value WrapMemory(Napi::Env env, const MemoryHandle& handle);
 const moe_ep_core_api* CoreApi();
 
 void RegisterMemory(Napi::Env env, Napi::Object exports);

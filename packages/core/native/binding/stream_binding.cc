@@ -1,5 +1,8 @@
 // Streams, events, and the promises that wait for them.
+#include <algorithm>
 #include <chrono>
+#include <string>
+#include <system_error>
 #include <thread>
 
 #include "binding/handles.h"
@@ -7,7 +10,6 @@
 namespace moe_ep {
 namespace {
 
-Stream& StreamArgument(const Napi::Value& value) { return *Unwrap<StreamHandle>(value, kStreamTag, "stream"); }
 const EventHandle& EventArgument(const Napi::Value& value) { return Unwrap<EventHandle>(value, kEventTag, "event"); }
 
 void RequireOpen(Napi::Env env, bool open) {
@@ -17,12 +19,22 @@ void RequireOpen(Napi::Env env, bool open) {
 Napi::Value CreateStream(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   const int threads = info[0].As<Napi::Number>().Int32Value();
-  auto stream = Stream::Create(CoreApi(), threads);
-  Environment::Of(env).Track(stream);
-  return Wrap<StreamHandle>(env, kStreamTag, new StreamHandle(std::move(stream)), [](StreamHandle* held) {
+  if (threads < 1 || threads > 256) Throw(env, "ERR_MOE_EP_ARGUMENT", "threads: expected 1 to 256");
+  std::shared_ptr<Stream> stream;
+  try {
+    stream = Environment::Of(env).CreateStream(threads);
+  } catch (const std::system_error& error) {
+    Throw(env, "ERR_MOE_EP_OUT_OF_MEMORY",
+          "cannot start " + std::to_string(threads) + " threads for a stream: " + error.what());
+  }
+  return Wrap<StreamHandle>(env, kStreamTag, new StreamHandle(std::move(stream)), [](Napi::Env, StreamHandle* held) {
     (*held)->Close(/*abort=*/false);  // what was enqueued still runs
     delete held;
   });
+}
+
+Napi::Value StreamCapturing(const Napi::CallbackInfo& info) {
+  return Napi::Boolean::New(info.Env(), StreamArgument(info[0]).capturing());
 }
 
 Napi::Value StreamSynchronize(const Napi::CallbackInfo& info) {
@@ -40,10 +52,23 @@ Napi::Value StreamClose(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+// In short naps, so that the end of an aborted stream need not wait for it.
+void Sleep(std::chrono::microseconds time, const uint32_t* abort) {
+  using Clock = std::chrono::steady_clock;
+  const Clock::time_point end = Clock::now() + time;
+  while (__atomic_load_n(abort, __ATOMIC_ACQUIRE) == 0) {
+    const Clock::duration left = end - Clock::now();
+    if (left <= Clock::duration::zero()) return;
+    std::this_thread::sleep_for(std::min<Clock::duration>(left, std::chrono::milliseconds(5)));
+  }
+}
+
 // streamDelay(stream, microseconds): work that only takes time; tests use it to shake orders.
 Napi::Value StreamDelay(const Napi::CallbackInfo& info) {
   const auto time = std::chrono::microseconds(info[1].As<Napi::Number>().Int64Value());
-  auto command = std::make_shared<Command>(Command::Kind::kWork, [time](moe_ep_exec*) { std::this_thread::sleep_for(time); });
+  auto command = std::make_shared<Command>(Command::Kind::kWork, [time](moe_ep_exec* exec) {
+    Sleep(time, static_cast<Stream*>(exec->state)->abort_word());
+  });
   RequireOpen(info.Env(), StreamArgument(info[0]).Enqueue(std::move(command)));
   return info.Env().Undefined();
 }
@@ -60,16 +85,16 @@ Napi::Value StreamFail(const Napi::CallbackInfo& info) {
 
 Napi::Value CreateEvent(const Napi::CallbackInfo& info) {
   return Wrap<EventHandle>(info.Env(), kEventTag, new EventHandle(std::make_shared<Event>()),
-                           [](EventHandle* held) { delete held; });
+                           [](Napi::Env, EventHandle* held) { delete held; });
 }
 
 Napi::Value StreamRecord(const Napi::CallbackInfo& info) {
-  RequireOpen(info.Env(), StreamArgument(info[0]).Record(EventArgument(info[1])));
+  Require(info.Env(), StreamArgument(info[0]).Record(EventArgument(info[1])));
   return info.Env().Undefined();
 }
 
 Napi::Value StreamWait(const Napi::CallbackInfo& info) {
-  RequireOpen(info.Env(), StreamArgument(info[0]).WaitFor(EventArgument(info[1])));
+  Require(info.Env(), StreamArgument(info[0]).WaitFor(EventArgument(info[1])));
   return info.Env().Undefined();
 }
 
@@ -80,33 +105,40 @@ Napi::Value EventSynchronize(const Napi::CallbackInfo& info) {
     Throw(env, "ERR_MOE_EP_CAPTURE", "an event that was recorded in a capture cannot be awaited before the capture ends");
   }
   Mailbox::Pending pending = Environment::Of(env).mailbox()->Open(env);
-  event->WhenComplete(event->last_ticket(), pending.settle);
+  if (const std::shared_ptr<Recording>& newest = event->newest()) {
+    newest->WhenComplete(pending.settle);
+  } else {
+    pending.settle(std::nullopt);
+  }
   return pending.promise;
 }
 
 Napi::Value EventQuery(const Napi::CallbackInfo& info) {
-  const EventHandle& event = EventArgument(info[0]);
-  return Napi::Boolean::New(info.Env(), event->Completed(event->last_ticket()));
+  const std::shared_ptr<Recording>& newest = EventArgument(info[0])->newest();
+  return Napi::Boolean::New(info.Env(), newest == nullptr || newest->completed());
 }
 
 Napi::Value EventTime(const Napi::CallbackInfo& info) {
-  return Napi::Number::New(info.Env(), static_cast<double>(EventArgument(info[0])->completed_at()) / 1000.0);
+  const std::shared_ptr<Recording>& newest = EventArgument(info[0])->newest();
+  const double nanoseconds = newest == nullptr ? 0 : static_cast<double>(newest->completed_at());
+  return Napi::Number::New(info.Env(), nanoseconds / 1000.0);
 }
 
 }  // namespace
 
 void RegisterStream(Napi::Env env, Napi::Object exports) {
-  exports.Set("createStream", Napi::Function::New(env, CreateStream));
-  exports.Set("streamSynchronize", Napi::Function::New(env, StreamSynchronize));
-  exports.Set("streamClose", Napi::Function::New(env, StreamClose));
-  exports.Set("streamDelay", Napi::Function::New(env, StreamDelay));
-  exports.Set("streamFail", Napi::Function::New(env, StreamFail));
-  exports.Set("createEvent", Napi::Function::New(env, CreateEvent));
-  exports.Set("streamRecord", Napi::Function::New(env, StreamRecord));
-  exports.Set("streamWait", Napi::Function::New(env, StreamWait));
-  exports.Set("eventSynchronize", Napi::Function::New(env, EventSynchronize));
-  exports.Set("eventQuery", Napi::Function::New(env, EventQuery));
-  exports.Set("eventTime", Napi::Function::New(env, EventTime));
+  Export(env, exports, "createStream", CreateStream);
+  Export(env, exports, "streamCapturing", StreamCapturing);
+  Export(env, exports, "streamSynchronize", StreamSynchronize);
+  Export(env, exports, "streamClose", StreamClose);
+  Export(env, exports, "streamDelay", StreamDelay);
+  Export(env, exports, "streamFail", StreamFail);
+  Export(env, exports, "createEvent", CreateEvent);
+  Export(env, exports, "streamRecord", StreamRecord);
+  Export(env, exports, "streamWait", StreamWait);
+  Export(env, exports, "eventSynchronize", EventSynchronize);
+  Export(env, exports, "eventQuery", EventQuery);
+  Export(env, exports, "eventTime", EventTime);
 }
 
 }  // namespace moe_ep

@@ -1,44 +1,54 @@
-// A recorded list of commands. Commands of all streams that joined a capture stand in the order in which they were
-// enqueued, which is one valid order of the graph and the same on every rank.
+// A recorded list of commands. Commands of all streams that joined a capture stand in the order in
+// which they were enqueued, which is one valid order of the graph and the same on every rank.
 #pragma once
 
+#include <cstdint>
+#include <map>
 #include <memory>
 #include <set>
 #include <vector>
 
 #include "cpu/command.h"
+#include "cpu/event.h"
 
 namespace moe_ep {
 
 class Stream;
-class Event;
+
+struct Graph {
+  // Either a command, or an event that is recorded here.
+  struct Step {
+    CommandPtr command;
+    std::shared_ptr<Event> event;
+  };
+  std::vector<Step> steps;
+};
 
 class Capture {
  public:
-  explicit Capture(Stream* origin) : origin_(origin) {}
+  explicit Capture(const Stream* origin) : origin_(origin) {}
 
-  Stream* origin() const { return origin_; }
-  void Append(Stream* stream, CommandPtr command);
-  void Join(Stream* stream) { joined_.insert(stream); }
-  const std::set<Stream*>& joined() const { return joined_; }
-  void Recorded(const std::shared_ptr<Event>& event, Stream* stream);
-  void Waited(const std::shared_ptr<Event>& event);
-  // Whether every joined stream's last work is waited for by another one.
-  bool AllJoinedBack() const { return dirty_.empty(); }
-  const std::set<std::shared_ptr<Event>>& events() const { return events_; }
-  std::vector<CommandPtr> TakeCommands() { return std::move(commands_); }
+  void Join(std::shared_ptr<Stream> stream) { joined_.insert(std::move(stream)); }
+  const std::set<std::shared_ptr<Stream>>& joined() const { return joined_; }
+
+  void Append(const Stream* stream, CommandPtr command);
+  void Record(const Stream* stream, const std::shared_ptr<Event>& event);
+  // `event` was recorded in this capture.
+  void Wait(const Stream* stream, const std::shared_ptr<Event>& event);
+
+  // Whether the origin waited, directly or through others, for all work of all streams.
+  bool AllJoinedBack();
+  std::vector<Graph::Step> TakeSteps() { return std::move(steps_); }
 
  private:
-  Stream* const origin_;
-  std::vector<CommandPtr> commands_;
-  std::set<Stream*> joined_;
-  std::set<Stream*> dirty_;
-  std::set<std::shared_ptr<Event>> events_;
-  std::vector<std::pair<const Event*, Stream*>> recordings_;
-};
+  // How much of each stream's work is known to lie before a point.
+  using Clock = std::map<const Stream*, uint64_t>;
 
-struct Graph {
-  std::vector<CommandPtr> commands;
+  const Stream* const origin_;
+  std::vector<Graph::Step> steps_;
+  std::set<std::shared_ptr<Stream>> joined_;
+  std::map<const Stream*, Clock> clocks_;
+  std::map<const Event*, Clock> recordings_;
 };
 
 }  // namespace moe_ep

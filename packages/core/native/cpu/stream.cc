@@ -1,6 +1,7 @@
 #include "cpu/stream.h"
 
 #include <utility>
+#include <vector>
 
 namespace moe_ep {
 namespace {
@@ -8,23 +9,31 @@ namespace {
 // The stream that runs a command: in a replayed graph not always the one that recorded it.
 Stream* Running(moe_ep_exec* exec) { return static_cast<Stream*>(exec->state); }
 
+CommandPtr Marker(std::function<void(moe_ep_exec*)> function) {
+  return std::make_shared<Command>(Command::Kind::kMarker, std::move(function));
+}
+
+Failure Closed() { return {"ERR_MOE_EP_RELEASED", "the stream was closed"}; }
+Failure Misused(const char* reason) { return {"ERR_MOE_EP_CAPTURE", reason}; }
+
 }  // namespace
 
-std::shared_ptr<Stream> Stream::Create(const moe_ep_core_api* api, int threads) {
+std::shared_ptr<Stream> Stream::Create(const moe_ep_core_api* api, int threads,
+                                       std::function<void()> ended) {
   std::shared_ptr<Stream> stream(new Stream(api, threads));
-  // The thread keeps the stream alive until it has run what was enqueued.
-  stream->thread_ = std::thread([stream] { stream->Loop(); });
+  // Owners join the thread before they let go, so it needs no reference of its own.
+  stream->thread_ = std::thread([self = stream.get(), ended = std::move(ended)] {
+    self->Loop();
+    self->team_.Stop();
+    self->ended_.store(true, std::memory_order_release);
+    if (ended) ended();
+  });
   return stream;
 }
 
 Stream::~Stream() {
-  if (!thread_.joinable()) return;
-  // The last reference may be the thread's own.
-  if (thread_.get_id() == std::this_thread::get_id()) {
-    thread_.detach();
-  } else {
-    thread_.join();
-  }
+  Close(/*abort=*/false);
+  Join();
 }
 
 bool Stream::Enqueue(CommandPtr command) {
@@ -41,88 +50,106 @@ bool Stream::Enqueue(CommandPtr command) {
   return true;
 }
 
-bool Stream::Record(const std::shared_ptr<Event>& event) {
-  Capture* capture;
+MaybeFailure Stream::Record(const std::shared_ptr<Event>& event) {
   {
     std::lock_guard lock(mutex_);
-    if (closed_) return false;
-    capture = capture_;
+    if (closed_) return Closed();
+    if (capture_ != nullptr) {
+      capture_->Record(this, event);
+      event->NoteIn(capture_);
+      return std::nullopt;
+    }
   }
-  if (capture != nullptr) {
-    event->Record(capture);
-    const bool enqueued = Enqueue(std::make_shared<Command>(
-        Command::Kind::kMarker,
-        [event](moe_ep_exec* exec) { event->Complete(event->RecordNow(), Running(exec)->failure_); }));
-    capture->Recorded(event, this);
-    return enqueued;
+  auto recording = std::make_shared<Recording>();
+  if (!Enqueue(Marker(
+          [recording](moe_ep_exec* exec) { Running(exec)->Complete(recording.get()); }))) {
+    return Closed();
   }
-  const uint64_t ticket = event->Record(nullptr);
-  return Enqueue(std::make_shared<Command>(Command::Kind::kMarker, [event, ticket](moe_ep_exec* exec) {
-    event->Complete(ticket, Running(exec)->failure_);
-  }));
+  event->MoveTo(std::move(recording));
+  return std::nullopt;
 }
 
-bool Stream::WaitFor(const std::shared_ptr<Event>& event) {
-  if (Capture* capture = event->capture(); capture != nullptr) {
+MaybeFailure Stream::WaitFor(const std::shared_ptr<Event>& event) {
+  {
     std::lock_guard lock(mutex_);
-    if (closed_) return false;
-    if (capture_ == nullptr) {
-      capture_ = capture;
-      capture->Join(this);
-    }
-    // The linear order of the list is the dependency: nothing needs to wait at replay.
-    if (capture_ == capture) {
-      capture->Waited(event);
-      return true;
+    if (closed_) return Closed();
+    if (const std::shared_ptr<Capture> capture = event->capture()) {
+      if (capture_ != nullptr && capture_ != capture) {
+        return Misused("the event belongs to another capture");
+      }
+      if (capture_ == nullptr) {
+        capture->Join(shared_from_this());
+        capture_ = capture;
+      }
+      capture->Wait(this, event);
+      return std::nullopt;
     }
   }
-  const uint64_t ticket = event->last_ticket();
-  return Enqueue(std::make_shared<Command>(Command::Kind::kMarker, [event, ticket](moe_ep_exec* exec) {
+  const std::shared_ptr<Recording> recording = event->newest();
+  if (recording == nullptr) return std::nullopt;
+  const bool enqueued = Enqueue(Marker([recording](moe_ep_exec* exec) {
     Stream* const stream = Running(exec);
-    MaybeFailure failure = event->Wait(ticket, stream->abort_word());
+    MaybeFailure failure = recording->Wait(stream->abort_word());
     if (failure) stream->Fail(*std::move(failure));
   }));
+  return enqueued ? std::nullopt : MaybeFailure(Closed());
 }
 
-bool Stream::Launch(const std::shared_ptr<const Graph>& graph) {
+MaybeFailure Stream::Launch(const std::shared_ptr<const Graph>& graph) {
+  if (capturing()) return Misused("a graph cannot be launched into a capture");
+  std::vector<std::pair<std::shared_ptr<Event>, std::shared_ptr<Recording>>> recordings;
+  for (const Graph::Step& step : graph->steps) {
+    if (step.event != nullptr) recordings.emplace_back(step.event, std::make_shared<Recording>());
+  }
   // A marker runs also in failure, and hands the rule on to the commands of the list.
-  return Enqueue(std::make_shared<Command>(Command::Kind::kMarker, [graph](moe_ep_exec* exec) {
-    for (const CommandPtr& command : graph->commands) Running(exec)->RunOne(*command);
+  const bool enqueued = Enqueue(Marker([graph, recordings](moe_ep_exec* exec) {
+    Stream* const stream = Running(exec);
+    auto next = recordings.begin();
+    for (const Graph::Step& step : graph->steps) {
+      if (step.command != nullptr) {
+        stream->RunOne(*step.command);
+      } else {
+        stream->Complete((next++)->second.get());
+      }
+    }
   }));
+  if (!enqueued) return Closed();
+  for (auto& [event, recording] : recordings) event->MoveTo(std::move(recording));
+  return std::nullopt;
 }
 
 bool Stream::WhenDone(std::function<void(MaybeFailure)> then) {
-  return Enqueue(std::make_shared<Command>(Command::Kind::kMarker, [then = std::move(then)](moe_ep_exec* exec) {
+  return Enqueue(Marker([then = std::move(then)](moe_ep_exec* exec) {
     then(std::exchange(Running(exec)->failure_, std::nullopt));
   }));
 }
 
-const char* Stream::BeginCapture() {
+MaybeFailure Stream::BeginCapture() {
   std::lock_guard lock(mutex_);
-  if (closed_) return "the stream is closed";
-  if (capture_ != nullptr) return "the stream is already part of a capture";
-  own_capture_ = std::make_unique<Capture>(this);
-  capture_ = own_capture_.get();
-  return nullptr;
+  if (closed_) return Closed();
+  if (capture_ != nullptr) return Misused("the stream is already part of a capture");
+  capture_ = std::make_shared<Capture>(this);
+  began_capture_ = true;
+  return std::nullopt;
 }
 
-const char* Stream::EndCapture(Graph* graph) {
-  std::unique_ptr<Capture> capture;
+MaybeFailure Stream::EndCapture(Graph* graph) {
+  std::shared_ptr<Capture> capture;
   {
     std::lock_guard lock(mutex_);
-    if (own_capture_ == nullptr) return "the stream did not begin a capture";
-    capture = std::move(own_capture_);
-    capture_ = nullptr;
+    if (!began_capture_) return Misused("the stream did not begin a capture");
+    began_capture_ = false;
+    capture = std::move(capture_);
   }
-  for (Stream* joined : capture->joined()) {
-    if (joined == this) continue;
+  for (const std::shared_ptr<Stream>& joined : capture->joined()) {
     std::lock_guard lock(joined->mutex_);
     joined->capture_ = nullptr;
   }
-  for (const std::shared_ptr<Event>& event : capture->events()) event->ForgetCapture(capture.get());
-  const bool joined_back = capture->AllJoinedBack();
-  graph->commands = capture->TakeCommands();
-  return joined_back ? nullptr : "a stream that joined the capture was not joined back by an event";
+  if (!capture->AllJoinedBack()) {
+    return Misused("work of a stream that joined the capture was not joined back by an event");
+  }
+  graph->steps = capture->TakeSteps();
+  return std::nullopt;
 }
 
 bool Stream::capturing() {
@@ -131,20 +158,16 @@ bool Stream::capturing() {
 }
 
 void Stream::Close(bool abort) {
-  std::deque<CommandPtr> dropped;
   {
     std::lock_guard lock(mutex_);
     closed_ = true;
-    if (abort) {
-      __atomic_store_n(&abort_, 1u, __ATOMIC_RELEASE);
-      dropped.swap(queue_);
-    }
+    if (abort) __atomic_store_n(&abort_, 1u, __ATOMIC_RELEASE);
   }
   changed_.notify_one();
 }
 
 void Stream::Join() {
-  if (thread_.joinable() && thread_.get_id() != std::this_thread::get_id()) thread_.join();
+  if (thread_.joinable()) thread_.join();
 }
 
 void Stream::Fail(Failure failure) {
@@ -167,9 +190,22 @@ void Stream::Loop() {
 }
 
 void Stream::RunOne(const Command& command) {
+  NoteAbort();
   if (failure_ && command.kind == Command::Kind::kWork) return;
   moe_ep_exec exec{api_, this};
   command.Run(&exec);
+}
+
+void Stream::Complete(Recording* recording) {
+  NoteAbort();
+  recording->Complete(failure_);
+}
+
+// Markers of an aborted stream still run: whoever waits for one hears of the end instead of waiting
+// for ever.
+void Stream::NoteAbort() {
+  if (__atomic_load_n(&abort_, __ATOMIC_ACQUIRE) == 0) return;
+  Fail({"ERR_MOE_EP_ABORTED", "the stream was aborted"});
 }
 
 }  // namespace moe_ep

@@ -10,16 +10,27 @@ int64_t PartBegin(int64_t count, int parts, int index) { return count / parts * 
 }  // namespace
 
 ThreadTeam::ThreadTeam(int threads) {
-  for (int index = 1; index < threads; ++index) helpers_.emplace_back([this, index] { HelperLoop(index); });
+  helpers_.reserve(threads - 1);
+  try {
+    for (int index = 1; index < threads; ++index) {
+      helpers_.emplace_back([this, index] { HelperLoop(index); });
+    }
+  } catch (...) {
+    Stop();  // a vector of running threads must not be destroyed
+    throw;
+  }
 }
 
-ThreadTeam::~ThreadTeam() {
+ThreadTeam::~ThreadTeam() { Stop(); }
+
+void ThreadTeam::Stop() {
   {
     std::lock_guard lock(mutex_);
     stop_ = true;
   }
   start_.notify_all();
   for (std::thread& helper : helpers_) helper.join();
+  helpers_.clear();
 }
 
 void ThreadTeam::ParallelFor(int64_t count, int64_t grain, Body body, void* self) {

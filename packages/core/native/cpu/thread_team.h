@@ -13,6 +13,7 @@ class ThreadTeam {
  public:
   using Body = void (*)(void* self, int64_t begin, int64_t end);
 
+  // Throws std::system_error when the machine has no more threads to give.
   explicit ThreadTeam(int threads);
   ~ThreadTeam();
   ThreadTeam(const ThreadTeam&) = delete;
@@ -23,6 +24,9 @@ class ThreadTeam {
   // Splits [0, count) into at most threads() contiguous parts of at least `grain` and returns when all are done.
   // Which thread takes which part decides no result: bodies write disjoint rows.
   void ParallelFor(int64_t count, int64_t grain, Body body, void* self);
+
+  // Ends the helpers, while no loop runs.
+  void Stop();
 
  private:
   void HelperLoop(int index);

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <vector>
 
-#include "moe_ep/deepgemm_permute/copy_row.h"
+#include "moe_ep/stream_row.h"
 
 namespace moe_ep::cpu {
 namespace {

@@ -5,6 +5,15 @@ import { MoeEpError } from '@moe-ep/core'
 export type OnnxRuntime = Pick<typeof onnxruntime, 'InferenceSession' | 'Tensor'>
 
 /**
+ * Keeps onnxruntime from sending telemetry to its makers, and from leaving files for that in the temporary folder: its builds do both
+ * from 1.29 on. Who wants it sets ORT_DISABLE_TELEMETRY to 0. The runtime reads the environment of the process, which a worker thread
+ * cannot write: with workers, call this (or set the variable) in the main thread before.
+ */
+export function disableOnnxTelemetry(): void {
+  process.env['ORT_DISABLE_TELEMETRY'] ??= '1'
+}
+
+/**
  * onnxruntime-node, loaded at the first call: who never runs an engine never loads it.
  *
  * @param importModule how to import it; tests replace it.
@@ -13,6 +22,7 @@ export type OnnxRuntime = Pick<typeof onnxruntime, 'InferenceSession' | 'Tensor'
 export async function loadOnnxRuntime(
   importModule: () => Promise<OnnxRuntime> = () => import('onnxruntime-node'),
 ): Promise<OnnxRuntime> {
+  disableOnnxTelemetry()
   try {
     return await importModule()
   } catch (error) {

@@ -1,4 +1,4 @@
-import { describe, expect, it } from 'vitest'
+import { afterEach, describe, expect, it, vi } from 'vitest'
 import { loadOnnxRuntime } from '../../src/onnx/runtime.js'
 
 const failWith = (message: string, code?: string) => () => Promise.reject(Object.assign(new Error(message), { code }))
@@ -27,5 +27,22 @@ describe('loadOnnxRuntime', () => {
       code: 'ERR_MOE_EP_NATIVE_LOAD',
       message: expect.stringContaining(message),
     })
+  })
+})
+
+describe('telemetry of the runtime', () => {
+  afterEach(() => vi.unstubAllEnvs())
+
+  it.each([
+    [undefined, '1'],
+    ['0', '0'],
+  ])('where ORT_DISABLE_TELEMETRY is %s the runtime is loaded with %s', async (before, expected) => {
+    vi.stubEnv('ORT_DISABLE_TELEMETRY', before)
+    let seen: string | undefined
+    await loadOnnxRuntime(async () => {
+      seen = process.env['ORT_DISABLE_TELEMETRY']
+      return {} as Awaited<ReturnType<typeof loadOnnxRuntime>>
+    })
+    expect(seen).toBe(expected)
   })
 })

@@ -1,7 +1,8 @@
 #include "cpu/meet_for_combine.h"
 
-#include <cstring>
 #include <string>
+
+#include "cpu/row_copy.h"
 
 namespace moe_ep::cpu {
 namespace {
@@ -27,9 +28,15 @@ bool CheckArguments(const Exec& exec, const Buffer& buffer, int64_t slot, int pe
 
 void StageBytes(const Exec& exec, const uint8_t* from, uint8_t* to, int64_t bytes) {
   if (from == to) return;
-  exec.ParallelFor(bytes, int64_t{1} << 18, [&](int64_t begin, int64_t end) {
-    std::memcpy(to + begin, from + begin, static_cast<size_t>(end - begin));
+  // Pieces of a page take the place of rows.
+  constexpr int64_t kPiece = 4096;
+  const RowCopy copy(kPiece, bytes / kPiece);
+  exec.ParallelFor(bytes / kPiece, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t piece = begin; piece < end; ++piece) copy(to, piece, from, piece);
+    copy.Finish();
   });
+  const int64_t done = bytes / kPiece * kPiece;
+  std::memcpy(to + done, from + done, static_cast<size_t>(bytes - done));
 }
 
 bool MeetForCombine(const Exec& exec, Buffer& buffer, int64_t slot, const CombineArguments& arguments,

@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "cpu/row_copy.h"
 #include "moe_ep/layout/placement.h"
 #include "moe_ep/layout/topk_ids.h"
 
@@ -25,7 +26,7 @@ void WriteRouting(const SendCall& call, const ExpertPlacement& placement, int64_
   }
 }
 
-void SendToken(const SendCall& call, const ExpertPlacement& placement, int64_t row_bytes, int64_t token) {
+void SendToken(const SendCall& call, const ExpertPlacement& placement, const RowCopy& copy, int64_t token) {
   const Buffer& buffer = *call.buffer;
   const int ranks = buffer.routes.world_size();
   const auto* head = call.send_head.data<int32_t>() + token * ranks;
@@ -33,8 +34,7 @@ void SendToken(const SendCall& call, const ExpertPlacement& placement, int64_t r
     const int peer = (buffer.routes.rank() + step) % ranks;
     const int64_t row = head[peer];
     if (row < 0) continue;
-    std::memcpy(buffer.Rows(peer, call.slot) + row * row_bytes, call.x.data<uint8_t>() + token * row_bytes,
-                static_cast<size_t>(row_bytes));
+    copy(buffer.Rows(peer, call.slot), row, call.x.data<uint8_t>(), token);
     buffer.SourceIndex(peer, call.slot)[row] = static_cast<int32_t>(token);
     if (call.scales) {
       const int64_t columns = call.scales.size(1);
@@ -70,8 +70,12 @@ void Send(const Exec& exec, const SendCall& call) {
   if (!buffer.CheckSettled(exec, call.slot)) return;
   const ExpertPlacement placement{call.experts, buffer.routes.world_size()};
   const int64_t row_bytes = call.x.size(1) * BitsOf(call.x.dtype()) / 8;
+  int64_t rows = 0;
+  for (int peer = 0; peer < buffer.routes.world_size(); ++peer) rows += call.num_tokens_per_rank.data<int32_t>()[peer];
+  const RowCopy copy(row_bytes, rows);
   exec.ParallelFor(call.x.size(0), 16, [&](int64_t begin, int64_t end) {
-    for (int64_t token = begin; token < end; ++token) SendToken(call, placement, row_bytes, token);
+    for (int64_t token = begin; token < end; ++token) SendToken(call, placement, copy, token);
+    copy.Finish();
   });
   buffer.routes.Flush();
   const uint64_t epoch = buffer.slots[call.slot].dispatch_epoch;

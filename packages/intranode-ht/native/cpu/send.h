@@ -17,6 +17,7 @@ struct SendCall {
   Tensor topk_idx;      // [T, K], may be absent
   Tensor topk_weights;  // f32 [T, K], may be absent
   Tensor send_head;     // i32 [T, R]
+  Tensor num_tokens_per_rank;  // i32 [R]
   Tensor rank_prefix_matrix;  // i32 [R, R]
   bool fill_tail;       // give rows past the received ones ids of -1: for outputs of worst-case size
   int64_t timeout_ms;

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <vector>
 
+#include "cpu/row_copy.h"
 #include "moe_ep/layout/placement.h"
 #include "moe_ep/layout/topk_ids.h"
 
@@ -18,7 +19,7 @@ struct Segment {
 };
 
 // Every selection gets its own row. Shared memory has no link on which a second copy would be saved, so the sender writes all.
-void SendToken(const SendGroupedCall& call, const ExpertPlacement& placement, int64_t row_bytes, int64_t token) {
+void SendToken(const SendGroupedCall& call, const ExpertPlacement& placement, const RowCopy& copy, int64_t token) {
   const Buffer& buffer = *call.buffer;
   const TopkIds ids(call.topk_idx);
   const int64_t topk = call.topk_idx.size(1);
@@ -26,8 +27,7 @@ void SendToken(const SendGroupedCall& call, const ExpertPlacement& placement, in
     const int64_t row = call.slot_row.data<int32_t>()[slot];
     if (row < 0) continue;
     const int peer = static_cast<int>(placement.RankOf(ids[slot]));
-    std::memcpy(buffer.Rows(peer, call.slot) + row * row_bytes, call.x.data<uint8_t>() + token * row_bytes,
-                static_cast<size_t>(row_bytes));
+    copy(buffer.Rows(peer, call.slot), row, call.x.data<uint8_t>(), token);
     if (!call.scales) continue;
     const int64_t columns = call.scales.size(1);
     std::memcpy(buffer.Scales(peer, call.slot) + row * columns, call.scales.data<float>() + token * columns,
@@ -93,8 +93,10 @@ void SendGrouped(const Exec& exec, const SendGroupedCall& call) {
   const ExpertPlacement placement{call.experts, buffer.routes.world_size()};
   const int64_t row_bytes = call.x.size(1) * BitsOf(call.x.dtype()) / 8;
   const std::vector<Segment> segments = SegmentsOf(call);
+  const RowCopy copy(row_bytes, call.topk_idx.numel());
   exec.ParallelFor(call.x.size(0), 16, [&](int64_t begin, int64_t end) {
-    for (int64_t token = begin; token < end; ++token) SendToken(call, placement, row_bytes, token);
+    for (int64_t token = begin; token < end; ++token) SendToken(call, placement, copy, token);
+    copy.Finish();
   });
   buffer.routes.Flush();
   const uint64_t epoch = buffer.slots[call.slot].dispatch_epoch;

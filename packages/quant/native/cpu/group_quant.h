@@ -4,23 +4,24 @@
 
 #include <cstdint>
 
+#include "cpu/scale_matrix.h"
 #include "moe_ep/dtype.h"
 #include "moe_ep/quant/group_quant.h"
 
 namespace moe_ep::cpu {
 
-// A matrix in both forms. All parts are row-major and contiguous.
+// A matrix in both forms.
 struct GroupQuantMatrix {
   DType dtype;  // of `elements`: f32, f16 or bf16
   int64_t hidden;
   int64_t group_size;
-  void* elements;   // [rows, hidden]
-  uint8_t* values;  // [rows, hidden], fp8 e4m3
-  float* scales;    // [rows, NumGroups(hidden, group_size)]
+  void* elements;   // [rows, hidden], contiguous
+  uint8_t* values;  // [rows, hidden], contiguous, fp8 e4m3
+  ScaleMatrix scales;
 };
 
-// Rows [begin, end): elements to values and scales.
-void QuantizePerTokenGroup(const GroupQuantMatrix& matrix, GroupNumerics numerics, int64_t begin,
+// Rows [begin, end): elements to values and scales. kMaskedBF16 is for bf16 elements only.
+void QuantizePerTokenGroup(const GroupQuantMatrix& matrix, ScaleRule rule, int64_t begin,
                            int64_t end);
 
 // Rows [begin, end): values and scales to elements.

@@ -35,7 +35,8 @@ struct moe_ep_exec {
   void* state;
 };
 
-// A piece of work. `run` may be called many times (graph replay); `destroy` once, on any thread.
+// A piece of work. `run` may be called many times (graph replay); `destroy` once, on any thread. Neither it nor the body of
+// a parallel_for may let a C++ exception out: moe_ep/command.h sees to that.
 struct moe_ep_command {
   void* self;
   void (*run)(void* self, moe_ep_exec* exec);

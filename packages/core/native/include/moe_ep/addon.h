@@ -10,19 +10,12 @@
 #include <string>
 #include <utility>
 
+#include "moe_ep/binding.h"
 #include "moe_ep/command.h"
 #include "moe_ep/core.h"
 #include "moe_ep/tensor.h"
 
 namespace moe_ep {
-
-inline constexpr napi_type_tag kCoreApiTypeTag = {0x6d6f652d65700006, 0x9d3c1f2ab7e84c06};
-
-[[noreturn]] inline void Throw(Napi::Env env, const char* code, const std::string& message) {
-  Napi::Error error = Napi::Error::New(env, message);
-  error.Value().Set("code", code);
-  throw error;
-}
 
 // initialize(coreApi): src/native.ts calls it once an environment before anything else.
 inline Napi::Value InitializeCore(const Napi::CallbackInfo& info) {
@@ -30,7 +23,7 @@ inline Napi::Value InitializeCore(const Napi::CallbackInfo& info) {
   bool same = false;
   napi_valuetype type = napi_undefined;
   napi_typeof(env, info[0], &type);
-  if (type == napi_external) napi_check_object_type_tag(env, info[0], &kCoreApiTypeTag, &same);
+  if (type == napi_external) napi_check_object_type_tag(env, info[0], &kCoreApiTag, &same);
   if (!same) Throw(env, "ERR_MOE_EP_DUPLICATE_CORE", "initialize: expected the table of @moe-ep/core");
   const auto* api = info[0].As<Napi::External<moe_ep_core_api>>().Data();
   if (api->major != MOE_EP_ABI_MAJOR || api->size < sizeof(moe_ep_core_api)) {
@@ -39,12 +32,15 @@ inline Napi::Value InitializeCore(const Napi::CallbackInfo& info) {
               " of the native interface of @moe-ep/core, but version " + std::to_string(api->major) + "." +
               std::to_string(api->minor) + " is loaded");
   }
+  // Memory and streams that this addon still holds belong to the first one. Worker threads share the
+  // pointer, and may load another copy of core than the main thread did.
+  if (CoreTable() != nullptr && CoreTable() != api) {
+    Throw(env, "ERR_MOE_EP_DUPLICATE_CORE",
+          "this addon is joined to another copy of @moe-ep/core already: one process, its worker threads included, "
+          "must use one copy");
+  }
   CoreTable() = api;
   return env.Undefined();
-}
-
-inline void Export(Napi::Env env, Napi::Object exports, const char* name, Napi::Value (*function)(const Napi::CallbackInfo&)) {
-  exports.Set(name, Napi::Function::New(env, function, name));
 }
 
 inline void ExportInitialize(Napi::Env env, Napi::Object exports) { Export(env, exports, "initialize", InitializeCore); }

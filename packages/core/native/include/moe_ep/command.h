@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <exception>
+#include <mutex>
+#include <new>
 #include <string>
 #include <utility>
 
@@ -10,19 +12,55 @@
 
 namespace moe_ep {
 
+namespace detail {
+
+// A loop whose parts may throw. What they throw is kept here and not sent through core: each addon has a C++ runtime of
+// its own.
+template <typename Body>
+class GuardedLoop {
+ public:
+  explicit GuardedLoop(const Body& body) : body_(body) {}
+
+  void Run(int64_t begin, int64_t end) noexcept {
+    try {
+      body_(begin, end);
+    } catch (...) {
+      std::lock_guard lock(mutex_);
+      // The earliest part's, so that the outcome does not depend on which thread was faster.
+      if (failure_ && begin > begin_of_failure_) return;
+      failure_ = std::current_exception();
+      begin_of_failure_ = begin;
+    }
+  }
+
+  void Rethrow() const {
+    if (failure_) std::rethrow_exception(failure_);
+  }
+
+ private:
+  const Body& body_;
+  std::mutex mutex_;
+  std::exception_ptr failure_;
+  int64_t begin_of_failure_ = 0;
+};
+
+}  // namespace detail
+
 // What a running command may do.
 class Exec {
  public:
   explicit Exec(moe_ep_exec* exec) : exec_(exec) {}
 
   // Calls body(begin, end) on the stream's threads for contiguous parts of [0, count). Bodies write disjoint places, so
-  // the number of threads changes no result.
+  // the number of threads changes no result. When parts throw, all parts still end, and one exception comes out here.
   template <typename Body>
   void ParallelFor(int64_t count, int64_t grain, const Body& body) const {
+    detail::GuardedLoop<Body> loop(body);
     exec_->api->parallel_for(
         exec_, count, grain,
-        [](void* self, int64_t begin, int64_t end) { (*static_cast<const Body*>(self))(begin, end); },
-        const_cast<Body*>(&body));
+        [](void* self, int64_t begin, int64_t end) { static_cast<detail::GuardedLoop<Body>*>(self)->Run(begin, end); },
+        &loop);
+    loop.Rethrow();
   }
 
   // Puts the stream into failure: later work is skipped and the next await rejects with this code.
@@ -43,8 +81,12 @@ moe_ep_command MakeCommand(Body body) {
         const Exec exec(raw);
         try {
           (*static_cast<const Body*>(self))(exec);
+        } catch (const std::bad_alloc&) {
+          exec.Fail("ERR_MOE_EP_OUT_OF_MEMORY", "an operation ran out of memory");
         } catch (const std::exception& error) {
           exec.Fail("ERR_MOE_EP_INTERNAL", error.what());
+        } catch (...) {
+          exec.Fail("ERR_MOE_EP_INTERNAL", "an operation threw something that is no std::exception");
         }
       },
       [](void* self) { delete static_cast<Body*>(self); },

@@ -10,7 +10,8 @@ namespace moe_ep {
 
 // Magnitude bits rise with the magnitude, so a largest magnitude is an integer maximum.
 // `kPlainLimit`: smaller magnitudes take the fast path of group_quant.h. `FiniteToFloat` and
-// `FromNumber` are the quicker forms for what is neither infinite nor NaN, and for what is not NaN.
+// `FromNumber` are the quicker forms for what is neither infinite nor NaN, and for what is not NaN;
+// `LaneToFloat` and `LaneFromFloat` take everything and vectorise.
 struct BF16Element {
   using Storage = uint16_t;
   static constexpr int kSignificandBits = 8;
@@ -22,6 +23,8 @@ struct BF16Element {
   static MOE_EP_LANE float FiniteToFloat(Storage bits) { return BF16ToFloat(bits); }
   static MOE_EP_LANE Storage FromFloat(float value) { return FloatToBF16(value); }
   static MOE_EP_LANE Storage FromNumber(float value) { return lanes::NumberToBF16(value); }
+  static MOE_EP_LANE float LaneToFloat(Storage bits) { return BF16ToFloat(bits); }
+  static MOE_EP_LANE Storage LaneFromFloat(float value) { return FloatToBF16(value); }
 };
 
 struct F16Element {
@@ -34,6 +37,8 @@ struct F16Element {
   static MOE_EP_LANE float FiniteToFloat(Storage bits) { return lanes::FiniteF16ToFloat(bits); }
   static MOE_EP_LANE Storage FromFloat(float value) { return lanes::FloatToF16(value); }
   static MOE_EP_LANE Storage FromNumber(float value) { return lanes::NumberToF16(value); }
+  static MOE_EP_LANE float LaneToFloat(Storage bits) { return lanes::F16ToFloat(bits); }
+  static MOE_EP_LANE Storage LaneFromFloat(float value) { return lanes::FloatToF16(value); }
 };
 
 struct F32Element {
@@ -46,6 +51,8 @@ struct F32Element {
   static MOE_EP_LANE float FiniteToFloat(Storage bits) { return FloatOfBits(bits); }
   static MOE_EP_LANE Storage FromFloat(float value) { return CanonicalF32Bits(value); }
   static MOE_EP_LANE Storage FromNumber(float value) { return BitsOfFloat(value); }
+  static MOE_EP_LANE float LaneToFloat(Storage bits) { return FloatOfBits(bits); }
+  static MOE_EP_LANE Storage LaneFromFloat(float value) { return CanonicalF32Bits(value); }
 };
 
 }  // namespace moe_ep

@@ -12,8 +12,13 @@
 // Forced into the caller: only there does the code get the instruction set of the caller's
 // MOE_EP_CLONES.
 #define MOE_EP_LANE inline __attribute__((always_inline))
+// Kept out of the callers: rarely run, or too little work to be worth a copy in each.
+#define MOE_EP_RARE inline __attribute__((noinline))
+#define MOE_EP_LANE_LAMBDA __attribute__((always_inline))
 #else
+#define MOE_EP_LANE_LAMBDA
 #define MOE_EP_LANE inline
+#define MOE_EP_RARE inline
 #endif
 
 namespace moe_ep::lanes {
@@ -105,6 +110,15 @@ MOE_EP_LANE uint16_t FloatToF16(float value) {
 MOE_EP_LANE float FiniteF16ToFloat(uint16_t code) {
   const int32_t sign = static_cast<int32_t>(static_cast<uint32_t>(code) << 16) & ~kMagnitudeMask;
   return FloatOfSignedBits(sign | DecodeMagnitude<5, 10>(code & 0x7fff));
+}
+
+MOE_EP_LANE float F16ToFloat(uint16_t code) {
+  const int32_t magnitude = code & 0x7fff;
+  const int32_t infinite = LessMask(0x7bff, magnitude);
+  const int32_t nan = LessMask(0x7c00, magnitude);
+  const int32_t sign = static_cast<int32_t>(static_cast<uint32_t>(code) << 16) & ~kMagnitudeMask;
+  const int32_t number = (DecodeMagnitude<5, 10>(magnitude) & ~infinite) | (infinite & kInfinityF32);
+  return FloatOfSignedBits(((sign | number) & ~nan) | (nan & kMagnitudeMask));
 }
 
 }  // namespace moe_ep::lanes

@@ -1,0 +1,76 @@
+import { availableParallelism } from 'node:os'
+import { join } from 'node:path'
+import { pathToFileURL } from 'node:url'
+import { afterEach, describe, expect, test, vi } from 'vitest'
+import { getDevice, listDevices } from '../src/index.js'
+import { runProgram, useCopies } from './support.js'
+
+const cpu = getDevice('cpu')
+afterEach(() => vi.unstubAllEnvs())
+
+describe('devices', () => {
+  test('the cpu is there, and one object stands for it', () => {
+    expect(listDevices()).toEqual([{ name: 'cpu', available: true }])
+    expect(getDevice('cpu')).toBe(cpu)
+    expect([cpu.name, cpu.kind, String(cpu)]).toEqual(['cpu', 'cpu', 'cpu'])
+  })
+
+  test('a cuda device is a plain no, other names are errors', () => {
+    expect(() => getDevice('cuda:0')).toThrow(expect.objectContaining({ code: 'ERR_MOE_EP_NO_DEVICE' }))
+    for (const name of ['cuda', 'cuda:', 'cuda:-1', 'cuda:x', 'CPU', '', 'gpu']) {
+      expect(() => getDevice(name)).toThrow(expect.objectContaining({ code: 'ERR_MOE_EP_ARGUMENT' }))
+    }
+  })
+
+  test('the default stream stays the same until it is closed', async () => {
+    const first = cpu.defaultStream
+    expect(cpu.defaultStream).toBe(first)
+    await first.close()
+    const second = cpu.defaultStream
+    expect(second).not.toBe(first)
+    second.delay(1)
+    await second.synchronize()
+  })
+
+  test.each<[Record<string, string | undefined>, number]>([
+    [{}, availableParallelism()],
+    [{ MOE_EP_CPU_THREADS: '3' }, 3],
+    [{ MOE_EP_CPU_THREADS: '100000' }, 256],
+    [{ MOE_EP_CPU_THREADS: '0' }, availableParallelism()],
+    [{ MOE_EP_CPU_THREADS: 'many' }, availableParallelism()],
+    [{ WORLD_SIZE: '100000' }, 1],
+    [{ WORLD_SIZE: '100000', LOCAL_WORLD_SIZE: '1' }, availableParallelism()],
+    [{ WORLD_SIZE: 'x' }, availableParallelism()],
+  ])('threads of a stream follow from %j', async (environment, threads) => {
+    for (const name of ['MOE_EP_CPU_THREADS', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE']) vi.stubEnv(name, environment[name])
+    await using stream = cpu.createStream()
+    expect(stream.threads).toBe(Math.min(threads, 256))
+    await using chosen = cpu.createStream({ threads: 2 })
+    expect(chosen.threads).toBe(2)
+  })
+})
+
+describe('without its native part', () => {
+  const copy = useCopies(['bare'], ['dist', 'package.json'])
+
+  test('core loads, lists the device with the reason, and refuses it with what to do', async () => {
+    const output = await runProgram(`
+      import { encode, getDevice, listDevices, Tensor } from ${JSON.stringify(pathToFileURL(join(copy('bare'), 'dist/index.js')).href)}
+      const failure = (run) => { try { run() } catch ({ code, message }) { return { code, message } } }
+      console.log(JSON.stringify({
+        devices: listDevices(),
+        device: failure(() => getDevice('cpu')),
+        tensor: failure(() => Tensor.zeros([1], 'f32')),
+        encoded: [...encode('bf16', [1])],
+      }))
+    `)
+    const { devices, device, tensor, encoded } = JSON.parse(output) as Record<string, never>
+    expect(devices).toEqual([{ name: 'cpu', available: false, reason: expect.stringContaining('moe_ep_core.node') }])
+    expect(device).toEqual({
+      code: 'ERR_MOE_EP_NO_DEVICE',
+      message: expect.stringMatching(/Reinstall @moe-ep\/core.*npm run build/s),
+    })
+    expect(tensor).toMatchObject({ code: 'ERR_MOE_EP_NO_DEVICE' })
+    expect(encoded).toEqual([0x3f80])
+  })
+})

@@ -1,0 +1,41 @@
+// Copies of payload rows into slots.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "moe_ep/stream_row.h"
+
+namespace moe_ep::cpu {
+
+// Chooses once a call between cached copies and streaming ones: where all rows together leave the caches anyway, going past
+// them spares reading the destination's lines.
+class RowCopy {
+ public:
+  RowCopy(int64_t row_bytes, int64_t rows)
+      : row_bytes_(row_bytes), streaming_(row_bytes >= kMinRowBytes && row_bytes * rows >= kMinTotalBytes) {}
+
+  void operator()(uint8_t* to, int64_t to_row, const uint8_t* from, int64_t from_row) const {
+    uint8_t* target = to + to_row * row_bytes_;
+    const uint8_t* source = from + from_row * row_bytes_;
+    if (streaming_) {
+      StreamRow(target, source, row_bytes_);
+    } else {
+      std::memcpy(target, source, static_cast<size_t>(row_bytes_));
+    }
+  }
+
+  // Every thread that copied calls it before rows are signalled.
+  void Finish() const {
+    if (streaming_) FinishStreaming();
+  }
+
+ private:
+  static constexpr int64_t kMinRowBytes = 512;
+  static constexpr int64_t kMinTotalBytes = int64_t{8} << 20;
+
+  int64_t row_bytes_;
+  bool streaming_;
+};
+
+}  // namespace moe_ep::cpu
