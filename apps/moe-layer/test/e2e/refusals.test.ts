@@ -70,7 +70,7 @@ describe('make-weights', () => {
     [[], '--out'],
     [['--out', 'weights.bin'], '--out'],
     [['--out', '/nowhere/weights.safetensors'], '/nowhere/weights.safetensors'],
-    [['--out', 'w.safetensors', '--dtype', 'fp8'], '--dtype'],
+    [['--out', 'w.safetensors', '--dtype', 'f16'], '--dtype'],
     [['--out', 'w.safetensors', '--hidden', '0'], '--hidden'],
     [['--out', 'w.safetensors', '--seed', 'x'], '--seed'],
     [['--out', 'w.safetensors', '--ranks', '2'], '--ranks'],
