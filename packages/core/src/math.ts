@@ -5,6 +5,7 @@
 import { bitsToF32, f32ToBits } from './float-formats.js'
 
 const round = Math.fround
+const [ln2, log2E] = [round(Math.LN2), round(Math.LOG2E)]
 const times = (a: number, b: number): number => round(a * b)
 const plus = (a: number, b: number): number => round(a + b)
 const minus = (a: number, b: number): number => round(a - b)
@@ -26,17 +27,25 @@ function scaleByPowerOfTwo(value: number, exponent: number): number {
 }
 
 const expSeries = [1.3814537e-3, 8.368745e-3, 4.166839e-2, 1.6666521e-1, 4.9999994e-1]
-const exp2Series = [1.5353366e-4, 1.3398874e-3, 9.618437e-3, 5.5503324e-2, 2.4022648e-1, 6.931472e-1, 1]
+const exp2Series = [1.5353366e-4, 1.3398874e-3, 9.618437e-3, 5.5503324e-2, 2.4022648e-1, ln2, 1]
 const log2Series = [
-  -1.0994928e-1, 1.8617463e-1, -1.910627e-1, 2.0460066e-1, -2.3961742e-1, 2.885674e-1, -3.6069664e-1, 4.8089823e-1,
-  -7.2134733e-1, 1.442695,
+  -1.0994928e-1,
+  1.8617463e-1,
+  -1.910627e-1,
+  2.0460066e-1,
+  -2.3961742e-1,
+  2.885674e-1,
+  -3.6069664e-1,
+  4.8089823e-1,
+  -7.2134733e-1,
+  log2E,
 ]
 
 /** e^x in f32, within one unit in the last place. Infinity above 88.72284, zero below -103.97. */
 export function expF32(x: number): number {
   const clamped = clamp(round(x), -105, 90)
   if (Number.isNaN(clamped)) return NaN
-  const whole = wholeOf(times(clamped, round(1.44269504)))
+  const whole = wholeOf(times(clamped, log2E))
   const rest = minus(minus(clamped, times(whole, 0.693359375)), times(whole, round(-2.1219444e-4)))
   const power = plus(plus(times(horner(expSeries, rest), times(rest, rest)), rest), 1)
   return scaleByPowerOfTwo(power, whole)

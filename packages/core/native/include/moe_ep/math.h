@@ -3,7 +3,8 @@
 // vectorise. Build without contraction (-ffp-contract=off, --fmad=false).
 //
 // Largest error, measured over all f32 arguments, in units in the last place of the exact result:
-// Exp 0.983, Exp2 1.228, Log2 1.791, subnormal arguments and results included. NaN gives a NaN whose bits are open: store it through a conversion of moe_ep/dtype.h.
+// Exp 0.983, Exp2 1.228, Log2 1.791, subnormal arguments and results included. NaN gives a NaN
+// whose bits are open: store it through a conversion of moe_ep/dtype.h.
 #pragma once
 
 #include <bit>
@@ -26,6 +27,9 @@ inline constexpr float kRoundToWhole = 12582912.0f;  // 1.5 * 2^23
 
 MOE_EP_MATH float MathFloatOf(uint32_t bits) { return std::bit_cast<float>(bits); }
 MOE_EP_MATH uint32_t MathBitsOf(float value) { return std::bit_cast<uint32_t>(value); }
+
+// All ones or zero: choices by masks keep loops free of branches.
+MOE_EP_MATH uint32_t MaskOf(bool condition) { return 0u - static_cast<uint32_t>(condition); }
 
 // value * 2^exponent for exponents from -252 to 254, in two steps because 2^exponent itself may be
 // no f32. The first step is exact for values near 1, so only one rounds. Unsigned, because the
@@ -61,8 +65,8 @@ MOE_EP_MATH float Exp(float x) {
   series = series * rest + 1.6666521e-1f;
   series = series * rest + 4.9999994e-1f;
   const float power = (series * (rest * rest) + rest) + 1.0f;
-  const auto exponent = static_cast<int32_t>(detail::MathBitsOf(shifted) -
-                                             detail::MathBitsOf(detail::kRoundToWhole));
+  const auto exponent =
+      static_cast<int32_t>(detail::MathBitsOf(shifted) - detail::MathBitsOf(detail::kRoundToWhole));
   return detail::ScaleByPowerOfTwo(power, exponent);
 }
 
@@ -78,23 +82,22 @@ MOE_EP_MATH float Exp2(float x) {
   series = series * rest + 2.4022648e-1f;
   series = series * rest + 6.931472e-1f;
   const float power = series * rest + 1.0f;
-  const auto exponent = static_cast<int32_t>(detail::MathBitsOf(shifted) -
-                                             detail::MathBitsOf(detail::kRoundToWhole));
+  const auto exponent =
+      static_cast<int32_t>(detail::MathBitsOf(shifted) - detail::MathBitsOf(detail::kRoundToWhole));
   return detail::ScaleByPowerOfTwo(power, exponent);
 }
 
 // The logarithm to base 2; exact for powers of two. -infinity for zeros, NaN for negative numbers.
 MOE_EP_MATH float Log2(float x) {
   const uint32_t bits = detail::MathBitsOf(x);
-  // Subnormal numbers are brought into the normal range first. Both forms are made, then chosen.
+  // Subnormal numbers are brought into the normal range first.
   const uint32_t raised = detail::MathBitsOf(x * 8388608.0f);
-  const bool tiny = bits < 0x00800000u;
-  const uint32_t normal = tiny ? raised : bits;
-  const int32_t bias = tiny ? 23 : 0;
+  const uint32_t tiny = detail::MaskOf(bits < 0x00800000u);
+  const uint32_t normal = (raised & tiny) | (bits & ~tiny);
+  const auto bias = static_cast<int32_t>(tiny & 23u);
   // The mantissa is taken from [sqrt(1/2), sqrt(2)), so that results near zero lose nothing.
   const int32_t exponent = static_cast<int32_t>(normal - 0x3f3504f3u) >> 23;
-  const float rest =
-      detail::MathFloatOf(normal - (static_cast<uint32_t>(exponent) << 23)) - 1.0f;
+  const float rest = detail::MathFloatOf(normal - (static_cast<uint32_t>(exponent) << 23)) - 1.0f;
   float series = -1.0994928e-1f;
   series = series * rest + 1.8617463e-1f;
   series = series * rest - 1.910627e-1f;
@@ -106,9 +109,13 @@ MOE_EP_MATH float Log2(float x) {
   series = series * rest - 7.2134733e-1f;
   series = series * rest + 1.442695e0f;
   const float logarithm = series * rest + static_cast<float>(exponent - bias);
-  const uint32_t number = detail::MathBitsOf(logarithm);
-  const uint32_t finite = bits >= 0x7f800000u ? (bits == 0x7f800000u ? bits : 0x7fffffffu) : number;
-  return detail::MathFloatOf((bits & 0x7fffffffu) == 0 ? 0xff800000u : finite);
+  // Infinity stays; what lies above it as an unsigned number is NaN or negative; zeros come last.
+  const uint32_t special = detail::MaskOf(bits >= 0x7f800000u);
+  const uint32_t nan = detail::MaskOf(bits > 0x7f800000u) & 0x7fffffffu;
+  const uint32_t zero = detail::MaskOf((bits & 0x7fffffffu) == 0);
+  const uint32_t number =
+      (detail::MathBitsOf(logarithm) & ~special) | (special & 0x7f800000u) | nan;
+  return detail::MathFloatOf((number & ~zero) | (zero & 0xff800000u));
 }
 
 // x / (1 + e^-x). Minus infinity gives NaN, as the quotient of infinities is.

@@ -117,7 +117,8 @@ MOE_EP_LANE float F16ToFloat(uint16_t code) {
   const int32_t infinite = LessMask(0x7bff, magnitude);
   const int32_t nan = LessMask(0x7c00, magnitude);
   const int32_t sign = static_cast<int32_t>(static_cast<uint32_t>(code) << 16) & ~kMagnitudeMask;
-  const int32_t number = (DecodeMagnitude<5, 10>(magnitude) & ~infinite) | (infinite & kInfinityF32);
+  const int32_t number =
+      (DecodeMagnitude<5, 10>(magnitude) & ~infinite) | (infinite & kInfinityF32);
   return FloatOfSignedBits(((sign | number) & ~nan) | (nan & kMagnitudeMask));
 }
 

@@ -1,0 +1,243 @@
+import { Graph, Tensor } from '@moe-ep/core'
+import fc from 'fast-check'
+import { describe, expect, test } from 'vitest'
+import {
+  dequantizeBlock,
+  dequantizePerTensor,
+  dequantizePerTokenGroup,
+  quantizeBlock,
+  quantizePerTensor,
+  quantizePerToken,
+  reference,
+} from '../src/index.js'
+import { bytesOf, device, floatDTypes, numbersOf, sameBytes, storedElements, stream, words32 } from './support.js'
+
+const floatOf = (bits: number): number => new Float32Array(Uint32Array.of(bits).buffer)[0]!
+
+describe('quantizeBlock and dequantizeBlock', () => {
+  const cases = fc
+    .record({
+      dtype: fc.constantFrom(...floatDTypes),
+      batch: fc.constantFrom(undefined, 0, 1, 3),
+      rows: fc.integer({ min: 0, max: 20 }),
+      columns: fc.integer({ min: 0, max: 40 }),
+      blockShape: fc.tuple(
+        fc.integer({ min: 1, max: 24 }),
+        fc.oneof(fc.integer({ min: 1, max: 48 }), fc.constant(128)),
+      ),
+      scaleFormat: fc.constantFrom('f32' as const, 'ue8m0' as const),
+    })
+    .chain((shape) =>
+      storedElements(shape.dtype, (shape.batch ?? 1) * shape.rows * shape.columns).map((stored) => ({
+        ...shape,
+        stored,
+      })),
+    )
+
+  test('equal the reference, matrix by matrix', async () => {
+    await fc.assert(
+      fc.asyncProperty(cases, async ({ dtype, batch, rows, columns, blockShape, scaleFormat, stored }) => {
+        const shape = [...(batch === undefined ? [] : [batch]), rows, columns]
+        const { values, scales } = quantizeBlock(Tensor.wrap(stored, shape, dtype), { blockShape, scaleFormat })
+        const back = dequantizeBlock(values, scales, { blockShape, dtype })
+        await stream.synchronize()
+        const [all, backBytes] = [numbersOf(dtype, stored), bytesOf(back)]
+        const size = rows * columns
+        const perMatrix = scales.numel / (batch ?? 1)
+        for (let m = 0; m < (batch ?? 1); m++) {
+          const matrix = all.subarray(m * size, (m + 1) * size)
+          const options = { columns, blockShape, powerOfTwo: scaleFormat === 'ue8m0' }
+          const expected = reference.quantizeBlock(matrix, options)
+          expect(sameBytes(bytesOf(values).subarray(m * size, (m + 1) * size), expected.values)).toBe(true)
+          const found = (scales.data as Float32Array).subarray(m * perMatrix, (m + 1) * perMatrix)
+          expect(sameBytes(found, expected.scales)).toBe(true)
+          const expectedBack = reference.dequantizeBlock(expected.values, expected.scales, {
+            columns,
+            blockShape,
+            dtype,
+          })
+          const width = stored.BYTES_PER_ELEMENT
+          expect(sameBytes(backBytes.subarray(m * size * width, (m + 1) * size * width), expectedBack)).toBe(true)
+        }
+      }),
+      { numRuns: 300 },
+    )
+  })
+
+  test('blocks of 128 x 128 with cropped edges', async () => {
+    const [rows, columns] = [200, 300]
+    const numbers = Array.from({ length: rows * columns }, (_, i) => Math.sin(i * 0.01) * (1 + Math.floor(i / columns)))
+    const { values, scales } = quantizeBlock(Tensor.from(numbers, [rows, columns], 'f32'))
+    const back = dequantizeBlock(values, scales, { dtype: 'f32' })
+    await stream.synchronize()
+    expect(scales.shape).toEqual([2, 3])
+    const expected = reference.quantizeBlock(numbers.map(Math.fround), { columns, blockShape: [128, 128] })
+    expect(sameBytes(values.data, expected.values) && sameBytes(scales.data, expected.scales)).toBe(true)
+    const backNumbers = back.toNumbers()
+    numbers.forEach((x, i) => expect(Math.abs(backNumbers[i]! - x)).toBeLessThanOrEqual(Math.abs(x) * 0.0701 + 0.002))
+  })
+
+  test('zeros, NaN and infinities', async () => {
+    const { values, scales } = quantizeBlock(Tensor.from([0, -0, NaN, 448, Infinity, -1], [3, 2], 'bf16'), {
+      blockShape: [1, 2],
+    })
+    await stream.synchronize()
+    expect([...scales.toNumbers()]).toEqual([Math.fround(Math.fround(1e-4) / 448), 1, Infinity])
+    expect([...bytesOf(values)]).toEqual([0, 0x80, 0x7f, 0x7e, 0x7f, 0x80])
+  })
+})
+
+describe('quantizePerToken', () => {
+  const cases = fc
+    .record({
+      dtype: fc.constantFrom(...floatDTypes),
+      rows: fc.integer({ min: 0, max: 6 }),
+      hidden: fc.integer({ min: 1, max: 200 }),
+      bound: fc.constantFrom(undefined, 0.001, 1, 448, 1000),
+    })
+    .chain((shape) => storedElements(shape.dtype, shape.rows * shape.hidden).map((stored) => ({ ...shape, stored })))
+
+  test('equals the reference, with and without an upper bound', async () => {
+    await fc.assert(
+      fc.asyncProperty(cases, async ({ dtype, rows, hidden, bound, stored }) => {
+        const options = bound === undefined ? {} : { scaleUpperBound: bound }
+        const { values, scales } = quantizePerToken(Tensor.wrap(stored, [rows, hidden], dtype), options)
+        await stream.synchronize()
+        const expected = reference.quantizePerToken(numbersOf(dtype, stored), { hidden, ...options })
+        expect(sameBytes(values.data, expected.values) && sameBytes(scales.data, expected.scales)).toBe(true)
+      }),
+      { numRuns: 300 },
+    )
+  })
+
+  test('divides exactly by its smallest scale, for all small bf16 and f16 numbers', async () => {
+    for (const [dtype, count] of [
+      ['bf16', 0x3b00],
+      ['f16', 0x1800],
+    ] as const) {
+      const stored = Uint16Array.from({ length: count }, (_, i) => i)
+      const { values, scales } = quantizePerToken(Tensor.wrap(stored, [1, count], dtype))
+      await stream.synchronize()
+      expect(scales.data[0]).toBe(Math.fround(1 / 229376))
+      expect(
+        sameBytes(values.data, reference.quantizePerToken(numbersOf(dtype, stored), { hidden: count }).values),
+      ).toBe(true)
+    }
+  })
+
+  test('the floor, the bound and infinities', async () => {
+    const x = Tensor.from([0, -0, 896, 1, Infinity, 1, NaN, 448], [4, 2], 'f32')
+    const free = quantizePerToken(x)
+    const bounded = quantizePerToken(x, { scaleUpperBound: 448 })
+    const back = dequantizePerTokenGroup(free.values, free.scales, { groupSize: 2, dtype: 'f32' })
+    await stream.synchronize()
+    expect([...free.scales.toNumbers()]).toEqual([Math.fround(1 / 229376), 2, Infinity, 1])
+    expect([...bytesOf(free.values)]).toEqual([0, 0x80, 0x7e, 0x30, 0x7f, 0, 0x7f, 0x7e])
+    expect([...bounded.scales.toNumbers()]).toEqual([Math.fround(1 / 229376), 1, 1, 1])
+    expect([...bytesOf(bounded.values)]).toEqual([0, 0x80, 0x7e, 0x38, 0x7e, 0x38, 0x7f, 0x7e])
+    expect([...back.toNumbers()]).toEqual([0, -0, 896, 1, NaN, NaN, NaN, 448])
+  })
+})
+
+describe('quantizePerTensor and dequantizePerTensor', () => {
+  const cases = fc
+    .record({
+      dtype: fc.constantFrom(...floatDTypes),
+      count: fc.integer({ min: 0, max: 300 }),
+      scaleBits: fc.option(words32, { nil: undefined }),
+    })
+    .chain((shape) => storedElements(shape.dtype, shape.count).map((stored) => ({ ...shape, stored })))
+
+  test('equal the reference, with found and with given scales of any bits', async () => {
+    await fc.assert(
+      fc.asyncProperty(cases, async ({ dtype, count, scaleBits, stored }) => {
+        const given = scaleBits === undefined ? undefined : floatOf(scaleBits)
+        const scaleTensor =
+          scaleBits === undefined
+            ? {}
+            : { scale: Tensor.wrap(new Float32Array(Uint32Array.of(scaleBits).buffer), [1], 'f32') }
+        const { values, scale } = quantizePerTensor(Tensor.wrap(stored, [count], dtype), scaleTensor)
+        const back = dequantizePerTensor(values, scale, { dtype })
+        await stream.synchronize()
+        const expected = reference.quantizePerTensor(numbersOf(dtype, stored), given)
+        expect(sameBytes(values.data, expected.values)).toBe(true)
+        expect(scale.data[0]).toBe(expected.scale)
+        expect(sameBytes(back.data, reference.dequantizePerTensor(expected.values, expected.scale, dtype))).toBe(true)
+      }),
+      { numRuns: 400 },
+    )
+  })
+
+  test('zeros get 1, tiny numbers the smallest normal number, an empty tensor 1', async () => {
+    const found = [[0, -0], [2 ** -149], [], [NaN], [Infinity, 1]].map(
+      (numbers) => quantizePerTensor(Tensor.from(numbers, [numbers.length], 'f32')).scale,
+    )
+    await stream.synchronize()
+    expect(found.map((scale) => scale.data[0])).toEqual([1, 2 ** -126, 1, 1, Infinity])
+  })
+
+  test('of many elements on several threads, into `out`, also when a graph is replayed', async () => {
+    await using own = device.createStream({ threads: 3 })
+    const stored = Float32Array.from({ length: 100_001 }, (_, i) => Math.sin(i))
+    const x = Tensor.wrap(stored, [100_001], 'f32')
+    const out = { values: Tensor.zeros([100_001], 'fp8e4m3'), scale: Tensor.zeros([1], 'f32') }
+    const graph = Graph.capture(own, () => {
+      expect(quantizePerTensor(x, { stream: own, out })).toEqual(out)
+    })
+    for (const place of [99_999, 5]) {
+      ;(x.data as Float32Array)[place] = -1000 * place
+      graph.launch(own)
+      await own.synchronize()
+      const expected = reference.quantizePerTensor(x.data as Float32Array)
+      expect(out.scale.data[0]).toBe(expected.scale)
+      expect(sameBytes(out.values.data, expected.values)).toBe(true)
+      ;(x.data as Float32Array)[place] = 0
+    }
+  })
+})
+
+describe('refused', () => {
+  const x = Tensor.zeros([2, 8], 'bf16')
+  const values = Tensor.zeros([2, 8], 'fp8e4m3')
+  const one = Tensor.zeros([1], 'f32')
+  test.each<readonly [string, () => unknown, string]>([
+    ['a block of 0 rows', () => quantizeBlock(x, { blockShape: [0, 1] }), 'blockShape[0]'],
+    ['a block of half a column', () => quantizeBlock(x, { blockShape: [1, 0.5] }), 'blockShape[1]'],
+    ['a vector as a weight', () => quantizeBlock(one), 'weight'],
+    ['packed block scales', () => quantizeBlock(x, { scaleFormat: 'ue8m0-packed' as never }), 'scaleFormat'],
+    [
+      'block out over the weight',
+      () =>
+        quantizeBlock(x, {
+          out: {
+            values: new Tensor({ memory: x.memory, dtype: 'fp8e4m3', shape: [2, 8] }),
+            scales: Tensor.zeros([1, 1], 'f32'),
+          },
+        }),
+      'out.values',
+    ],
+    ['scales of other blocks', () => dequantizeBlock(values, Tensor.zeros([1, 2], 'f32')), 'scales'],
+    [
+      'an integer result',
+      () => dequantizeBlock(values, Tensor.zeros([1, 1], 'f32'), { dtype: 'i32' as never }),
+      'dtype',
+    ],
+    ['a bound of zero', () => quantizePerToken(x, { scaleUpperBound: 0 }), 'scaleUpperBound'],
+    ['rows of nothing', () => quantizePerToken(Tensor.zeros([2, 0], 'bf16')), 'x'],
+    [
+      'scales of no column',
+      () => quantizePerToken(x, { out: { values, scales: Tensor.zeros([2], 'f32') } }),
+      'out.scales',
+    ],
+    ['two scales', () => quantizePerTensor(x, { scale: Tensor.zeros([2], 'f32') }), 'scale'],
+    ['a bf16 scale', () => dequantizePerTensor(values, Tensor.zeros([1], 'bf16')), 'scale'],
+    [
+      'out of another shape',
+      () => quantizePerTensor(x, { out: { values: Tensor.zeros([16], 'fp8e4m3') } }),
+      'out.values',
+    ],
+    ['out of another shape', () => dequantizePerTensor(values, one, { out: Tensor.zeros([16], 'bf16') }), 'out'],
+  ])('%s', (_, call, argument) => {
+    expect(call).toThrow(expect.objectContaining({ code: 'ERR_MOE_EP_ARGUMENT', details: { argument } }))
+  })
+})

@@ -1,0 +1,129 @@
+import { Tensor } from '@moe-ep/core'
+import fc from 'fast-check'
+import { describe, expect, test } from 'vitest'
+import { dequantizeLogFmt10, logFmt10RowBytes, quantizeLogFmt10, reference } from '../src/index.js'
+import { bytesOf, floatDTypes, numbersOf, sameBytes, storedElements, stream, words16 } from './support.js'
+
+const shapes = fc.record({
+  rows: fc.integer({ min: 0, max: 4 }),
+  hidden: fc.oneof(fc.integer({ min: 1, max: 300 }), fc.constantFrom(128, 256)),
+})
+
+test('equals the reference, there and back', async () => {
+  const cases = fc
+    .record({ shape: shapes, dtype: fc.constantFrom(...floatDTypes) })
+    .chain(({ shape, dtype }) =>
+      storedElements('bf16', shape.rows * shape.hidden).map((stored) => ({ ...shape, dtype, stored })),
+    )
+  await fc.assert(
+    fc.asyncProperty(cases, async ({ rows, hidden, dtype, stored }) => {
+      const { codes, ranges } = quantizeLogFmt10(Tensor.wrap(stored, [rows, hidden], 'bf16'))
+      const back = dequantizeLogFmt10(codes, ranges, { hidden, dtype })
+      await stream.synchronize()
+      const expected = reference.quantizeLogFmt10(numbersOf('bf16', stored), { hidden })
+      expect(sameBytes(codes.data, expected.codes)).toBe(true)
+      expect(sameBytes(ranges.data, expected.ranges)).toBe(true)
+      const expectedBack = reference.dequantizeLogFmt10(expected.codes, expected.ranges, { hidden, dtype })
+      expect(sameBytes(back.data, expectedBack)).toBe(true)
+    }),
+    { numRuns: 300 },
+  )
+})
+
+test('equals the reference for codes and ranges of any bits', async () => {
+  const cases = shapes.chain(({ rows, hidden }) => {
+    const bytes = rows * logFmt10RowBytes(hidden)
+    const words = 2 * rows * Math.ceil(hidden / 128)
+    return fc.record({
+      rows: fc.constant(rows),
+      hidden: fc.constant(hidden),
+      dtype: fc.constantFrom(...floatDTypes),
+      codes: fc.uint8Array({ minLength: bytes, maxLength: bytes }),
+      ranges: fc.array(words16, { minLength: words, maxLength: words }).map((all) => Uint16Array.from(all)),
+    })
+  })
+  await fc.assert(
+    fc.asyncProperty(cases, async ({ rows, hidden, dtype, codes, ranges }) => {
+      const out = dequantizeLogFmt10(
+        Tensor.wrap(codes, [rows, logFmt10RowBytes(hidden)], 'u8'),
+        Tensor.wrap(ranges, [rows, Math.ceil(hidden / 128), 2], 'bf16'),
+        { hidden, dtype },
+      )
+      await stream.synchronize()
+      expect(sameBytes(out.data, reference.dequantizeLogFmt10(codes, ranges, { hidden, dtype }))).toBe(true)
+    }),
+    { numRuns: 300 },
+  )
+})
+
+test('keeps the promised error, for narrow and wide groups', async () => {
+  for (const binades of [0.1, 1, 6, 31, 60]) {
+    const numbers = Array.from({ length: 128 }, (_, i) => (i % 2 === 0 ? 1 : -1) * 2 ** ((-binades * i) / 127))
+    const x = Tensor.from(numbers, [1, 128], 'bf16')
+    const { codes, ranges } = quantizeLogFmt10(x)
+    const back = dequantizeLogFmt10(codes, ranges, { hidden: 128, dtype: 'f32' })
+    await stream.synchronize()
+    const stored = x.toNumbers()
+    const halfStep = (2 ** (Math.min(32, binades + 0.02) / 510) - 1) / 2
+    back.toNumbers().forEach((value, i) => {
+      expect(Math.abs(value - stored[i]!)).toBeLessThanOrEqual(Math.abs(stored[i]!) * (halfStep + 2 ** -14) + 2 ** -32)
+    })
+  }
+})
+
+test('equal magnitudes, the ends of the range and powers come back exactly', async () => {
+  for (const numbers of [
+    [3, -3, 3],
+    [0.5, 1, 100, -0.5, -100],
+    [2 ** -133, -(2 ** 120)],
+    [1e-40, 1e-40],
+  ]) {
+    const x = Tensor.from(numbers, [1, numbers.length], 'bf16')
+    const { codes, ranges } = quantizeLogFmt10(x)
+    const back = dequantizeLogFmt10(codes, ranges, { hidden: numbers.length })
+    await stream.synchronize()
+    const [first, last] = [Math.min(...x.toNumbers().map(Math.abs)), Math.max(...x.toNumbers().map(Math.abs))]
+    x.toNumbers().forEach((value, i) => {
+      // A smallest magnitude more than 32 binades below the largest is lost.
+      if (Math.abs(value) === last || (Math.abs(value) === first && last / first < 2 ** 32)) {
+        expect(back.toNumbers()[i]).toBe(value)
+      }
+    })
+  }
+})
+
+test('zeros, NaN and infinities', async () => {
+  const numbers = [0, -0, NaN, Infinity, -Infinity, 4, -1]
+  const { codes, ranges } = quantizeLogFmt10(Tensor.from(numbers, [1, 7], 'bf16'))
+  const back = dequantizeLogFmt10(codes, ranges, { hidden: 7, dtype: 'f32' })
+  const zeros = quantizeLogFmt10(Tensor.from([0, -0], [1, 2], 'bf16'))
+  await stream.synchronize()
+  expect([...back.toNumbers()]).toEqual([0, 0, NaN, NaN, NaN, 4, -1])
+  expect([...ranges.toNumbers()]).toEqual([1, 4])
+  expect([...bytesOf(codes)]).toEqual([0, 0, 0, 0x20, 0x80, 0x00, 0xfe, 0x17, 0x20])
+  expect([...bytesOf(zeros.codes), ...bytesOf(zeros.ranges)]).toEqual(Array(7).fill(0))
+})
+
+describe('refused', () => {
+  const codes = Tensor.zeros([2, 10], 'u8')
+  const ranges = Tensor.zeros([2, 1, 2], 'bf16')
+  test.each<readonly [string, () => unknown, string]>([
+    ['f32 rows', () => quantizeLogFmt10(Tensor.zeros([2, 8], 'f32')), 'x'],
+    ['rows of nothing', () => quantizeLogFmt10(Tensor.zeros([2, 0], 'bf16')), 'x'],
+    ['bytes of another width', () => dequantizeLogFmt10(codes, ranges, { hidden: 9 }), 'codes'],
+    ['half an element', () => dequantizeLogFmt10(codes, ranges, { hidden: 7.5 }), 'hidden'],
+    [
+      'ranges of more groups',
+      () => dequantizeLogFmt10(codes, Tensor.zeros([2, 2, 2], 'bf16'), { hidden: 8 }),
+      'ranges',
+    ],
+    ['an integer result', () => dequantizeLogFmt10(codes, ranges, { hidden: 8, dtype: 'i32' as never }), 'dtype'],
+    [
+      'out of codes of another width',
+      () => quantizeLogFmt10(Tensor.zeros([2, 8], 'bf16'), { out: { codes: Tensor.zeros([2, 16], 'u8'), ranges } }),
+      'out.codes',
+    ],
+  ])('%s', (_, call, argument) => {
+    expect(call).toThrow(expect.objectContaining({ code: 'ERR_MOE_EP_ARGUMENT', details: { argument } }))
+  })
+})

@@ -1,0 +1,153 @@
+import { e8m0ToF32, Tensor } from '@moe-ep/core'
+import fc from 'fast-check'
+import { describe, expect, test } from 'vitest'
+import {
+  dequantizePerTokenGroup,
+  quantizePerTokenGroup,
+  reference,
+  type ScaleFormat,
+  type ScaleLayout,
+} from '../src/index.js'
+import { bytesOf, device, floatDTypes, memoryOf, numbersOf, sameBytes, storedElements, stream } from './support.js'
+
+const scaleFormats: readonly ScaleFormat[] = ['f32', 'ue8m0', 'ue8m0-packed']
+const scaleLayouts: readonly ScaleLayout[] = ['row-major', 'column-major', 'column-major-tma']
+
+const cases = fc
+  .record({
+    dtype: fc.constantFrom(...floatDTypes),
+    rows: fc.integer({ min: 0, max: 9 }),
+    hidden: fc.integer({ min: 1, max: 200 }),
+    groupSize: fc.oneof(fc.integer({ min: 1, max: 220 }), fc.constantFrom(8, 16, 32, 128)),
+    numerics: fc.constantFrom('vllm' as const, 'deepep' as const),
+    scaleFormat: fc.constantFrom(...scaleFormats),
+    scaleLayout: fc.constantFrom(...scaleLayouts),
+  })
+  .chain((shape) => storedElements(shape.dtype, shape.rows * shape.hidden).map((stored) => ({ ...shape, stored })))
+
+test('all formats and layouts equal the reference, gaps included', async () => {
+  await fc.assert(
+    fc.asyncProperty(cases, async ({ dtype, rows, hidden, stored, ...options }) => {
+      const { groupSize, numerics, scaleFormat, scaleLayout } = options
+      const { values, scales } = quantizePerTokenGroup(Tensor.wrap(stored, [rows, hidden], dtype), options)
+      const back = dequantizePerTokenGroup(values, scales, { groupSize, dtype })
+      await stream.synchronize()
+      const groups = Math.ceil(hidden / groupSize)
+      const expected = reference.quantizePerTokenGroup(numbersOf(dtype, stored), {
+        hidden,
+        groupSize,
+        numerics,
+        powerOfTwo: scaleFormat !== 'f32',
+      })
+      const packed = scaleFormat === 'ue8m0-packed'
+      const elements = packed ? reference.packScales(expected.scales, groups) : expected.scales
+      const columns = packed ? Math.ceil(groups / 4) : groups
+      expect(sameBytes(values.data, expected.values)).toBe(true)
+      expect(
+        sameBytes(memoryOf(scales), reference.arrangeScales(elements, { rows, columns, layout: scaleLayout })),
+      ).toBe(true)
+      const read = packed ? reference.unpackScales(elements as Int32Array, groups) : expected.scales
+      const expectedBack = reference.dequantizePerTokenGroup(expected.values, read, { hidden, groupSize, dtype })
+      expect(sameBytes(back.data, expectedBack)).toBe(true)
+    }),
+    { numRuns: 400 },
+  )
+})
+
+describe('powers of two', () => {
+  test.each([
+    ['the worked value: 672 needs 2, and 336 ties to the even 320', 'vllm', [672], 2, [0x7a]],
+    ['an exact power stays', 'vllm', [448, -448], 1, [0x7e, 0xfe]],
+    ['zeros get 2^-33', 'vllm', [0, -0], 2 ** -33, [0, 0x80]],
+    ['zeros of deepep get the power above 1e-4 / 448', 'deepep', [0, -0], 2 ** -22, [0, 0x80]],
+    ['an infinity', 'vllm', [Infinity, 1, -1], Infinity, [0x7f, 0, 0x80]],
+    ['a NaN is passed over', 'deepep', [NaN, 448], 1, [0x7f, 0x7e]],
+  ] as const)('%s', async (_, numerics, numbers, scale, codes) => {
+    for (const dtype of floatDTypes) {
+      const x = Tensor.from(numbers, [1, numbers.length], dtype)
+      const { values, scales } = quantizePerTokenGroup(x, { numerics, scaleFormat: 'ue8m0' })
+      const packed = quantizePerTokenGroup(x, { numerics, scaleFormat: 'ue8m0-packed' })
+      await stream.synchronize()
+      expect(scales.data[0]).toBe(scale)
+      expect([...bytesOf(values)]).toEqual([...codes])
+      expect([...bytesOf(packed.values)]).toEqual([...codes])
+      const [byte, ...rest] = bytesOf(packed.scales)
+      expect(e8m0ToF32(byte!)).toEqual(scale === Infinity ? NaN : scale)
+      expect(rest).toEqual([0, 0, 0])
+    }
+  })
+
+  test('packed words of several groups: byte j of word p is group 4p + j', async () => {
+    const x = Tensor.from(
+      Array.from({ length: 3 * 5 }, (_, i) => 448 * 2 ** (i % 5)),
+      [3, 5],
+      'bf16',
+    )
+    const { scales } = quantizePerTokenGroup(x, { groupSize: 1, scaleFormat: 'ue8m0-packed' })
+    await stream.synchronize()
+    expect([scales.shape, scales.strides]).toEqual([
+      [3, 2],
+      [1, 4],
+    ])
+    const row = [0x8281807f, 0x8281807f, 0x8281807f, 0, 0x83, 0x83, 0x83, 0]
+    expect([...new Uint32Array(memoryOf(scales).buffer)]).toEqual(row)
+  })
+})
+
+test('padding is zeroed in memory that held something else', async () => {
+  const rows = 5
+  const memory = device.allocate(4 * 8 * 2)
+  new Uint8Array(memory.arrayBuffer as ArrayBuffer).fill(0xaa)
+  const scales = new Tensor({ memory, dtype: 'i32', shape: [rows, 2], strides: [1, 8] })
+  const out = { values: Tensor.zeros([rows, 5 * 32], 'fp8e4m3'), scales }
+  const x = Tensor.zeros([rows, 5 * 32], 'bf16')
+  quantizePerTokenGroup(x, { groupSize: 32, scaleFormat: 'ue8m0-packed', out })
+  await stream.synchronize()
+  const words = [...new Uint32Array(memory.arrayBuffer as ArrayBuffer)]
+  expect(words.slice(0, 13)).toEqual([...Array(5).fill(0x5e5e5e5e), 0, 0, 0, ...Array(5).fill(0x5e)])
+  expect(words.slice(13)).toEqual(Array(3).fill(0xaaaaaaaa)) // past the last real element
+})
+
+describe('refused', () => {
+  const x = Tensor.zeros([5, 8], 'bf16')
+  const values = Tensor.zeros([5, 8], 'fp8e4m3')
+  test.each<readonly [string, () => unknown, string]>([
+    ['an unknown format', () => quantizePerTokenGroup(x, { scaleFormat: 'e8' as never }), 'scaleFormat'],
+    ['an unknown layout', () => quantizePerTokenGroup(x, { scaleLayout: 'tiled' as never }), 'scaleLayout'],
+    [
+      'out.scales of other strides',
+      () =>
+        quantizePerTokenGroup(x, {
+          groupSize: 4,
+          scaleLayout: 'column-major',
+          out: { values, scales: Tensor.zeros([5, 2], 'f32') },
+        }),
+      'out.scales',
+    ],
+    [
+      'f32 out.scales for packed ones',
+      () =>
+        quantizePerTokenGroup(x, { scaleFormat: 'ue8m0-packed', out: { values, scales: Tensor.zeros([5, 1], 'f32') } }),
+      'out.scales',
+    ],
+    [
+      'too few packed words',
+      () => dequantizePerTokenGroup(values, Tensor.zeros([5, 1], 'i32'), { groupSize: 1 }),
+      'scales',
+    ],
+    [
+      'out inside the gaps of strided scales',
+      () => {
+        const memory = device.allocate(8 * 4 + 40 * 2)
+        const scales = new Tensor({ memory, dtype: 'f32', shape: [5, 2], strides: [1, 12] })
+        return dequantizePerTokenGroup(values, scales, {
+          groupSize: 4,
+          out: new Tensor({ memory, dtype: 'bf16', shape: [5, 8], byteOffset: 24 }),
+        })
+      },
+      'out',
+    ],
+  ])('%s', (_, call, argument) => {
+    expect(call).toThrow(expect.objectContaining({ code: 'ERR_MOE_EP_ARGUMENT', details: { argument } }))
+  })
+})

@@ -1,0 +1,275 @@
+import { Tensor } from '@moe-ep/core'
+import fc from 'fast-check'
+import { describe, expect, test } from 'vitest'
+import {
+  dequantizePerTokenGroup,
+  quantizePerTokenGroup,
+  reference,
+  type ScaleFormat,
+  type ScaleLayout,
+  siluMul,
+  siluMulQuantize,
+} from '../src/index.js'
+import { bytesOf, floatDTypes, memoryOf, numbersOf, sameBytes, storedElements, stream } from './support.js'
+
+const shapes = fc.record({
+  dtype: fc.constantFrom(...floatDTypes),
+  rows: fc.integer({ min: 0, max: 5 }),
+  hidden: fc.integer({ min: 1, max: 150 }),
+  clampLimit: fc.constantFrom(undefined, 7, 10, 0.5),
+})
+const inputs = shapes.chain((shape) =>
+  storedElements(shape.dtype, shape.rows * 2 * shape.hidden).map((stored) => ({ ...shape, stored })),
+)
+const limitOf = (clampLimit: number | undefined): { clampLimit?: number } =>
+  clampLimit === undefined ? {} : { clampLimit }
+
+describe('siluMul', () => {
+  test('equals the reference', async () => {
+    await fc.assert(
+      fc.asyncProperty(inputs, async ({ dtype, rows, hidden, clampLimit, stored }) => {
+        const out = siluMul(Tensor.wrap(stored, [rows, 2 * hidden], dtype), limitOf(clampLimit))
+        await stream.synchronize()
+        const expected = reference.siluMul(numbersOf(dtype, stored), { hidden, dtype, ...limitOf(clampLimit) })
+        expect(sameBytes(out.data, expected)).toBe(true)
+      }),
+      { numRuns: 300 },
+    )
+  })
+
+  test('equals the reference for every bf16 and f16 gate, and for f32 gates of all exponents', async () => {
+    for (const dtype of floatDTypes) {
+      const count = 1 << 16
+      const stored =
+        dtype === 'f32'
+          ? new Float32Array(
+              Uint32Array.from({ length: 2 * count }, (_, i) => (i < count ? i * 65521 : 0x3f800000)).buffer,
+            )
+          : Uint16Array.from({ length: 2 * count }, (_, i) => (i < count ? i : dtype === 'bf16' ? 0x3f80 : 0x3c00))
+      const out = siluMul(Tensor.wrap(stored, [1, 2 * count], dtype))
+      await stream.synchronize()
+      expect(sameBytes(out.data, reference.siluMul(numbersOf(dtype, stored), { hidden: count, dtype }))).toBe(true)
+    }
+  })
+
+  test('is close to the real function', async () => {
+    const gates = Array.from({ length: 400 }, (_, i) => Math.fround(i / 10 - 20))
+    const out = siluMul(Tensor.from([...gates, ...gates.map(() => 2)], [1, 800], 'f32'))
+    await stream.synchronize()
+    const numbers = out.toNumbers()
+    gates.forEach((gate, i) => {
+      const exact = (2 * gate) / (1 + Math.exp(-gate))
+      expect(Math.abs(numbers[i]! - exact)).toBeLessThanOrEqual(Math.abs(exact) * 2 ** -21)
+    })
+  })
+
+  test.each([
+    ['zeros', [0, -0], [1, 1], undefined, [0, -0]],
+    ['an infinite gate', [Infinity], [2], undefined, [Infinity]],
+    ['a gate of minus infinity', [-Infinity], [2], undefined, [NaN]],
+    ['NaN', [NaN, 1], [1, NaN], undefined, [NaN, NaN]],
+    ['a gate that the exponential overflows for', [-100], [1], undefined, [-0]],
+    ['limits', [100, -100, 100], [-100, 100, 1], 8, [-63.97853, -0, 7.9973164]],
+    ['NaN under limits', [NaN, 1], [1, NaN], 8, [NaN, NaN]],
+  ] as const)('%s', async (_, gates, ups, clampLimit, expected) => {
+    const out = siluMul(Tensor.from([...gates, ...ups], [1, 2 * gates.length], 'f32'), limitOf(clampLimit))
+    await stream.synchronize()
+    out.toNumbers().forEach((value, i) => {
+      if (Number.isFinite(value)) expect(value).toBeCloseTo(expected[i]!, 4)
+      else expect(value).toBe(expected[i])
+    })
+  })
+})
+
+const quantizeCases = fc
+  .record({
+    shape: shapes,
+    groupSize: fc.oneof(fc.integer({ min: 1, max: 160 }), fc.constantFrom(32, 128)),
+    numerics: fc.constantFrom('unfused' as const, 'vllm-contiguous' as const, 'vllm-masked' as const, 'f32' as const),
+    scaleFormat: fc.constantFrom<ScaleFormat>('f32', 'ue8m0', 'ue8m0-packed'),
+    scaleLayout: fc.constantFrom<ScaleLayout>('row-major', 'column-major', 'column-major-tma'),
+  })
+  .map(({ shape, ...options }) => ({
+    ...options,
+    ...shape,
+    dtype: options.numerics === 'vllm-masked' ? ('bf16' as const) : shape.dtype,
+  }))
+  .chain((options) =>
+    storedElements(options.dtype, options.rows * 2 * options.hidden).map((stored) => ({ ...options, stored })),
+  )
+
+describe('siluMulQuantize', () => {
+  test('equals the reference for all numerics, formats and layouts', async () => {
+    await fc.assert(
+      fc.asyncProperty(quantizeCases, async ({ dtype, rows, hidden, clampLimit, stored, ...options }) => {
+        const x = Tensor.wrap(stored, [rows, 2 * hidden], dtype)
+        const { values, scales } = siluMulQuantize(x, { ...options, ...limitOf(clampLimit) })
+        await stream.synchronize()
+        const { groupSize, numerics, scaleFormat, scaleLayout } = options
+        const expected = reference.siluMulQuantize(numbersOf(dtype, stored), {
+          hidden,
+          dtype,
+          groupSize,
+          numerics,
+          powerOfTwo: scaleFormat !== 'f32',
+          ...limitOf(clampLimit),
+        })
+        const groups = Math.ceil(hidden / groupSize)
+        const packed = scaleFormat === 'ue8m0-packed'
+        const columns = packed ? Math.ceil(groups / 4) : groups
+        const elements = packed ? reference.packScales(expected.scales, groups) : expected.scales
+        expect(sameBytes(values.data, expected.values)).toBe(true)
+        expect(
+          sameBytes(memoryOf(scales), reference.arrangeScales(elements, { rows, columns, layout: scaleLayout })),
+        ).toBe(true)
+      }),
+      { numRuns: 500 },
+    )
+  })
+
+  test('equals the reference under scales of every magnitude, where the masked numerics saturate too', async () => {
+    // A group for each amax of one bf16 significand step in every binade; silu(60) = 60, ups carry the magnitudes.
+    const hidden = 64
+    const rows = 600
+    const stored = Uint16Array.from({ length: rows * 2 * hidden }, (_, i) => {
+      const column = i % (2 * hidden)
+      const row = Math.floor(i / (2 * hidden))
+      if (column < hidden) return 0x3f80 | (column << 1)
+      return Math.min(0x7f00, 0x1000 + row * 47 - (column - hidden))
+    })
+    for (const numerics of ['vllm-contiguous', 'vllm-masked', 'f32'] as const) {
+      for (const powerOfTwo of [false, true]) {
+        const scaleFormat = powerOfTwo ? 'ue8m0' : 'f32'
+        const x = Tensor.wrap(stored, [rows, 2 * hidden], 'bf16')
+        const { values, scales } = siluMulQuantize(x, { groupSize: hidden, numerics, scaleFormat })
+        await stream.synchronize()
+        const options = { hidden, dtype: 'bf16', groupSize: hidden, numerics, powerOfTwo } as const
+        const expected = reference.siluMulQuantize(numbersOf('bf16', stored), options)
+        expect(sameBytes(values.data, expected.values)).toBe(true)
+        expect(sameBytes(scales.data, expected.scales)).toBe(true)
+      }
+    }
+  })
+
+  test("'vllm-contiguous' is siluMul, then quantizePerTokenGroup; the others stay close to it", async () => {
+    const [rows, hidden] = [16, 512]
+    const numbers = Array.from({ length: rows * 2 * hidden }, (_, i) => 4 * Math.sin(i * 0.37) * (1 + (i % 11)))
+    const x = Tensor.from(numbers, [rows, 2 * hidden], 'bf16')
+    for (const clampLimit of [undefined, 7, 10]) {
+      const limit = limitOf(clampLimit)
+      const fused = siluMulQuantize(x, limit)
+      const apart = quantizePerTokenGroup(siluMul(x, limit))
+      await stream.synchronize()
+      expect(bytesOf(fused.values)).toEqual(bytesOf(apart.values))
+      expect(bytesOf(fused.scales)).toEqual(bytesOf(apart.scales))
+      const plain = dequantizePerTokenGroup(fused.values, fused.scales, { dtype: 'f32' })
+      for (const numerics of ['vllm-masked', 'f32'] as const) {
+        const other = siluMulQuantize(x, { ...limit, numerics })
+        const back = dequantizePerTokenGroup(other.values, other.scales, { dtype: 'f32' })
+        await stream.synchronize()
+        const exact = plain.toNumbers()
+        const largest = Math.max(...exact.map(Math.abs))
+        back.toNumbers().forEach((value, i) => {
+          expect(Math.abs(value - exact[i]!)).toBeLessThanOrEqual(0.14 * Math.abs(exact[i]!) + largest * 2 ** -9)
+        })
+      }
+    }
+  })
+
+  test.each([
+    ['vllm-contiguous', 2 ** -33],
+    ['f32', 2 ** -42],
+  ] as const)('zeros with powers of two (%s)', async (numerics, scale) => {
+    const { scales } = siluMulQuantize(Tensor.zeros([1, 256], 'bf16'), { numerics, scaleFormat: 'ue8m0' })
+    await stream.synchronize()
+    expect(scales.data[0]).toBe(scale)
+  })
+
+  test('of masked matrices, only rows in use are read and written', async () => {
+    const [batch, rows, hidden] = [4, 6, 40]
+    const stored = Uint16Array.from({ length: batch * rows * 2 * hidden }, (_, i) => 0x3f00 + ((i * 7) % 256))
+    const x = Tensor.wrap(stored, [batch, rows, 2 * hidden], 'bf16')
+    const counts = Tensor.from([6, 0, 2, 99], [batch], 'i32')
+    const options = { counts, groupSize: 16, numerics: 'vllm-masked', scaleLayout: 'column-major-tma' } as const
+    const { values, scales } = siluMulQuantize(x, options)
+    const products = siluMul(x, { counts })
+    await stream.synchronize()
+    expect([values.shape, scales.shape, scales.strides]).toEqual([
+      [4, 6, 40],
+      [4, 6, 3],
+      [24, 1, 8],
+    ])
+    const memory = new Float32Array(memoryOf(scales).buffer)
+    ;[6, 0, 2, 6].forEach((count, e) => {
+      const numbers = numbersOf('bf16', stored.subarray(e * rows * 2 * hidden, (e * rows + count) * 2 * hidden))
+      const quantized = reference.siluMulQuantize(numbers, {
+        hidden,
+        dtype: 'bf16',
+        groupSize: 16,
+        numerics: 'vllm-masked',
+      })
+      const unused = (rows - count) * hidden
+      expect([...bytesOf(values).subarray(e * rows * hidden, (e + 1) * rows * hidden)]).toEqual([
+        ...quantized.values,
+        ...new Uint8Array(unused),
+      ])
+      expect([...(products.data as Uint16Array).subarray(e * rows * hidden, (e + 1) * rows * hidden)]).toEqual([
+        ...(reference.siluMul(numbers, { hidden, dtype: 'bf16' }) as Uint16Array),
+        ...new Uint16Array(unused),
+      ])
+      for (let g = 0; g < 3; g++) {
+        for (let m = 0; m < 8; m++) {
+          expect(memory[e * 24 + g * 8 + m]).toBe(m < count ? quantized.scales[m * 3 + g] : 0)
+        }
+      }
+    })
+  })
+
+  test('leaves what `out` held in rows that are not in use', async () => {
+    const x = Tensor.from(Array(2 * 3 * 8).fill(1), [2, 3, 8], 'bf16')
+    const out = {
+      values: Tensor.wrap(new Uint8Array(24).fill(0x55), [2, 3, 4], 'fp8e4m3'),
+      scales: Tensor.from(Array(6).fill(-1), [2, 3, 1], 'f32'),
+    }
+    siluMulQuantize(x, { counts: Tensor.from([1, 2], [2], 'i32'), out })
+    await stream.synchronize()
+    expect([...out.scales.toNumbers()].map((scale) => scale === -1)).toEqual([false, true, true, false, false, true])
+    expect([...bytesOf(out.values)].map((code) => code === 0x55)).toEqual(
+      [0, 1, 1, 0, 0, 1].flatMap((unused) => Array(4).fill(unused === 1)),
+    )
+  })
+})
+
+describe('refused', () => {
+  const x = Tensor.zeros([2, 8], 'bf16')
+  const batched = Tensor.zeros([2, 2, 8], 'bf16')
+  test.each<readonly [string, () => unknown, string]>([
+    ['an odd width', () => siluMul(Tensor.zeros([2, 7], 'bf16')), 'x'],
+    ['a vector', () => siluMul(Tensor.zeros([8], 'bf16')), 'x'],
+    ['fp8', () => siluMul(Tensor.zeros([2, 8], 'fp8e4m3')), 'x'],
+    ['a limit of zero', () => siluMul(x, { clampLimit: 0 }), 'clampLimit'],
+    ['a NaN limit', () => siluMul(x, { clampLimit: NaN }), 'clampLimit'],
+    ['counts without a batch', () => siluMul(x, { counts: Tensor.zeros([2], 'i32') }), 'counts'],
+    ['counts of another batch', () => siluMul(batched, { counts: Tensor.zeros([3], 'i32') }), 'counts'],
+    ['i64 counts', () => siluMul(batched, { counts: Tensor.zeros([2], 'i64') }), 'counts'],
+    ['out of another shape', () => siluMul(x, { out: x }), 'out'],
+    [
+      'out over x',
+      () => siluMul(batched, { out: new Tensor({ memory: batched.memory, dtype: 'bf16', shape: [2, 2, 4] }) }),
+      'out',
+    ],
+    ['unknown numerics', () => siluMulQuantize(x, { numerics: 'exact' as never }), 'numerics'],
+    ['masked numerics of f16', () => siluMulQuantize(Tensor.zeros([2, 8], 'f16'), { numerics: 'vllm-masked' }), 'x'],
+    ['groups of 0', () => siluMulQuantize(x, { groupSize: 0 }), 'groupSize'],
+    [
+      'out.scales of one matrix for a batch',
+      () =>
+        siluMulQuantize(batched, {
+          out: { values: Tensor.zeros([2, 2, 4], 'fp8e4m3'), scales: Tensor.zeros([4, 1], 'f32') },
+        }),
+      'out.scales',
+    ],
+  ])('%s', (_, call, argument) => {
+    expect(call).toThrow(expect.objectContaining({ code: 'ERR_MOE_EP_ARGUMENT', details: { argument } }))
+  })
+})
