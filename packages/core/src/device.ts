@@ -42,7 +42,8 @@ export class Device {
    * @throws ERR_MOE_EP_OUT_OF_MEMORY.
    */
   allocate(byteLength: number): Memory {
-    if (!Number.isSafeInteger(byteLength) || byteLength < 0) throw argumentError('byteLength', 'bytes, 0 or more', byteLength)
+    if (!Number.isSafeInteger(byteLength) || byteLength < 0)
+      throw argumentError('byteLength', 'bytes, 0 or more', byteLength)
     return new Memory(this, native().allocate(byteLength))
   }
 
@@ -90,7 +91,8 @@ export function getDevice(name: string): Device {
   if (name === 'cpu') {
     const failure = cpu === undefined ? cpuFailure() : undefined
     if (failure?.code === 'ERR_MOE_EP_DUPLICATE_CORE') throw failure
-    if (failure !== undefined) throw new MoeEpError('ERR_MOE_EP_NO_DEVICE', `cpu: ${failure.message}`, { cause: failure })
+    if (failure !== undefined)
+      throw new MoeEpError('ERR_MOE_EP_NO_DEVICE', `cpu: ${failure.message}`, { cause: failure })
     return (cpu ??= new Device('cpu'))
   }
   if (/^cuda:\d+$/.test(name)) {

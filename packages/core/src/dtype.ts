@@ -1,18 +1,7 @@
 import { argumentError } from './error.js'
 
 /** Element types. `fp4e2m1` packs two elements a byte, low nibble first; all others take whole bytes. */
-export type DType =
-  | 'f32'
-  | 'f16'
-  | 'bf16'
-  | 'fp8e4m3'
-  | 'fp8e5m2'
-  | 'fp4e2m1'
-  | 'e8m0'
-  | 'i32'
-  | 'i64'
-  | 'u8'
-  | 'bool'
+export type DType = 'f32' | 'f16' | 'bf16' | 'fp8e4m3' | 'fp8e5m2' | 'fp4e2m1' | 'e8m0' | 'i32' | 'i64' | 'u8' | 'bool'
 
 /** A typed array that holds elements of some dtype in their storage form (bf16 as Uint16Array, fp8 as Uint8Array, ...). */
 export type StorageArray = Float32Array | Uint16Array | Uint8Array | Int32Array | BigInt64Array

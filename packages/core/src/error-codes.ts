@@ -10,7 +10,8 @@ export const errorCodes = {
   ERR_MOE_EP_NO_DEVICE: 'The named device is not there; the message says why.',
   ERR_MOE_EP_OUT_OF_MEMORY: 'Memory could not be allocated; the message gives the bytes.',
   ERR_MOE_EP_RELEASED: 'A memory, tensor, stream, event, graph, lease or group was used after it was released.',
-  ERR_MOE_EP_CAPTURE: 'An operation that cannot be recorded was called during a graph capture, or a capture was misused.',
+  ERR_MOE_EP_CAPTURE:
+    'An operation that cannot be recorded was called during a graph capture, or a capture was misused.',
   ERR_MOE_EP_INTERNAL: 'An invariant of the library was broken: please report it.',
   ERR_MOE_EP_TIMEOUT: 'A wait passed its deadline; the message names rank, peer, operation and what was missing.',
   ERR_MOE_EP_ABORTED: 'An operation was cancelled by an AbortSignal, by close, or because its owner went away.',

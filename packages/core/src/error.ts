@@ -24,7 +24,9 @@ export class MoeEpError extends Error {
 
   /** Whether `value` is a MoeEpError of any copy of this package, optionally with this very code. */
   static isInstance(value: unknown, code?: ErrorCode): value is MoeEpError {
-    return value instanceof Error && marker in value && (code === undefined || (value as { code?: unknown }).code === code)
+    return (
+      value instanceof Error && marker in value && (code === undefined || (value as { code?: unknown }).code === code)
+    )
   }
 
   /** Turns anything thrown (a native error with a `code` of ours, an AbortSignal's reason, ...) into a MoeEpError. */

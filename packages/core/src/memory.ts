@@ -106,7 +106,8 @@ export function wrapArrayBuffer(device: Device, source: ArrayBufferView | ArrayB
 export function wrapPointer(device: Device, pointer: bigint, byteLength: number): Memory {
   requireCpu(device)
   if (typeof pointer !== 'bigint' || pointer <= 0n) throw argumentError('pointer', 'a positive bigint', pointer)
-  if (!Number.isSafeInteger(byteLength) || byteLength < 0) throw argumentError('byteLength', 'bytes, 0 or more', byteLength)
+  if (!Number.isSafeInteger(byteLength) || byteLength < 0)
+    throw argumentError('byteLength', 'bytes, 0 or more', byteLength)
   return new Memory(device, native().wrapPointer(pointer, byteLength))
 }
 

@@ -72,7 +72,8 @@ export class Stream implements AsyncDisposable {
   /** Enqueues a pause. For tests and for shaking orders: it computes nothing. */
   delay(microseconds: number): void {
     this.#requireOpen()
-    if (!Number.isSafeInteger(microseconds) || microseconds < 0) throw argumentError('microseconds', '0 or more', microseconds)
+    if (!Number.isSafeInteger(microseconds) || microseconds < 0)
+      throw argumentError('microseconds', '0 or more', microseconds)
     native().streamDelay(this.handle, microseconds)
   }
 

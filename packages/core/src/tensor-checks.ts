@@ -14,7 +14,11 @@ export interface TensorRequirement {
  * Checks a tensor argument of a public operation.
  * @throws ERR_MOE_EP_ARGUMENT that names the argument, what was expected and what came; ERR_MOE_EP_RELEASED when its memory was closed.
  */
-export function requireTensor(argument: string, value: unknown, requirement: TensorRequirement = {}): asserts value is Tensor {
+export function requireTensor(
+  argument: string,
+  value: unknown,
+  requirement: TensorRequirement = {},
+): asserts value is Tensor {
   if (!isTensor(value)) throw argumentError(argument, 'a Tensor', value)
   const { dtype, shape, contiguous = true } = requirement
   const accepted = dtype === undefined || typeof dtype === 'string' ? dtype : dtype.join(' or ')
@@ -22,24 +26,35 @@ export function requireTensor(argument: string, value: unknown, requirement: Ten
     throw argumentError(argument, `dtype ${accepted}`, value.toString())
   }
   if (shape !== undefined) {
-    const fits = value.shape.length === shape.length && shape.every((size, d) => size === null || size === value.shape[d])
-    if (!fits) throw argumentError(argument, `shape [${shape.map((size) => size ?? 'any').join(', ')}]`, value.toString())
+    const fits =
+      value.shape.length === shape.length && shape.every((size, d) => size === null || size === value.shape[d])
+    if (!fits)
+      throw argumentError(argument, `shape [${shape.map((size) => size ?? 'any').join(', ')}]`, value.toString())
   }
   if (contiguous && !value.isContiguous) {
     throw argumentError(argument, 'a contiguous tensor', `${value} with strides [${value.strides.join(', ')}]`)
   }
   if (value.memory.closed) {
-    throw new MoeEpError('ERR_MOE_EP_RELEASED', `${argument}: the tensor's memory was closed`, { details: { argument } })
+    throw new MoeEpError('ERR_MOE_EP_RELEASED', `${argument}: the tensor's memory was closed`, {
+      details: { argument },
+    })
   }
 }
 
 /** Also true for tensors of the other module format's copy of this class. */
 function isTensor(value: unknown): value is Tensor {
-  return value instanceof Tensor || (typeof value === 'object' && value !== null && 'memory' in value && 'strides' in value)
+  return (
+    value instanceof Tensor || (typeof value === 'object' && value !== null && 'memory' in value && 'strides' in value)
+  )
 }
 
 /** @throws ERR_MOE_EP_ARGUMENT unless `value` is an integer in [minimum, maximum]. */
-export function requireInteger(argument: string, value: unknown, minimum: number, maximum = Number.MAX_SAFE_INTEGER): asserts value is number {
+export function requireInteger(
+  argument: string,
+  value: unknown,
+  minimum: number,
+  maximum = Number.MAX_SAFE_INTEGER,
+): asserts value is number {
   if (!Number.isSafeInteger(value) || (value as number) < minimum || (value as number) > maximum) {
     const limit = maximum === Number.MAX_SAFE_INTEGER ? `${minimum} or more` : `${minimum} to ${maximum}`
     throw argumentError(argument, `an integer, ${limit}`, value)

@@ -37,14 +37,19 @@ export class Tensor {
     if (strides.length !== shape.length || !strides.every((stride) => Number.isSafeInteger(stride) && stride >= 0)) {
       throw argumentError('strides', `${shape.length} numbers of elements`, strides)
     }
-    if (!Number.isSafeInteger(byteOffset) || byteOffset < 0) throw argumentError('byteOffset', 'bytes, 0 or more', byteOffset)
+    if (!Number.isSafeInteger(byteOffset) || byteOffset < 0)
+      throw argumentError('byteOffset', 'bytes, 0 or more', byteOffset)
     const elementBytes = Math.max(1, dtypes[dtype].bits / 8)
     if (byteOffset % elementBytes !== 0) throw argumentError('byteOffset', `a multiple of ${elementBytes}`, byteOffset)
     const empty = shape.includes(0)
     const last = empty ? 0 : shape.reduce((sum, size, d) => sum + (size - 1) * strides[d]!, 1)
     const end = byteOffset + Math.ceil((last * dtypes[dtype].bits) / 8)
     if (end > memory.byteLength) {
-      throw argumentError('shape', `a view inside ${memory.byteLength} bytes`, `${dtype} ${format(shape)}, which ends at byte ${end}`)
+      throw argumentError(
+        'shape',
+        `a view inside ${memory.byteLength} bytes`,
+        `${dtype} ${format(shape)}, which ends at byte ${end}`,
+      )
     }
     this.memory = memory
     this.dtype = dtype
@@ -67,7 +72,8 @@ export class Tensor {
     device: Device = getDevice('cpu'),
   ): Tensor {
     requireShape(shape)
-    if (values.length !== product(shape)) throw argumentError('values', `${product(shape)} numbers for ${format(shape)}`, values.length)
+    if (values.length !== product(shape))
+      throw argumentError('values', `${product(shape)} numbers for ${format(shape)}`, values.length)
     return Tensor.wrap(encode(dtype, values), shape, dtype, device)
   }
 

@@ -15,7 +15,8 @@ const longestTimeoutMs = 2 ** 31 - 1
  * @throws ERR_MOE_EP_ARGUMENT when `timeoutMs` is no number, NaN or negative.
  */
 export function requireWaitOptions({ timeoutMs = 0 }: WaitOptions): void {
-  if (typeof timeoutMs !== 'number' || !(timeoutMs >= 0)) throw argumentError('timeoutMs', 'milliseconds, 0 or more', timeoutMs)
+  if (typeof timeoutMs !== 'number' || !(timeoutMs >= 0))
+    throw argumentError('timeoutMs', 'milliseconds, 0 or more', timeoutMs)
 }
 
 /**
@@ -39,7 +40,10 @@ export async function withWaitOptions<T>(promise: Promise<T>, what: string, opti
     if (signal?.aborted === true) return aborted()
     if (timeoutMs > 0) {
       const limitMs = Math.min(timeoutMs, longestTimeoutMs)
-      timer = setTimeout(() => reject(new MoeEpError('ERR_MOE_EP_TIMEOUT', `${what}: not done after ${limitMs} ms`)), limitMs)
+      timer = setTimeout(
+        () => reject(new MoeEpError('ERR_MOE_EP_TIMEOUT', `${what}: not done after ${limitMs} ms`)),
+        limitMs,
+      )
     }
     onAbort = aborted
     signal?.addEventListener('abort', aborted, { once: true })

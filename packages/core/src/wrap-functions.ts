@@ -2,7 +2,10 @@ import { MoeEpError } from './error.js'
 
 /** The same addon, whose functions throw and reject with MoeEpError instead of plain errors that carry a code. */
 export function wrapFunctions<Addon extends object>(addon: Addon): Addon {
-  const entries = Object.entries(addon).map(([name, value]) => [name, typeof value === 'function' ? wrap(value) : value])
+  const entries = Object.entries(addon).map(([name, value]) => [
+    name,
+    typeof value === 'function' ? wrap(value) : value,
+  ])
   return Object.fromEntries(entries) as Addon
 }
 

@@ -13,9 +13,8 @@ const moe_ep_core_api kApi = {
     .size = sizeof(moe_ep_core_api),
     .major = MOE_EP_ABI_MAJOR,
     .minor = MOE_EP_ABI_MINOR,
-    .memory_create = [](void* data, uint64_t bytes, void (*deleter)(void*), void* context) {
-      return new moe_ep_memory(data, bytes, deleter, context);
-    },
+    .memory_create = [](void* data, uint64_t bytes, void (*deleter)(void*),
+                        void* context) { return new moe_ep_memory(data, bytes, deleter, context); },
     .memory_retain = [](moe_ep_memory* memory) { memory->Retain(); },
     .memory_release = [](moe_ep_memory* memory) { memory->Release(); },
     .memory_pin = [](moe_ep_memory* memory) { return memory->Pin(); },
@@ -44,11 +43,15 @@ const moe_ep_core_api kApi = {
         [](napi_env env, napi_value value) {
           return reinterpret_cast<moe_ep_stream*>(TryUnwrap<StreamHandle>(env, value, kStreamTag));
         },
-    .stream_enqueue = [](moe_ep_stream* stream,
-                         moe_ep_command command) { return (*HandleOf(stream))->Enqueue(std::make_shared<Command>(command)); },
-    .parallel_for = [](moe_ep_exec* exec, int64_t count, int64_t grain, void (*body)(void*, int64_t, int64_t),
+    .stream_enqueue =
+        [](moe_ep_stream* stream, moe_ep_command command) {
+          return (*HandleOf(stream))->Enqueue(std::make_shared<Command>(command));
+        },
+    .parallel_for = [](moe_ep_exec* exec, int64_t count, int64_t grain,
+                       void (*body)(void*, int64_t, int64_t),
                        void* self) { StreamOf(exec)->ParallelFor(count, grain, body, self); },
-    .fail = [](moe_ep_exec* exec, const char* code, const char* message) { StreamOf(exec)->Fail({code, message}); },
+    .fail = [](moe_ep_exec* exec, const char* code,
+               const char* message) { StreamOf(exec)->Fail({code, message}); },
     .abort_word = [](moe_ep_exec* exec) { return StreamOf(exec)->abort_word(); },
 };
 
@@ -59,12 +62,14 @@ const moe_ep_core_api* CoreApi() { return &kApi; }
 Napi::Object Initialize(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData(new Environment(env));
   // Runs before the environment's values go away, also for a terminated worker.
-  env.AddCleanupHook([](Environment* environment) { environment->Shutdown(); }, &Environment::Of(env));
+  env.AddCleanupHook([](Environment* environment) { environment->Shutdown(); },
+                     &Environment::Of(env));
   RegisterMemory(env, exports);
   RegisterStream(env, exports);
   RegisterGraph(env, exports);
   exports.Set("abiVersion", Napi::Number::New(env, MOE_EP_ABI_MAJOR));
-  Napi::Value table = Napi::External<moe_ep_core_api>::New(env, const_cast<moe_ep_core_api*>(&kApi));
+  Napi::Value table =
+      Napi::External<moe_ep_core_api>::New(env, const_cast<moe_ep_core_api*>(&kApi));
   napi_type_tag_object(env, table, &kCoreApiTag);
   exports.Set("coreApi", table);
   return exports;

@@ -35,7 +35,8 @@ void Mailbox::Post(Task task) {
   if (closed_) return;
   tasks_.push_back(std::move(task));
   if (tasks_.size() == 1) {
-    wake_.NonBlockingCall([self = shared_from_this()](Napi::Env env, Napi::Function) { self->Drain(env); });
+    wake_.NonBlockingCall(
+        [self = shared_from_this()](Napi::Env env, Napi::Function) { self->Drain(env); });
   }
 }
 

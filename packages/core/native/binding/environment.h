@@ -15,7 +15,8 @@
 
 namespace moe_ep {
 
-// Brings results from native threads back to the JavaScript thread. Keeps the event loop alive only while promises are open.
+// Brings results from native threads back to the JavaScript thread. Keeps the event loop alive only
+// while promises are open.
 class Mailbox : public std::enable_shared_from_this<Mailbox> {
  public:
   explicit Mailbox(Napi::Env env);

@@ -1,4 +1,5 @@
-// JavaScript handles of native objects: type-tagged externals, so that a wrong handle is an error and not a crash.
+// JavaScript handles of native objects: type-tagged externals, so that a wrong handle is an error
+// and not a crash.
 #pragma once
 
 #include <napi.h>
@@ -48,7 +49,8 @@ T* TryUnwrap(napi_env env, napi_value value, const napi_type_tag& tag) {
 template <typename T>
 T& Unwrap(const Napi::Value& value, const napi_type_tag& tag, const char* what) {
   T* held = TryUnwrap<T>(value.Env(), value, tag);
-  if (held == nullptr) Throw(value.Env(), "ERR_MOE_EP_ARGUMENT", std::string("expected a native ") + what + " handle");
+  if (held == nullptr)
+    Throw(value.Env(), "ERR_MOE_EP_ARGUMENT", std::string("expected a native ") + what + " handle");
   return *held;
 }
 
@@ -67,9 +69,9 @@ inline void Require(Napi::Env env, const MaybeFailure& failure) {
 
 // What stands behind a memory's JavaScript handle.
 struct MemoryHandle {
-  moe_ep_memory* memory;            // one reference
-  napi_ref borrowed = nullptr;      // the ArrayBuffer that owns the bytes; valid until they are freed
-  int64_t external_bytes = 0;       // what the garbage collector was told of
+  moe_ep_memory* memory;        // one reference
+  napi_ref borrowed = nullptr;  // the ArrayBuffer that owns the bytes; valid until they are freed
+  int64_t external_bytes = 0;   // what the garbage collector was told of
 };
 
 struct TensorHandle {

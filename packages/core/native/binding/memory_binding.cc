@@ -16,7 +16,8 @@ struct BorrowedBuffer {
 
 uint64_t ByteCount(const Napi::Value& value) {
   const double bytes = value.As<Napi::Number>().DoubleValue();
-  if (!(bytes >= 0) || bytes > 9007199254740992.0) Throw(value.Env(), "ERR_MOE_EP_ARGUMENT", "byteLength out of range");
+  if (!(bytes >= 0) || bytes > 9007199254740992.0)
+    Throw(value.Env(), "ERR_MOE_EP_ARGUMENT", "byteLength out of range");
   return static_cast<uint64_t>(bytes);
 }
 
@@ -61,8 +62,9 @@ Napi::Value WrapBuffer(const Napi::CallbackInfo& info) {
       base + offset, bytes,
       [](void* context) {
         auto* held = static_cast<BorrowedBuffer*>(context);
-        held->mailbox->Post(
-            [reference = held->reference](Napi::Env env) { napi_delete_reference(env, reference); });
+        held->mailbox->Post([reference = held->reference](Napi::Env env) {
+          napi_delete_reference(env, reference);
+        });
         delete held;
       },
       borrowed);
@@ -124,7 +126,8 @@ Napi::Value CreateTensor(const Napi::CallbackInfo& info) {
   const MemoryHandle& handle = MemoryArgument(info[0]);
   const auto shape = info[3].As<Napi::Array>();
   const auto strides = info[4].As<Napi::Array>();
-  if (shape.Length() > MOE_EP_MAX_DIMS) Throw(env, "ERR_MOE_EP_ARGUMENT", "shape: too many dimensions");
+  if (shape.Length() > MOE_EP_MAX_DIMS)
+    Throw(env, "ERR_MOE_EP_ARGUMENT", "shape: too many dimensions");
   moe_ep_tensor tensor = {};
   tensor.size = sizeof(moe_ep_tensor);
   tensor.dtype = info[2].As<Napi::Number>().Int32Value();
@@ -159,12 +162,12 @@ bool IsOpen(napi_env env, moe_ep_memory* memory, napi_ref borrowed) {
 }
 
 Napi::Value WrapMemory(Napi::Env env, const MemoryHandle& handle) {
-  Napi::Value value = Wrap<MemoryHandle>(
-      env, kMemoryTag, new MemoryHandle(handle), [](Napi::Env env, MemoryHandle* held) {
-        held->memory->Release();
-        AdjustExternal(env, -held->external_bytes);
-        delete held;
-      });
+  Napi::Value value = Wrap<MemoryHandle>(env, kMemoryTag, new MemoryHandle(handle),
+                                         [](Napi::Env env, MemoryHandle* held) {
+                                           held->memory->Release();
+                                           AdjustExternal(env, -held->external_bytes);
+                                           delete held;
+                                         });
   AdjustExternal(env, handle.external_bytes);
   return value;
 }

@@ -46,7 +46,8 @@ Napi::Value CreateView(Napi::Env env, moe_ep_memory* memory, uint64_t offset, ui
     if (status != napi_generic_failure) Destroy(view);
     Refuse(env, bytes);
   }
-  // Lets DetachView find the record. Without it the view is given up, and goes when it is collected.
+  // Lets DetachView find the record. Without it the view is given up, and goes when it is
+  // collected.
   if (napi_wrap(env, buffer, view, nullptr, nullptr, nullptr) != napi_ok) Refuse(env, bytes);
   return Napi::Value(env, buffer);
 }

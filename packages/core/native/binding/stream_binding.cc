@@ -10,7 +10,9 @@
 namespace moe_ep {
 namespace {
 
-const EventHandle& EventArgument(const Napi::Value& value) { return Unwrap<EventHandle>(value, kEventTag, "event"); }
+const EventHandle& EventArgument(const Napi::Value& value) {
+  return Unwrap<EventHandle>(value, kEventTag, "event");
+}
 
 void RequireOpen(Napi::Env env, bool open) {
   if (!open) Throw(env, "ERR_MOE_EP_RELEASED", "the stream was closed");
@@ -27,10 +29,11 @@ Napi::Value CreateStream(const Napi::CallbackInfo& info) {
     Throw(env, "ERR_MOE_EP_OUT_OF_MEMORY",
           "cannot start " + std::to_string(threads) + " threads for a stream: " + error.what());
   }
-  return Wrap<StreamHandle>(env, kStreamTag, new StreamHandle(std::move(stream)), [](Napi::Env, StreamHandle* held) {
-    (*held)->Close(/*abort=*/false);  // what was enqueued still runs
-    delete held;
-  });
+  return Wrap<StreamHandle>(env, kStreamTag, new StreamHandle(std::move(stream)),
+                            [](Napi::Env, StreamHandle* held) {
+                              (*held)->Close(/*abort=*/false);  // what was enqueued still runs
+                              delete held;
+                            });
 }
 
 Napi::Value StreamCapturing(const Napi::CallbackInfo& info) {
@@ -40,9 +43,11 @@ Napi::Value StreamCapturing(const Napi::CallbackInfo& info) {
 Napi::Value StreamSynchronize(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   Stream& stream = StreamArgument(info[0]);
-  if (stream.capturing()) Throw(env, "ERR_MOE_EP_CAPTURE", "a stream cannot be awaited while it is captured");
+  if (stream.capturing())
+    Throw(env, "ERR_MOE_EP_CAPTURE", "a stream cannot be awaited while it is captured");
   Mailbox::Pending pending = Environment::Of(env).mailbox()->Open(env);
-  if (!stream.WhenDone(pending.settle)) pending.settle(Failure{"ERR_MOE_EP_RELEASED", "the stream was closed"});
+  if (!stream.WhenDone(pending.settle))
+    pending.settle(Failure{"ERR_MOE_EP_RELEASED", "the stream was closed"});
   return pending.promise;
 }
 
@@ -102,7 +107,8 @@ Napi::Value EventSynchronize(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   const EventHandle& event = EventArgument(info[0]);
   if (event->capture() != nullptr) {
-    Throw(env, "ERR_MOE_EP_CAPTURE", "an event that was recorded in a capture cannot be awaited before the capture ends");
+    Throw(env, "ERR_MOE_EP_CAPTURE",
+          "an event that was recorded in a capture cannot be awaited before the capture ends");
   }
   Mailbox::Pending pending = Environment::Of(env).mailbox()->Open(env);
   if (const std::shared_ptr<Recording>& newest = event->newest()) {

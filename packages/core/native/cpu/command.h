@@ -10,12 +10,13 @@ namespace moe_ep {
 
 struct Command {
   enum class Kind {
-    kWork,     // skipped while the stream is in failure
-    kMarker,   // always runs: events and completions must not hang because work before them failed
+    kWork,    // skipped while the stream is in failure
+    kMarker,  // always runs: events and completions must not hang because work before them failed
   };
 
   explicit Command(moe_ep_command command) : foreign(command) {}
-  Command(Kind kind, std::function<void(moe_ep_exec*)> function) : kind(kind), function(std::move(function)) {}
+  Command(Kind kind, std::function<void(moe_ep_exec*)> function)
+      : kind(kind), function(std::move(function)) {}
   ~Command() {
     if (foreign.destroy != nullptr) foreign.destroy(foreign.self);
   }

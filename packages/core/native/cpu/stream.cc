@@ -61,8 +61,8 @@ MaybeFailure Stream::Record(const std::shared_ptr<Event>& event) {
     }
   }
   auto recording = std::make_shared<Recording>();
-  if (!Enqueue(Marker(
-          [recording](moe_ep_exec* exec) { Running(exec)->Complete(recording.get()); }))) {
+  if (!Enqueue(
+          Marker([recording](moe_ep_exec* exec) { Running(exec)->Complete(recording.get()); }))) {
     return Closed();
   }
   event->MoveTo(std::move(recording));

@@ -5,7 +5,9 @@
 namespace moe_ep {
 namespace {
 
-int64_t PartBegin(int64_t count, int parts, int index) { return count / parts * index + std::min<int64_t>(index, count % parts); }
+int64_t PartBegin(int64_t count, int parts, int index) {
+  return count / parts * index + std::min<int64_t>(index, count % parts);
+}
 
 }  // namespace
 

@@ -1,4 +1,5 @@
-// The threads of one stream. The stream's own thread takes a part of every loop; helpers sleep in between.
+// The threads of one stream. The stream's own thread takes a part of every loop; helpers sleep in
+// between.
 #pragma once
 
 #include <condition_variable>
@@ -21,8 +22,8 @@ class ThreadTeam {
 
   int threads() const { return static_cast<int>(helpers_.size()) + 1; }
 
-  // Splits [0, count) into at most threads() contiguous parts of at least `grain` and returns when all are done.
-  // Which thread takes which part decides no result: bodies write disjoint rows.
+  // Splits [0, count) into at most threads() contiguous parts of at least `grain` and returns when
+  // all are done. Which thread takes which part decides no result: bodies write disjoint rows.
   void ParallelFor(int64_t count, int64_t grain, Body body, void* self);
 
   // Ends the helpers, while no loop runs.

@@ -1,7 +1,8 @@
-// The C table that core's addon exports to the other addons: shared state (memory, tensors, streams) lives once, here.
+// The C table that core's addon exports to the other addons: shared state (memory, tensors,
+// streams) lives once, here.
 //
-// An addon receives the table as a type-tagged external in its initialize() call and refuses another major version.
-// Minor versions only append; `size` tells how much of the table is there.
+// An addon receives the table as a type-tagged external in its initialize() call and refuses
+// another major version. Minor versions only append; `size` tells how much of the table is there.
 #pragma once
 
 #include <node_api.h>
@@ -35,8 +36,9 @@ struct moe_ep_exec {
   void* state;
 };
 
-// A piece of work. `run` may be called many times (graph replay); `destroy` once, on any thread. Neither it nor the body of
-// a parallel_for may let a C++ exception out: moe_ep/command.h sees to that.
+// A piece of work. `run` may be called many times (graph replay); `destroy` once, on any thread.
+// Neither it nor the body of a parallel_for may let a C++ exception out: moe_ep/command.h sees to
+// that.
 struct moe_ep_command {
   void* self;
   void (*run)(void* self, moe_ep_exec* exec);
@@ -48,26 +50,31 @@ struct moe_ep_core_api {
   uint16_t major;
   uint16_t minor;
 
-  // Memory: reference counts keep the record, pins keep the bytes mapped. A closed memory cannot be pinned any more and its
-  // bytes go away with the last pin.
-  moe_ep_memory* (*memory_create)(void* data, uint64_t bytes, void (*deleter)(void* context), void* context);
+  // Memory: reference counts keep the record, pins keep the bytes mapped. A closed memory cannot be
+  // pinned any more and its bytes go away with the last pin.
+  moe_ep_memory* (*memory_create)(void* data, uint64_t bytes, void (*deleter)(void* context),
+                                  void* context);
   void (*memory_retain)(moe_ep_memory*);
   void (*memory_release)(moe_ep_memory*);
   void* (*memory_pin)(moe_ep_memory*);  // null when closed
   void (*memory_unpin)(moe_ep_memory*);
   uint64_t (*memory_bytes)(const moe_ep_memory*);
-  napi_status (*memory_to_js)(napi_env, moe_ep_memory*, napi_value* result);  // takes a reference of its own
+  napi_status (*memory_to_js)(napi_env, moe_ep_memory*,
+                              napi_value* result);  // takes a reference of its own
 
   // Views of JavaScript handles; null when the value is not one of ours.
   moe_ep_memory* (*memory_from_js)(napi_env, napi_value);
   const moe_ep_tensor* (*tensor_from_js)(napi_env, napi_value);
   moe_ep_stream* (*stream_from_js)(napi_env, napi_value);
 
-  // Appends work; false when the stream is closed (the command is then destroyed). Takes ownership either way.
+  // Appends work; false when the stream is closed (the command is then destroyed). Takes ownership
+  // either way.
   bool (*stream_enqueue)(moe_ep_stream*, moe_ep_command);
 
-  // For running commands. parallel_for splits [0, count) into contiguous parts of at least `grain` for the stream's threads.
-  void (*parallel_for)(moe_ep_exec*, int64_t count, int64_t grain, void (*body)(void*, int64_t begin, int64_t end), void*);
+  // For running commands. parallel_for splits [0, count) into contiguous parts of at least `grain`
+  // for the stream's threads.
+  void (*parallel_for)(moe_ep_exec*, int64_t count, int64_t grain,
+                       void (*body)(void*, int64_t begin, int64_t end), void*);
   void (*fail)(moe_ep_exec*, const char* code, const char* message);
   // Non-zero once the stream's owner went away: waits must end soon.
   const uint32_t* (*abort_word)(moe_ep_exec*);

@@ -24,29 +24,34 @@ inline Napi::Value InitializeCore(const Napi::CallbackInfo& info) {
   napi_valuetype type = napi_undefined;
   napi_typeof(env, info[0], &type);
   if (type == napi_external) napi_check_object_type_tag(env, info[0], &kCoreApiTag, &same);
-  if (!same) Throw(env, "ERR_MOE_EP_DUPLICATE_CORE", "initialize: expected the table of @moe-ep/core");
+  if (!same)
+    Throw(env, "ERR_MOE_EP_DUPLICATE_CORE", "initialize: expected the table of @moe-ep/core");
   const auto* api = info[0].As<Napi::External<moe_ep_core_api>>().Data();
   if (api->major != MOE_EP_ABI_MAJOR || api->size < sizeof(moe_ep_core_api)) {
     Throw(env, "ERR_MOE_EP_DUPLICATE_CORE",
-          "this addon was built for version " + std::to_string(MOE_EP_ABI_MAJOR) + "." + std::to_string(MOE_EP_ABI_MINOR) +
-              " of the native interface of @moe-ep/core, but version " + std::to_string(api->major) + "." +
-              std::to_string(api->minor) + " is loaded");
+          "this addon was built for version " + std::to_string(MOE_EP_ABI_MAJOR) + "." +
+              std::to_string(MOE_EP_ABI_MINOR) +
+              " of the native interface of @moe-ep/core, but version " +
+              std::to_string(api->major) + "." + std::to_string(api->minor) + " is loaded");
   }
-  // Memory and streams that this addon still holds belong to the first one. Worker threads share the
-  // pointer, and may load another copy of core than the main thread did.
+  // Memory and streams that this addon still holds belong to the first one. Worker threads share
+  // the pointer, and may load another copy of core than the main thread did.
   if (CoreTable() != nullptr && CoreTable() != api) {
     Throw(env, "ERR_MOE_EP_DUPLICATE_CORE",
-          "this addon is joined to another copy of @moe-ep/core already: one process, its worker threads included, "
+          "this addon is joined to another copy of @moe-ep/core already: one process, its worker "
+          "threads included, "
           "must use one copy");
   }
   CoreTable() = api;
   return env.Undefined();
 }
 
-inline void ExportInitialize(Napi::Env env, Napi::Object exports) { Export(env, exports, "initialize", InitializeCore); }
+inline void ExportInitialize(Napi::Env env, Napi::Object exports) {
+  Export(env, exports, "initialize", InitializeCore);
+}
 
-// Reads the arguments of a binding call. TypeScript has checked shapes and dtypes; what is checked here keeps a wrong call
-// from crashing the process.
+// Reads the arguments of a binding call. TypeScript has checked shapes and dtypes; what is checked
+// here keeps a wrong call from crashing the process.
 class Arguments {
  public:
   explicit Arguments(const Napi::CallbackInfo& info) : info_(info) {}
@@ -56,9 +61,11 @@ class Arguments {
 
   Tensor tensor(size_t index) const {
     const moe_ep_tensor* native = Core().tensor_from_js(env(), info_[index]);
-    if (native == nullptr) Throw(env(), "ERR_MOE_EP_ARGUMENT", Position(index) + "expected a native tensor handle");
+    if (native == nullptr)
+      Throw(env(), "ERR_MOE_EP_ARGUMENT", Position(index) + "expected a native tensor handle");
     Tensor tensor(*native);
-    if (!tensor.valid()) Throw(env(), "ERR_MOE_EP_RELEASED", Position(index) + "the tensor's memory was closed");
+    if (!tensor.valid())
+      Throw(env(), "ERR_MOE_EP_RELEASED", Position(index) + "the tensor's memory was closed");
     return tensor;
   }
   // An absent tensor: data() is null.
@@ -66,7 +73,8 @@ class Arguments {
 
   moe_ep_stream* stream(size_t index) const {
     moe_ep_stream* stream = Core().stream_from_js(env(), info_[index]);
-    if (stream == nullptr) Throw(env(), "ERR_MOE_EP_ARGUMENT", Position(index) + "expected a native stream handle");
+    if (stream == nullptr)
+      Throw(env(), "ERR_MOE_EP_ARGUMENT", Position(index) + "expected a native stream handle");
     return stream;
   }
 
@@ -82,8 +90,8 @@ class Arguments {
   const Napi::CallbackInfo& info_;
 };
 
-// Appends `body`, a callable that takes Exec&, to the stream. What it captures lives until it has run (and, in a graph, as
-// long as the graph): capture tensors by value.
+// Appends `body`, a callable that takes Exec&, to the stream. What it captures lives until it has
+// run (and, in a graph, as long as the graph): capture tensors by value.
 template <typename Body>
 Napi::Value Enqueue(Napi::Env env, moe_ep_stream* stream, Body body) {
   if (!Core().stream_enqueue(stream, MakeCommand(std::move(body)))) {

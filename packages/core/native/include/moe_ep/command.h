@@ -14,8 +14,8 @@ namespace moe_ep {
 
 namespace detail {
 
-// A loop whose parts may throw. What they throw is kept here and not sent through core: each addon has a C++ runtime of
-// its own.
+// A loop whose parts may throw. What they throw is kept here and not sent through core: each addon
+// has a C++ runtime of its own.
 template <typename Body>
 class GuardedLoop {
  public:
@@ -51,20 +51,25 @@ class Exec {
  public:
   explicit Exec(moe_ep_exec* exec) : exec_(exec) {}
 
-  // Calls body(begin, end) on the stream's threads for contiguous parts of [0, count). Bodies write disjoint places, so
-  // the number of threads changes no result. When parts throw, all parts still end, and one exception comes out here.
+  // Calls body(begin, end) on the stream's threads for contiguous parts of [0, count). Bodies write
+  // disjoint places, so the number of threads changes no result. When parts throw, all parts still
+  // end, and one exception comes out here.
   template <typename Body>
   void ParallelFor(int64_t count, int64_t grain, const Body& body) const {
     detail::GuardedLoop<Body> loop(body);
     exec_->api->parallel_for(
         exec_, count, grain,
-        [](void* self, int64_t begin, int64_t end) { static_cast<detail::GuardedLoop<Body>*>(self)->Run(begin, end); },
+        [](void* self, int64_t begin, int64_t end) {
+          static_cast<detail::GuardedLoop<Body>*>(self)->Run(begin, end);
+        },
         &loop);
     loop.Rethrow();
   }
 
   // Puts the stream into failure: later work is skipped and the next await rejects with this code.
-  void Fail(const char* code, const std::string& message) const { exec_->api->fail(exec_, code, message.c_str()); }
+  void Fail(const char* code, const std::string& message) const {
+    exec_->api->fail(exec_, code, message.c_str());
+  }
 
   // Non-zero once the stream's owner went away.
   const uint32_t* abort_word() const { return exec_->api->abort_word(exec_); }
@@ -86,7 +91,8 @@ moe_ep_command MakeCommand(Body body) {
         } catch (const std::exception& error) {
           exec.Fail("ERR_MOE_EP_INTERNAL", error.what());
         } catch (...) {
-          exec.Fail("ERR_MOE_EP_INTERNAL", "an operation threw something that is no std::exception");
+          exec.Fail("ERR_MOE_EP_INTERNAL",
+                    "an operation threw something that is no std::exception");
         }
       },
       [](void* self) { delete static_cast<Body*>(self); },

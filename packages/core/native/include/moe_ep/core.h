@@ -5,7 +5,8 @@
 
 namespace moe_ep {
 
-// Set by initialize(). The table is static in core's addon, so one pointer a process serves all environments.
+// Set by initialize(). The table is static in core's addon, so one pointer a process serves all
+// environments.
 inline const moe_ep_core_api*& CoreTable() {
   static const moe_ep_core_api* table = nullptr;
   return table;

@@ -1,5 +1,5 @@
-// Element types and their conversions: round to nearest even, fp8 and fp4 saturate, one canonical NaN a format (all
-// mantissa bits set, sign clear), as src/float-formats.ts defines them.
+// Element types and their conversions: round to nearest even, fp8 and fp4 saturate, one canonical
+// NaN a format (all mantissa bits set, sign clear), as src/float-formats.ts defines them.
 #pragma once
 
 #include <bit>
@@ -61,8 +61,9 @@ inline uint32_t CanonicalF32Bits(float value) {
 
 namespace detail {
 
-// Rounds |value| into a format of `kExponentBits` and `kMantissaBits`; the caller adds the sign and treats overflow.
-// Adding a power of two whose unit in the last place is the format's step makes the hardware round for us.
+// Rounds |value| into a format of `kExponentBits` and `kMantissaBits`; the caller adds the sign and
+// treats overflow. Adding a power of two whose unit in the last place is the format's step makes
+// the hardware round for us.
 template <int kExponentBits, int kMantissaBits>
 inline uint32_t RoundMagnitude(uint32_t magnitude) {
   constexpr int kBias = (1 << (kExponentBits - 1)) - 1;
@@ -91,7 +92,8 @@ inline uint16_t FloatToF16(float value) {
 inline float F16ToFloat(uint16_t bits) {
   const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16;
   const uint32_t magnitude = bits & 0x7fffu;
-  if (magnitude >= 0x7c00u) return FloatOfBits(magnitude > 0x7c00u ? kCanonicalNaNF32 : sign | 0x7f800000u);
+  if (magnitude >= 0x7c00u)
+    return FloatOfBits(magnitude > 0x7c00u ? kCanonicalNaNF32 : sign | 0x7f800000u);
   if (magnitude < 0x0400u) {
     const float value = static_cast<float>(magnitude) * 0x1p-24f;
     return FloatOfBits(sign | BitsOfFloat(value));
@@ -112,7 +114,8 @@ inline float Fp8E4M3ToFloat(uint8_t bits) {
   const uint32_t sign = static_cast<uint32_t>(bits & 0x80u) << 24;
   const uint32_t magnitude = bits & 0x7fu;
   if (magnitude == 0x7fu) return FloatOfBits(kCanonicalNaNF32);
-  if (magnitude < 0x08u) return FloatOfBits(sign | BitsOfFloat(static_cast<float>(magnitude) * 0x1p-9f));
+  if (magnitude < 0x08u)
+    return FloatOfBits(sign | BitsOfFloat(static_cast<float>(magnitude) * 0x1p-9f));
   return FloatOfBits(sign | ((magnitude << 20) + (static_cast<uint32_t>(127 - 7) << 23)));
 }
 
@@ -132,7 +135,8 @@ inline uint8_t FloatToFp4E2M1(float value) {
   const uint32_t magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return 0x7;
   const uint32_t sign = (bits >> 28) & 0x8u;
-  if (magnitude > 0x40a00000u) return static_cast<uint8_t>(sign | 0x7u);  // past 5, which ties to the even 4
+  if (magnitude > 0x40a00000u)
+    return static_cast<uint8_t>(sign | 0x7u);  // past 5, which ties to the even 4
   return static_cast<uint8_t>(sign | detail::RoundMagnitude<2, 1>(magnitude));
 }
 

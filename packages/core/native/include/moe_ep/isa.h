@@ -1,4 +1,5 @@
-// Run-time dispatch of hot loops: the compiler emits one clone a level and the loader picks the best at start.
+// Run-time dispatch of hot loops: the compiler emits one clone a level and the loader picks the
+// best at start.
 #pragma once
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
