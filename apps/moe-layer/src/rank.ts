@@ -35,7 +35,10 @@ async function runRank(spec: RunSpec, group: ProcessGroup): Promise<RankResult> 
     const error = await checkOutput(spec, run.x, run.choice, first!)
     await group.barrier()
     const numTokens = options.tokens[group.rank]!
-    const traffic = { sentRows: run.sentRows(), expertSelections: countSelections(run.choice.topkIdx, spec.shape.experts) }
+    const traffic = {
+      sentRows: run.sentRows(),
+      expertSelections: countSelections(run.choice.topkIdx, spec.shape.experts),
+    }
     return { rank: group.rank, numTokens, ...traffic, passes, maxRelError: error, deterministic }
   } finally {
     recorder.stop()

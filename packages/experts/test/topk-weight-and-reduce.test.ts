@@ -44,13 +44,19 @@ describe('contiguousWeightAndReduce', () => {
 describe('the others', () => {
   const args = { expertOutput: Tensor.zeros([3, 2], 'f32'), topkIdx, topkWeights, stream }
 
-  it('noWeightAndReduce gives back what it gets', () => {
+  it('noWeightAndReduce gives back what it gets, or copies it bit for bit', async () => {
     expect(noWeightAndReduce.apply(args)).toBe(args.expertOutput)
     expect(noWeightAndReduce.apply({ ...args, output: args.expertOutput })).toBe(args.expertOutput)
+    const expertOutput = Tensor.from([1, -0, NaN, 4, 5, 6], [3, 2], 'f32')
     const output = Tensor.zeros([3, 2], 'f32')
-    expect(() => noWeightAndReduce.apply({ ...args, output })).toThrow(
-      expect.objectContaining({ code: 'ERR_MOE_EP_ARGUMENT' }),
-    )
+    expect(noWeightAndReduce.apply({ ...args, expertOutput, output })).toBe(output)
+    await stream.synchronize()
+    expect(Array.from(output.toNumbers())).toEqual([1, -0, NaN, 4, 5, 6])
+    for (const wrong of [Tensor.zeros([2, 2], 'f32'), Tensor.zeros([3, 2], 'bf16')]) {
+      expect(() => noWeightAndReduce.apply({ ...args, output: wrong })).toThrow(
+        expect.objectContaining({ code: 'ERR_MOE_EP_ARGUMENT' }),
+      )
+    }
   })
 
   it('delegateWeightAndReduce is to be replaced', () => {

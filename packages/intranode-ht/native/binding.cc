@@ -44,8 +44,9 @@ Napi::Value CreateBuffer(const Napi::CallbackInfo& info) {
   buffer->routes = RoutesArgument(args, 0);
   buffer->layout = FromNumbers<cpu::BufferLayout>(args, 1);
   buffer->slots.resize(static_cast<size_t>(buffer->layout.slots));
-  Napi::Value external = Napi::External<BufferHandle>::New(args.env(), new BufferHandle(std::move(buffer)),
-                                                           [](Napi::Env, BufferHandle* held) { delete held; });
+  Napi::Value external =
+      Napi::External<BufferHandle>::New(args.env(), new BufferHandle(std::move(buffer)),
+                                        [](Napi::Env, BufferHandle* held) { delete held; });
   napi_type_tag_object(args.env(), external, &kBufferTag);
   return external;
 }
@@ -58,7 +59,8 @@ Napi::Value CloseBuffer(const Napi::CallbackInfo& info) {
   return args.env().Undefined();
 }
 
-// notify(stream, buffer, slot, sharedArguments, topkIdx, [outputs in order of NotifyOutputs], timeoutMs)
+// notify(stream, buffer, slot, sharedArguments, topkIdx, [outputs in order of NotifyOutputs],
+// timeoutMs)
 Napi::Value Notify(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const cpu::NotifyCall call{
@@ -91,10 +93,12 @@ Napi::Value NotifyCached(const Napi::CallbackInfo& info) {
       .rank_prefix_matrix = args.tensor(4),
       .timeout_ms = args.integer(5),
   };
-  return Enqueue(args.env(), args.stream(0), [call](const Exec& exec) { cpu::NotifyCached(exec, call); });
+  return Enqueue(args.env(), args.stream(0),
+                 [call](const Exec& exec) { cpu::NotifyCached(exec, call); });
 }
 
-// send(stream, buffer, slot, experts, x, scales, topkIdx, topkWeights, sendHead, numTokensPerRank, rankPrefixMatrix,
+// send(stream, buffer, slot, experts, x, scales, topkIdx, topkWeights, sendHead, numTokensPerRank,
+// rankPrefixMatrix,
 //      fillTail, timeoutMs)
 Napi::Value Send(const Napi::CallbackInfo& info) {
   const Arguments args(info);
@@ -115,7 +119,8 @@ Napi::Value Send(const Napi::CallbackInfo& info) {
   return Enqueue(args.env(), args.stream(0), [call](const Exec& exec) { cpu::Send(exec, call); });
 }
 
-// sendGrouped(stream, buffer, slot, experts, alignment, fillWithExpert, zeroPadding, x, scales, topkIdx, slotRow,
+// sendGrouped(stream, buffer, slot, experts, alignment, fillWithExpert, zeroPadding, x, scales,
+// topkIdx, slotRow,
 //             numRecvSelections, timeoutMs)
 Napi::Value SendGrouped(const Napi::CallbackInfo& info) {
   const Arguments args(info);
@@ -133,10 +138,12 @@ Napi::Value SendGrouped(const Napi::CallbackInfo& info) {
       .num_recv_selections = args.tensor(11),
       .timeout_ms = args.integer(12),
   };
-  return Enqueue(args.env(), args.stream(0), [call](const Exec& exec) { cpu::SendGrouped(exec, call); });
+  return Enqueue(args.env(), args.stream(0),
+                 [call](const Exec& exec) { cpu::SendGrouped(exec, call); });
 }
 
-// combine(stream, buffer, slot, x, topkWeights, numTokensPerRank, rankPrefixMatrix, sendHead, bias0, bias1, out,
+// combine(stream, buffer, slot, x, topkWeights, numTokensPerRank, rankPrefixMatrix, sendHead,
+// bias0, bias1, out,
 //         outTopkWeights, timeoutMs)
 Napi::Value Combine(const Napi::CallbackInfo& info) {
   const Arguments args(info);
@@ -153,10 +160,12 @@ Napi::Value Combine(const Napi::CallbackInfo& info) {
       .out_topk_weights = args.optional_tensor(11),
       .timeout_ms = args.integer(12),
   };
-  return Enqueue(args.env(), args.stream(0), [call](const Exec& exec) { cpu::Combine(exec, call); });
+  return Enqueue(args.env(), args.stream(0),
+                 [call](const Exec& exec) { cpu::Combine(exec, call); });
 }
 
-// combineGrouped(stream, buffer, slot, experts, x, topkIdx, topkWeights, slotRow, numTokensPerRank, numRecvTokensPerExpert,
+// combineGrouped(stream, buffer, slot, experts, x, topkIdx, topkWeights, slotRow, numTokensPerRank,
+// numRecvTokensPerExpert,
 //                out, timeoutMs)
 Napi::Value CombineGrouped(const Napi::CallbackInfo& info) {
   const Arguments args(info);
@@ -173,7 +182,8 @@ Napi::Value CombineGrouped(const Napi::CallbackInfo& info) {
       .out = args.tensor(10),
       .timeout_ms = args.integer(11),
   };
-  return Enqueue(args.env(), args.stream(0), [call](const Exec& exec) { cpu::CombineGrouped(exec, call); });
+  return Enqueue(args.env(), args.stream(0),
+                 [call](const Exec& exec) { cpu::CombineGrouped(exec, call); });
 }
 
 // copyRows(stream, from, to): the first rows of `from`, as many as `to` has.

@@ -85,12 +85,17 @@ function withDefaults(options: IntranodeBufferSizes, numRanks: number): Required
   // Row indices travel as i32, also where they add up to more than the capacity.
   requireInteger('maxTokensPerRank of all ranks', options.maxTokensPerRank * numRanks, 0, 2 ** 31 - 1)
   const sizes = {
-    ...{ capacity: options.maxTokensPerRank * numRanks, maxElementBytes: 2, maxScaleColumns: Math.ceil(options.hidden / 128) },
+    ...{
+      capacity: options.maxTokensPerRank * numRanks,
+      maxElementBytes: 2,
+      maxScaleColumns: Math.ceil(options.hidden / 128),
+    },
     ...{ maxTopk: 32, maxExperts: 1024, maxChannels: 64, maxInFlight: 2 },
     ...Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined)),
   } as Required<IntranodeBufferSizes>
   requireInteger('capacity', sizes.capacity, 0, 2 ** 31 - 1)
-  if (![1, 2, 4].includes(sizes.maxElementBytes)) throw argumentError('maxElementBytes', '1, 2 or 4', sizes.maxElementBytes)
+  if (![1, 2, 4].includes(sizes.maxElementBytes))
+    throw argumentError('maxElementBytes', '1, 2 or 4', sizes.maxElementBytes)
   requireInteger('maxScaleColumns', sizes.maxScaleColumns, 0)
   requireInteger('maxTopk', sizes.maxTopk, 1, 32)
   requireInteger('maxExperts', sizes.maxExperts, 1)

@@ -1,4 +1,13 @@
-import { argumentError, type DType, dtypes, MoeEpError, requireInteger, requireTensor, type Stream, type Tensor } from '@moe-ep/core'
+import {
+  argumentError,
+  type DType,
+  dtypes,
+  MoeEpError,
+  requireInteger,
+  requireTensor,
+  type Stream,
+  type Tensor,
+} from '@moe-ep/core'
 import { maxTopk } from '@moe-ep/layout'
 import type { IntranodeBufferSizes } from './buffer-layout.js'
 import type { DispatchPlan } from './dispatch-handle.js'
@@ -20,9 +29,15 @@ export interface CheckContext {
 export function requireRows(argument: string, x: Tensor, sizes: Sizes): number {
   const [, hidden] = x.shape as [number, number]
   const rowBytes = (hidden * dtypes[x.dtype].bits) / 8
-  if (rowBytes % 16 !== 0 || rowBytes === 0) throw argumentError(argument, 'rows of a multiple of 16 bytes', `${rowBytes} bytes (${x})`)
+  if (rowBytes % 16 !== 0 || rowBytes === 0)
+    throw argumentError(argument, 'rows of a multiple of 16 bytes', `${rowBytes} bytes (${x})`)
   const most = sizes.hidden * sizes.maxElementBytes
-  if (rowBytes > most) throw argumentError(argument, `rows of at most ${most} bytes, for which the buffer was built`, `${rowBytes} bytes (${x})`)
+  if (rowBytes > most)
+    throw argumentError(
+      argument,
+      `rows of at most ${most} bytes, for which the buffer was built`,
+      `${rowBytes} bytes (${x})`,
+    )
   return rowBytes
 }
 
@@ -31,7 +46,8 @@ export function checkDispatch(x: Tensor, options: DispatchOptions, context: Chec
   checkSent(x, options, context)
   const { plan, topkIdx, topkWeights } = options
   if (plan === undefined) return checkRouting(x, options, context)
-  if (topkIdx !== undefined || topkWeights !== undefined) throw argumentError('topkIdx', 'nothing beside a plan', 'both')
+  if (topkIdx !== undefined || topkWeights !== undefined)
+    throw argumentError('topkIdx', 'nothing beside a plan', 'both')
   checkPlan(plan, x, false, context)
 }
 
@@ -44,7 +60,8 @@ export function checkGroupedDispatch(x: Tensor, options: GroupedDispatchOptions,
   if (plan === undefined) return
   checkPlan(plan, x, true, context)
   requireTensor('plan.slotRow', plan.slotRow, { dtype: 'i32', shape: topkIdx.shape })
-  if (plan.numExperts !== options.numExperts) throw argumentError('numExperts', `${plan.numExperts}, as in the plan`, options.numExperts)
+  if (plan.numExperts !== options.numExperts)
+    throw argumentError('numExperts', `${plan.numExperts}, as in the plan`, options.numExperts)
 }
 
 function checkSent(x: Tensor, { scales }: SendOptions, { sizes }: CheckContext): void {
@@ -72,13 +89,16 @@ function checkRouting(x: Tensor, options: DispatchOptions, { sizes }: CheckConte
 /** A plan may come from another buffer: its rows must have places in this one, too. All ranks hold the same counts. */
 function checkPlan(plan: DispatchPlan, x: Tensor, grouped: boolean, { sizes, rank, numRanks }: CheckContext): void {
   if (plan.rank !== rank) throw argumentError('plan', `one that rank ${rank} made`, `one of rank ${plan.rank}`)
-  if (plan.grouped !== grouped) throw argumentError('plan', grouped ? 'one of a grouped dispatch' : 'one of a plain dispatch', 'the other kind')
+  if (plan.grouped !== grouped)
+    throw argumentError('plan', grouped ? 'one of a grouped dispatch' : 'one of a plain dispatch', 'the other kind')
   if (plan.numTokens !== x.shape[0]) throw argumentError('x', `${plan.numTokens} tokens, as in the plan`, x.toString())
   requireTensor('plan.rankPrefixMatrix', plan.rankPrefixMatrix, { dtype: 'i32', shape: [numRanks, numRanks] })
   requireTensor('plan.numTokensPerRank', plan.numTokensPerRank, { dtype: 'i32', shape: [numRanks] })
   requireTensor('plan.sendHead', plan.sendHead, { dtype: 'i32', shape: [plan.numTokens, numRanks] })
   const { capacity } = sizes
-  const received = grouped ? [plan.numRecvTokens] : (plan.rankPrefixMatrix.data.subarray((numRanks - 1) * numRanks) as Int32Array)
+  const received = grouped
+    ? [plan.numRecvTokens]
+    : (plan.rankPrefixMatrix.data.subarray((numRanks - 1) * numRanks) as Int32Array)
   const overflowing = received.findIndex((rows) => rows > capacity)
   if (overflowing < 0) return
   throw new MoeEpError(
@@ -90,5 +110,8 @@ function checkPlan(plan: DispatchPlan, x: Tensor, grouped: boolean, { sizes, ran
 /** A dispatch that waits for counts cannot be recorded. */
 export function requireNotCapturing(stream: Stream): void {
   if (!stream.capturing) return
-  throw new MoeEpError('ERR_MOE_EP_CAPTURE', 'a dispatch that awaits its counts cannot be captured; use dispatchWorstCase')
+  throw new MoeEpError(
+    'ERR_MOE_EP_CAPTURE',
+    'a dispatch that awaits its counts cannot be captured; use dispatchWorstCase',
+  )
 }

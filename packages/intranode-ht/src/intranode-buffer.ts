@@ -13,7 +13,13 @@ import {
 } from '@moe-ep/core'
 import { type CollectiveOptions, type Lease, type ProcessGroup, SlotRing, SymmetricMemory } from '@moe-ep/transport'
 import { type BufferLayout, type IntranodeBufferSizes, layoutBuffer } from './buffer-layout.js'
-import { type CheckContext, checkDispatch, checkGroupedDispatch, requireNotCapturing, requireRows } from './dispatch-arguments.js'
+import {
+  type CheckContext,
+  checkDispatch,
+  checkGroupedDispatch,
+  requireNotCapturing,
+  requireRows,
+} from './dispatch-arguments.js'
 import type { DispatchHandle, DispatchPlan, GroupedDispatchHandle } from './dispatch-handle.js'
 import type {
   CallOptions,
@@ -81,7 +87,10 @@ export class IntranodeBuffer implements Disposable {
     requireInteger('timeoutMs', timeoutMs, 1)
     const layout = layoutBuffer(sizes, group.worldSize)
     if (group.topology.nodes > 1) {
-      throw new MoeEpError('ERR_MOE_EP_UNSUPPORTED', `an intranode buffer spans one node, the group has ${group.topology.nodes}`)
+      throw new MoeEpError(
+        'ERR_MOE_EP_UNSUPPORTED',
+        `an intranode buffer spans one node, the group has ${group.topology.nodes}`,
+      )
     }
     const memory = await SymmetricMemory.create(group, {
       ...{ byteLength: layout.byteLength, numSignals: layout.numSignals, timeoutMs },
@@ -189,8 +198,7 @@ export class IntranodeBuffer implements Disposable {
     const biases = options.bias === undefined ? [] : [options.bias].flat()
     if (biases.length > 2) throw argumentError('bias', 'at most two', biases.length)
     for (const bias of biases) requireTensor('bias', bias, { dtype: x.dtype, shape: combinedX.shape })
-    const combinedTopkWeights =
-      topkWeights && Tensor.zeros([plan.numTokens, topkWeights.shape[1]!], 'f32', this.device)
+    const combinedTopkWeights = topkWeights && Tensor.zeros([plan.numTokens, topkWeights.shape[1]!], 'f32', this.device)
     const { stream, timeoutMs } = this.#enter(lease, options)
     // Staging reads and writes every received row, the sum reads every row that was sent and writes one for each token.
     const bytes = (): number => (2 * plan.numRecvTokens + sum(plan.numTokensPerRank) + plan.numTokens) * rowBytes
@@ -280,7 +288,12 @@ export class IntranodeBuffer implements Disposable {
     }
   }
 
-  #enqueueNotify(call: Call, lease: Lease, routing: Routing, fresh: DispatchPlan | undefined): { plan: DispatchPlan; counted: Event } {
+  #enqueueNotify(
+    call: Call,
+    lease: Lease,
+    routing: Routing,
+    fresh: DispatchPlan | undefined,
+  ): { plan: DispatchPlan; counted: Event } {
     const { stream, timeoutMs, x } = call
     const { topkIdx, topkWeights, scales } = routing
     const plan = fresh ?? routing.plan!
@@ -290,12 +303,23 @@ export class IntranodeBuffer implements Disposable {
     )
     traceOperation('intranode.notify', stream, (topkIdx?.byteLength ?? 0) + plan.sendHead.byteLength, () =>
       fresh === undefined
-        ? native().notifyCached(stream.handle, this.#handle, lease.slot, shared, plan.rankPrefixMatrix.handle, timeoutMs)
+        ? native().notifyCached(
+            stream.handle,
+            this.#handle,
+            lease.slot,
+            shared,
+            plan.rankPrefixMatrix.handle,
+            timeoutMs,
+          )
         : native().notify(
             ...([stream.handle, this.#handle, lease.slot, shared, topkIdx!.handle] as const),
             ...([plan.numTokensPerRank.handle, plan.numTokensPerExpert.handle, plan.isTokenInRank.handle] as const),
             ...([plan.rankPrefixMatrix.handle, plan.channelPrefixMatrix.handle] as const),
-            ...([plan.recvChannelPrefixMatrix.handle, plan.sendHead.handle, plan.numRecvTokensPerExpert.handle] as const),
+            ...([
+              plan.recvChannelPrefixMatrix.handle,
+              plan.sendHead.handle,
+              plan.numRecvTokensPerExpert.handle,
+            ] as const),
             ...([plan.numRecvSelections.handle, plan.slotRow?.handle, timeoutMs] as const),
           ),
     )
@@ -306,7 +330,10 @@ export class IntranodeBuffer implements Disposable {
     return emptyPlan({
       ...{ device: this.device, rank: this.group.rank, numRanks: this.group.worldSize, groupedTopk },
       ...{ numTokens: x.shape[0]!, numExperts: options.numExperts!, maxChannels: this.sizes.maxChannels },
-      ...{ numChannels: options.numChannels, expertAlignment: options.expertAlignment ?? (groupedTopk === undefined ? 1 : 128) },
+      ...{
+        numChannels: options.numChannels,
+        expertAlignment: options.expertAlignment ?? (groupedTopk === undefined ? 1 : 128),
+      },
     })
   }
 
@@ -319,7 +346,15 @@ export class IntranodeBuffer implements Disposable {
     const bytes = (): number => 2 * bytesOfRow(x) * sum(plan.numTokensPerRank)
     traceOperation('intranode.send', stream, bytes, () =>
       native().send(
-        ...([stream.handle, this.#handle, lease.slot, plan.numExperts, x.handle, scales?.handle, topkIdx?.handle] as const),
+        ...([
+          stream.handle,
+          this.#handle,
+          lease.slot,
+          plan.numExperts,
+          x.handle,
+          scales?.handle,
+          topkIdx?.handle,
+        ] as const),
         ...([topkWeights?.handle, plan.sendHead.handle, plan.numTokensPerRank.handle] as const),
         ...([plan.rankPrefixMatrix.handle, fillTail, timeoutMs] as const),
       ),
@@ -336,7 +371,14 @@ export class IntranodeBuffer implements Disposable {
     const bytes = (): number => 2 * bytesOfRow(x) * sum(plan.numTokensPerExpert)
     traceOperation('intranode.sendGrouped', stream, bytes, () =>
       native().sendGrouped(
-        ...([stream.handle, this.#handle, lease.slot, plan.numExperts, plan.expertAlignment, fill === 'expert'] as const),
+        ...([
+          stream.handle,
+          this.#handle,
+          lease.slot,
+          plan.numExperts,
+          plan.expertAlignment,
+          fill === 'expert',
+        ] as const),
         ...([zeroPadding, x.handle, scales?.handle, topkIdx.handle, plan.slotRow!.handle] as const),
         ...([plan.numRecvSelections.handle, timeoutMs] as const),
       ),
@@ -390,13 +432,19 @@ export class IntranodeBuffer implements Disposable {
   }
 
   /** Enqueues copies of what arrived into the caller's memory, and gives views of that instead. */
-  #copyOut({ stream }: Call, lease: Lease, result: DispatchResult, out: NonNullable<DispatchOptions['out']>): DispatchResult {
+  #copyOut(
+    { stream }: Call,
+    lease: Lease,
+    result: DispatchResult,
+    out: NonNullable<DispatchOptions['out']>,
+  ): DispatchResult {
     const copied: { -readonly [Name in keyof typeof out]: Tensor } = {}
     for (const name of ['recvX', 'recvXScales', 'recvTopkIdx', 'recvTopkWeights'] as const) {
       const target = out[name]
       if (target === undefined) continue
       const from = result[name]
-      if (from === undefined) throw argumentError(`out.${name}`, 'nothing, for nothing of it was sent', target.toString())
+      if (from === undefined)
+        throw argumentError(`out.${name}`, 'nothing, for nothing of it was sent', target.toString())
       requireTensor(`out.${name}`, target, { dtype: from.dtype, shape: [null, from.shape[1]!] })
       const rows = from.shape[0]!
       if (target.shape[0]! < rows) {
@@ -411,7 +459,11 @@ export class IntranodeBuffer implements Disposable {
     return { ...result, ...copied, event }
   }
 
-  #combineOutput(x: Tensor, plan: DispatchPlan, options: { readonly out?: Tensor }): { rowBytes: number; combinedX: Tensor } {
+  #combineOutput(
+    x: Tensor,
+    plan: DispatchPlan,
+    options: { readonly out?: Tensor },
+  ): { rowBytes: number; combinedX: Tensor } {
     requireTensor('x', x, { dtype: ['bf16', 'f16', 'f32'], shape: [plan.numRecvTokens, null] })
     const rowBytes = requireRows('x', x, this.sizes)
     const shape = [plan.numTokens, x.shape[1]!]
@@ -460,7 +512,10 @@ async function requireSameLayout(group: ProcessGroup, layout: BufferLayout, wait
   const all = (await group.allGather(Buffer.from(own), wait)).map((bytes) => Buffer.from(bytes).toString())
   const different = all.findIndex((fields) => fields !== all[0])
   if (different < 0) return
-  throw new MoeEpError('ERR_MOE_EP_MISMATCH', `intranode buffer: rank ${different} was built with other sizes than rank 0`)
+  throw new MoeEpError(
+    'ERR_MOE_EP_MISMATCH',
+    `intranode buffer: rank ${different} was built with other sizes than rank 0`,
+  )
 }
 
 type SlotRegion = 'rows' | 'scales' | 'topkIdx' | 'topkWeights' | 'sourceIndex' | 'columnScales'

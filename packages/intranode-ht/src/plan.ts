@@ -23,7 +23,15 @@ export function emptyPlan(shape: PlanShape): DispatchPlan {
   const { begin, end } = linearPlacement(numExperts, numRanks).rangeOf(rank)
   const zeros = (sizes: readonly number[], dtype: DType): Tensor => Tensor.zeros(sizes, dtype, device)
   return {
-    ...{ rank, grouped: groupedTopk !== undefined, numTokens, numExperts, numChannels, expertAlignment, numRecvTokens: 0 },
+    ...{
+      rank,
+      grouped: groupedTopk !== undefined,
+      numTokens,
+      numExperts,
+      numChannels,
+      expertAlignment,
+      numRecvTokens: 0,
+    },
     numTokensPerRank: zeros([numRanks], 'i32'),
     numTokensPerExpert: zeros([numExperts], 'i32'),
     isTokenInRank: zeros([numTokens, numRanks], 'bool'),

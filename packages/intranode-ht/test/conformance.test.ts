@@ -17,12 +17,23 @@ const shapes = fc
     idDtype: fc.constantFrom('i32' as const, 'i64' as const),
   })
   .chain((shape) =>
-    fc.record({ shape: fc.constant(shape), numTokens: fc.array(fc.nat(12), { minLength: shape.numRanks, maxLength: shape.numRanks }) }),
+    fc.record({
+      shape: fc.constant(shape),
+      numTokens: fc.array(fc.nat(12), { minLength: shape.numRanks, maxLength: shape.numRanks }),
+    }),
   )
 
 /** What an expert's rank makes of a row: anything that depends on the row and on the rank. */
 function resultOf(values: readonly number[], rank: number, dtype: DType): number[] {
-  return Array.from(decode(dtype, encode(dtype, values.map((value) => Math.fround(value * (rank + 0.5))))))
+  return Array.from(
+    decode(
+      dtype,
+      encode(
+        dtype,
+        values.map((value) => Math.fround(value * (rank + 0.5))),
+      ),
+    ),
+  )
 }
 
 describe('dispatch and combine', () => {
@@ -34,7 +45,12 @@ describe('dispatch and combine', () => {
         const shape: InputShape = { ...rest, numTokens, ...(choose && { choose }) }
         const inputs = randomInputs(shape)
         const expected = reference.dispatch(inputs, shape.numExperts)
-        const options = { hidden: shape.hidden, maxTokensPerRank: 12, maxElementBytes: 4, threads: (rank: number) => 1 + (rank % 3) }
+        const options = {
+          hidden: shape.hidden,
+          maxTokensPerRank: 12,
+          maxElementBytes: 4,
+          threads: (rank: number) => 1 + (rank % 3),
+        }
         await withWorld(numRanks, options, async (ranks) => {
           const { dtype, numExperts, hidden } = shape
           const results = expected.map((rows, rank) => rows.map((row) => resultOf(row.values, rank, dtype)))
@@ -72,7 +88,9 @@ function expectPlan(
   const numRanks = inputs.length
   const layouts = inputs.map((input) => layoutReference.getDispatchLayout(input.topkIdx, { numExperts, numRanks }))
   const inRank = layouts.map(({ isTokenInRank }, source) =>
-    inputs[source]!.x.map((_, token) => Array.from({ length: numRanks }, (_, r) => isTokenInRank[token * numRanks + r] === 1)),
+    inputs[source]!.x.map((_, token) =>
+      Array.from({ length: numRanks }, (_, r) => isTokenInRank[token * numRanks + r] === 1),
+    ),
   )
   const prefix = layoutReference.getRankPrefixMatrix(layouts.map((layout) => [...layout.numTokensPerRank]))
   expect(rowsOf(plan.rankPrefixMatrix)).toEqual(prefix)
@@ -89,7 +107,9 @@ function expectPlan(
   expect(Array.from(plan.numRecvTokensPerExpert.data, Number)).toEqual(perExpert)
   const heads = inRank[rank]!.map((row, token) =>
     row.map((sent, r) =>
-      sent ? (rank === 0 ? 0 : prefix[rank - 1]![r]!) + inRank[rank]!.slice(0, token).filter((other) => other[r]).length : -1,
+      sent
+        ? (rank === 0 ? 0 : prefix[rank - 1]![r]!) + inRank[rank]!.slice(0, token).filter((other) => other[r]).length
+        : -1,
     ),
   )
   expect(rowsOf(plan.sendHead)).toEqual(heads)

@@ -9,7 +9,9 @@ test('combine is bit-identical over 100 runs, whatever threads and delays', asyn
   const inputs = randomInputs(shape)
   const received = reference.dispatch(inputs, shape.numExperts)
   // Magnitudes far apart, so that another order of the additions gives other bits.
-  const results = received.map((rows, rank) => rows.map((row) => row.values.map((v) => Math.fround(v * 10 ** ((rank * 7) % 4) * 3e6))))
+  const results = received.map((rows, rank) =>
+    rows.map((row) => row.values.map((v) => Math.fround(v * 10 ** ((rank * 7) % 4) * 3e6))),
+  )
   const bits = (rows: readonly (readonly number[])[]): string =>
     createHash('sha256').update(Float32Array.from(rows.flat())).digest('hex')
   const expected = reference.combine(received, results, shape).map(bits)

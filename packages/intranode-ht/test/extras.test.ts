@@ -78,9 +78,23 @@ describe('dispatch', () => {
             topkWeights.data.set(newWeights.data as never)
             graph.launch(stream)
             await stream.synchronize()
-            const rows = next.reduce((sum, input) => sum + input.topkIdx.filter((ids) => ids.some((id) => id >= 0 && ownerOf(id) === rank)).length, 0)
-            expect(rowsOf(recvTopkIdx!).slice(rows).flat().every((id) => id === -1)).toBe(true)
-            const expected = await buffer.dispatch(newX, { topkIdx: newIdx, topkWeights: newWeights, numExperts: shape.numExperts, stream })
+            const rows = next.reduce(
+              (sum, input) =>
+                sum + input.topkIdx.filter((ids) => ids.some((id) => id >= 0 && ownerOf(id) === rank)).length,
+              0,
+            )
+            expect(
+              rowsOf(recvTopkIdx!)
+                .slice(rows)
+                .flat()
+                .every((id) => id === -1),
+            ).toBe(true)
+            const expected = await buffer.dispatch(newX, {
+              topkIdx: newIdx,
+              topkWeights: newWeights,
+              numExperts: shape.numExperts,
+              stream,
+            })
             expect(expected.recvX.shape[0]).toBe(rows)
             const { combinedX: again } = buffer.combine(expected.recvX, expected.handle, { stream })
             await stream.synchronize()
@@ -146,8 +160,12 @@ describe('dispatch', () => {
             const next = await buffer.dispatch(x, { topkIdx, numExperts: two.numExperts, stream })
             await event.synchronize()
             next.handle.lease.release(stream.record())
-            const copies = round[rank]!.topkIdx.map((ids) => new Set(ids.filter((id) => id >= 0).map((id) => (id < 4 ? 0 : 1))).size)
-            expect(rowsOf(combinedX)).toEqual(round[rank]!.x.map((row, token) => row.map((value) => value * copies[token]! + 0)))
+            const copies = round[rank]!.topkIdx.map(
+              (ids) => new Set(ids.filter((id) => id >= 0).map((id) => (id < 4 ? 0 : 1))).size,
+            )
+            expect(rowsOf(combinedX)).toEqual(
+              round[rank]!.x.map((row, token) => row.map((value) => value * copies[token]! + 0)),
+            )
           }
           await stream.synchronize()
           await other.close()
@@ -169,11 +187,16 @@ describe('dispatch', () => {
           const gradient = randomTensor(randomNumbers(rank + 50), [shape.numTokens[rank]!, 24], 'bf16')
           const backward = await buffer.dispatch(gradient, { plan, stream })
           const sourceOf = (row: number): [number, number] => [
-            plan.rankPrefixMatrix.toNumbers().filter((_, i) => i % 3 === rank).findIndex((end) => row < end),
+            plan.rankPrefixMatrix
+              .toNumbers()
+              .filter((_, i) => i % 3 === rank)
+              .findIndex((end) => row < end),
             Number(backward.handle.recvSrcIdx.data[row]),
           ]
           await stream.synchronize()
-          const gradients = [0, 1, 2].map((source) => rowsOf(randomTensor(randomNumbers(source + 50), [shape.numTokens[source]!, 24], 'bf16')))
+          const gradients = [0, 1, 2].map((source) =>
+            rowsOf(randomTensor(randomNumbers(source + 50), [shape.numTokens[source]!, 24], 'bf16')),
+          )
           rowsOf(backward.recvX).forEach((values, row) => {
             const [source, token] = sourceOf(row)
             expect(values).toEqual(gradients[source]![token])

@@ -109,7 +109,9 @@ describe('a failure of the group', () => {
   test.each(['dispatch', 'combine'])('ends a waiting %s long before its deadline, and stays', async (where) => {
     await withWorld(3, sizes, async (ranks) => {
       const trip = planTrip({ ...shape, choose: (value) => Math.floor(value * 3) })
-      const waiting = ranks.slice(0, 2).map((rank) => failureOf(where === 'dispatch' ? startTrip(rank, trip) : combineOf(rank, trip)))
+      const waiting = ranks
+        .slice(0, 2)
+        .map((rank) => failureOf(where === 'dispatch' ? startTrip(rank, trip) : combineOf(rank, trip)))
       if (where === 'combine') (await startTrip(ranks[2]!, trip)).handle.lease.release()
       ranks[2]!.group.abort(new MoeEpError('ERR_MOE_EP_PEER_LOST', 'rank 2 is about to go'))
       const errors = await Promise.all(waiting)
@@ -127,7 +129,10 @@ test('a stream that is aborted in a wait ends the others with a named error', as
     // By then the dispatch of rank 1 waits for rank 0; a dispatch that had not begun would be dropped without a word.
     await sleep(500)
     ranks[1]!.stream.abort()
-    expect(await waiting).toMatchObject({ code: 'ERR_MOE_EP_ABORTED', message: expect.stringContaining('rank 1 closed its stream') })
+    expect(await waiting).toMatchObject({
+      code: 'ERR_MOE_EP_ABORTED',
+      message: expect.stringContaining('rank 1 closed its stream'),
+    })
     expect((await failureOf(startTrip(ranks[0]!, trip))).code).toBe('ERR_MOE_EP_ABORTED')
   })
 })

@@ -17,7 +17,10 @@ const shapes = fc
     seed: fc.nat(1e6),
   })
   .chain((shape) =>
-    fc.record({ shape: fc.constant(shape), numTokens: fc.array(fc.nat(9), { minLength: shape.numRanks, maxLength: shape.numRanks }) }),
+    fc.record({
+      shape: fc.constant(shape),
+      numTokens: fc.array(fc.nat(9), { minLength: shape.numRanks, maxLength: shape.numRanks }),
+    }),
   )
 
 const bytesOf = (tensor: Tensor): Buffer => {
@@ -43,7 +46,13 @@ describe('grouped dispatch and combine', () => {
         const { topk, numExperts, hidden } = shape
         const inputs = randomInputs(shape)
         const capacity = maxGroupedRows({ maxTokensPerRank: 9, numRanks, numExperts, topk, expertAlignment })
-        const options = { hidden, maxTokensPerRank: 9, maxElementBytes: 4, capacity, threads: (rank: number) => 1 + (rank % 2) }
+        const options = {
+          hidden,
+          maxTokensPerRank: 9,
+          maxElementBytes: 4,
+          capacity,
+          threads: (rank: number) => 1 + (rank % 2),
+        }
         await withWorld(numRanks, options, async (ranks) => {
           await Promise.all(ranks.map((rank) => compare(rank, shape, inputs[rank.rank]!, { expertAlignment, fill })))
         })
@@ -75,7 +84,13 @@ async function compare(
     numLocalExperts === 0
       ? undefined
       : permute(plain.recvX, {
-          ...{ topkIdx: plain.recvTopkIdx!, scales: plain.recvXScales!, numLocalExperts, alignment: expertAlignment, fill },
+          ...{
+            topkIdx: plain.recvTopkIdx!,
+            scales: plain.recvXScales!,
+            numLocalExperts,
+            alignment: expertAlignment,
+            fill,
+          },
           ...{ expertNumTokensHost: plain.numRecvTokensPerExpert, zeroPadding: true, stream },
         })
   await stream.synchronize()

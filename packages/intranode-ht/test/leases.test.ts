@@ -15,7 +15,10 @@ describe('two dispatches in flight', () => {
   ])('keep their rows apart: %s', async (_, order) => {
     await withWorld(3, sizes, async (ranks) => {
       for (let round = 0; round < 5; round++) {
-        const trips = [planTrip({ ...shape, seed: round }), planTrip({ ...shape, seed: round + 50, hidden: 16, dtype: 'f16' })]
+        const trips = [
+          planTrip({ ...shape, seed: round }),
+          planTrip({ ...shape, seed: round + 50, hidden: 16, dtype: 'f16' }),
+        ]
         await Promise.all(
           ranks.map(async (rank) => {
             // Both are enqueued before either is awaited.
@@ -38,7 +41,9 @@ describe('two dispatches in flight', () => {
     await withWorld(3, sizes, async (ranks) => {
       const trips = [planTrip(shape), planTrip({ ...shape, seed: 12 })]
       const received = await Promise.all(ranks.map((rank) => Promise.all(trips.map((trip) => startTrip(rank, trip)))))
-      const errors = await Promise.all(ranks.map((rank) => failureOf(startTrip(rank, planTrip({ ...shape, seed: 13 })))))
+      const errors = await Promise.all(
+        ranks.map((rank) => failureOf(startTrip(rank, planTrip({ ...shape, seed: 13 })))),
+      )
       expect(codesOf(errors)).toEqual(Array(3).fill('ERR_MOE_EP_NO_FREE_SLOT'))
       // A single rank can be refused, too: the others have not been waited for.
       expect((await failureOf(startTrip(ranks[1]!, trips[0]!))).code).toBe('ERR_MOE_EP_NO_FREE_SLOT')
@@ -106,7 +111,9 @@ test('after its lease a handle is good for nothing', async () => {
 
 test('a handle of another buffer is refused', async () => {
   await withWorld(3, sizes, async (ranks) => {
-    const others = await Promise.all(ranks.map(({ group }) => IntranodeBuffer.create(group, { ...sizes, maxInFlight: 1 })))
+    const others = await Promise.all(
+      ranks.map(({ group }) => IntranodeBuffer.create(group, { ...sizes, maxInFlight: 1 })),
+    )
     const received = await Promise.all(ranks.map((rank) => startTrip(rank, planTrip(shape, { slot: 1 }))))
     for (const [index, other] of others.entries()) {
       const { handle, recvX } = received[index]!
@@ -151,7 +158,11 @@ test('out: takes the sums into the memory of the caller', async () => {
       ranks.map(async ({ rank, buffer, stream }) => {
         const got = await startTrip(ranks[rank]!, trip)
         const y = Tensor.from(trip.results[rank]!.flat(), got.recvX.shape, 'bf16')
-        const out = Tensor.wrap(new Uint16Array(shape.numTokens[rank]! * 32).fill(0x7fff), [shape.numTokens[rank]!, 32], 'bf16')
+        const out = Tensor.wrap(
+          new Uint16Array(shape.numTokens[rank]! * 32).fill(0x7fff),
+          [shape.numTokens[rank]!, 32],
+          'bf16',
+        )
         const { combinedX, event } = buffer.combine(y, got.handle, { stream, out })
         await event.synchronize()
         expect(combinedX).toBe(out)

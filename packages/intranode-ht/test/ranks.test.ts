@@ -60,7 +60,11 @@ describe('a rank that is killed', () => {
     ranks[0]!.kill()
     expect(await endsOf(ranks)).toEqual(['SIGKILL', 0, 0])
     for (const { events } of ranks.slice(1)) {
-      expect(events[1]).toMatchObject({ event: 'failed', code: 'ERR_MOE_EP_PEER_LOST', message: expect.stringContaining('rank 0 was lost') })
+      expect(events[1]).toMatchObject({
+        event: 'failed',
+        code: 'ERR_MOE_EP_PEER_LOST',
+        message: expect.stringContaining('rank 0 was lost'),
+      })
       expect(events[3]).toEqual({ event: 'closed', mappings: 0 })
     }
   })

@@ -61,7 +61,13 @@ describe('a capacity that does not suffice', () => {
       )
       const expected = calls.map(({ expert, counts }) => {
         const prefix: number[] = []
-        counts.reduce((sum, count) => (prefix.push(...[0, 1, 2, 3].map((rank) => (rank === expert ? sum + count : 0))), sum + count), 0)
+        counts.reduce(
+          (sum, count) => (
+            prefix.push(...[0, 1, 2, 3].map((rank) => (rank === expert ? sum + count : 0))),
+            sum + count
+          ),
+          0,
+        )
         const total = counts.reduce((a, b) => a + b)
         if (total <= 4) return `prefix ${prefix}`
         return `intranode dispatch: rank ${expert} would receive ${total} rows, the buffer holds 4`
@@ -83,7 +89,12 @@ describe('arguments that differ between ranks', () => {
     ['dtype', Tensor.zeros([2, 32], 'f32'), most, 'bytes of a row: rank 0 passed 64, rank 2 passed 128'],
     ['ids', x, { ...most, topkIdx: ids('i32') }, 'bytes of an id: rank 0 passed 8, rank 2 passed 4'],
     ['scales', x, { ...most, scales: Tensor.zeros([2, 1], 'f32') }, 'scale columns: rank 0 passed 0, rank 2 passed 1'],
-    ['weights', x, { ...most, topkWeights: Tensor.zeros([2, 3], 'f32') }, 'topkWeights given: rank 0 passed 0, rank 2 passed 1'],
+    [
+      'weights',
+      x,
+      { ...most, topkWeights: Tensor.zeros([2, 3], 'f32') },
+      'topkWeights given: rank 0 passed 0, rank 2 passed 1',
+    ],
     ['channels', x, { ...most, numChannels: 9 }, 'numChannels: rank 0 passed 10, rank 2 passed 9'],
     ['alignment', x, { ...most, expertAlignment: 2 }, 'expertAlignment: rank 0 passed 1, rank 2 passed 2'],
   ]
@@ -147,7 +158,9 @@ describe('arguments that differ between ranks', () => {
         ranks.map(async (rank) => {
           const { recvX, handle } = await startTrip(rank, spread)
           // f16 rows are as long as bf16 rows: only the dtype tells them apart.
-          rank.buffer.combine(Tensor.zeros(recvX.shape, rank.rank === 1 ? 'f16' : 'bf16'), handle, { stream: rank.stream })
+          rank.buffer.combine(Tensor.zeros(recvX.shape, rank.rank === 1 ? 'f16' : 'bf16'), handle, {
+            stream: rank.stream,
+          })
           await rank.stream.synchronize().catch(() => {})
           await rank.group.barrier()
           return failureOf(startTrip(rank, spread))
@@ -165,7 +178,9 @@ describe('arguments that differ between ranks', () => {
     expect(IntranodeBuffer.sizeHint(other, 3) === IntranodeBuffer.sizeHint(sizes, 3)).toBe(asMany)
     const groups = await openWorld(3)
     const errors = await Promise.all(
-      groups.map((group) => failureOf(IntranodeBuffer.create(group, group.rank === 1 ? other : { ...sizes, capacity: 24 }))),
+      groups.map((group) =>
+        failureOf(IntranodeBuffer.create(group, group.rank === 1 ? other : { ...sizes, capacity: 24 })),
+      ),
     )
     expect(codesOf(errors)).toEqual(Array(3).fill('ERR_MOE_EP_MISMATCH'))
     const buffers = await Promise.all(groups.map((group) => IntranodeBuffer.create(group, sizes)))
@@ -186,11 +201,16 @@ describe('ids out of range', () => {
           const ids = Array<number>(5 * 2).fill(0)
           if (rank.rank === 1) ids[token * 2 + 1] = id
           const topkIdx = Tensor.from(ids, [5, 2], 'i64')
-          return failureOf(rank.buffer.dispatch(Tensor.zeros([5, 32], 'bf16'), { topkIdx, numExperts: 7, stream: rank.stream }))
+          return failureOf(
+            rank.buffer.dispatch(Tensor.zeros([5, 32], 'bf16'), { topkIdx, numExperts: 7, stream: rank.stream }),
+          )
         }),
       )
       expect(codesOf(errors)).toEqual(Array(3).fill('ERR_MOE_EP_ARGUMENT'))
-      for (const { message } of errors) expect(message).toContain(`rank 1: topkIdx: expected -1 or an expert below 7, received ${id} for token ${token}`)
+      for (const { message } of errors)
+        expect(message).toContain(
+          `rank 1: topkIdx: expected -1 or an expert below 7, received ${id} for token ${token}`,
+        )
       expect(ranks.map(({ buffer }) => buffer.failure)).toEqual(Array(3).fill(undefined))
       await expectRoundTrip(ranks, shape)
     })
@@ -208,7 +228,12 @@ describe('what one rank can see by itself', () => {
     ['too many tokens', () => bf16(9, 32), () => good(9), 'at most 8 tokens'],
     ['another dtype', () => Tensor.zeros([2, 32], 'i32'), good, 'dtype'],
     ['one dimension', () => Tensor.zeros([32], 'bf16'), good, 'shape'],
-    ['strided rows', () => new Tensor({ memory: bf16(4, 32).memory, dtype: 'bf16', shape: [2, 32], strides: [64, 1] }), good, 'contiguous'],
+    [
+      'strided rows',
+      () => new Tensor({ memory: bf16(4, 32).memory, dtype: 'bf16', shape: [2, 32], strides: [64, 1] }),
+      good,
+      'contiguous',
+    ],
     ['no tensor', () => [] as never, good, 'a Tensor'],
     ['no ids', () => bf16(2, 32), () => ({ numExperts: 7 }), 'topkIdx'],
     ['ids of f32', () => bf16(2, 32), () => ({ ...good(), topkIdx: Tensor.zeros([2, 3], 'f32') }), 'topkIdx'],
@@ -217,8 +242,18 @@ describe('what one rank can see by itself', () => {
     ['topk 33', () => bf16(2, 32), () => ({ ...good(), topkIdx: Tensor.zeros([2, 33], 'i64') }), 'topk'],
     ['no experts', () => bf16(2, 32), () => ({ ...good(), numExperts: 0 }), 'numExperts'],
     ['too many experts', () => bf16(2, 32), () => ({ ...good(), numExperts: 1025 }), 'numExperts'],
-    ['weights of f16', () => bf16(2, 32), () => ({ ...good(), topkWeights: Tensor.zeros([2, 3], 'f16') }), 'topkWeights'],
-    ['weights of another topk', () => bf16(2, 32), () => ({ ...good(), topkWeights: Tensor.zeros([2, 4], 'f32') }), 'topkWeights'],
+    [
+      'weights of f16',
+      () => bf16(2, 32),
+      () => ({ ...good(), topkWeights: Tensor.zeros([2, 3], 'f16') }),
+      'topkWeights',
+    ],
+    [
+      'weights of another topk',
+      () => bf16(2, 32),
+      () => ({ ...good(), topkWeights: Tensor.zeros([2, 4], 'f32') }),
+      'topkWeights',
+    ],
     ['scales of bf16', () => bf16(2, 32), () => ({ ...good(), scales: Tensor.zeros([2, 1], 'bf16') }), 'scales'],
     ['scales of other tokens', () => bf16(2, 32), () => ({ ...good(), scales: Tensor.zeros([3, 1], 'f32') }), 'scales'],
     ['too many scales', () => bf16(2, 32), () => ({ ...good(), scales: Tensor.zeros([2, 2], 'f32') }), 'scale columns'],
@@ -250,10 +285,15 @@ describe('what one rank can see by itself', () => {
       await withWorld(2, sizes, async (others) => {
         expect(await codeOf(others[0]!.buffer.dispatch(x, { plan }))).toBe('ERR_MOE_EP_ARGUMENT')
       })
-      const most = Math.max(...plan.rankPrefixMatrix.data.subarray(6) as Int32Array)
-      const small = await Promise.all(ranks.map(({ group }) => IntranodeBuffer.create(group, { ...sizes, capacity: most - 1 })))
+      const most = Math.max(...(plan.rankPrefixMatrix.data.subarray(6) as Int32Array))
+      const small = await Promise.all(
+        ranks.map(({ group }) => IntranodeBuffer.create(group, { ...sizes, capacity: most - 1 })),
+      )
       const error = await failureOf(small[0]!.dispatch(x, { plan, stream }))
-      expect(error).toMatchObject({ code: 'ERR_MOE_EP_CAPACITY', message: expect.stringContaining(`would receive ${most} rows`) })
+      expect(error).toMatchObject({
+        code: 'ERR_MOE_EP_CAPACITY',
+        message: expect.stringContaining(`would receive ${most} rows`),
+      })
       for (const each of small) each.close()
     })
   })

@@ -43,7 +43,12 @@ export function planTrip(shape: InputShape, options: TripOptions = {}): Trip {
   const columns = Math.ceil(shape.hidden / 128)
   const scales = inputs.map(({ x }) => x.map(() => Array.from({ length: columns }, () => Math.fround(random()))))
   const results = received.map((rows, rank) =>
-    rows.map(({ values }) => roundTo(combineDtype, values.map((value) => value * (rank + 0.5)))),
+    rows.map(({ values }) =>
+      roundTo(
+        combineDtype,
+        values.map((value) => value * (rank + 0.5)),
+      ),
+    ),
   )
   const { numTokens, hidden } = shape
   const combined = reference.combine(received, results, { numTokens, hidden, dtype: combineDtype })
@@ -55,14 +60,19 @@ export function roundTo(dtype: DType, values: readonly number[]): number[] {
 }
 
 /** This rank's dispatch of a trip. */
-export function startTrip({ rank, buffer, stream }: Rank, { shape, options, inputs, scales }: Trip): Promise<DispatchResult> {
+export function startTrip(
+  { rank, buffer, stream }: Rank,
+  { shape, options, inputs, scales }: Trip,
+): Promise<DispatchResult> {
   const { x, topkIdx, topkWeights } = toTensors(inputs[rank]!, shape, options.idDtype)
   const plan = options.plans?.[rank]
   return buffer.dispatch(x, {
     ...(plan === undefined
       ? { topkIdx, numExperts: shape.numExperts, ...(options.weights !== false && { topkWeights }) }
       : { plan }),
-    ...(options.scales && { scales: Tensor.from(scales[rank]!.flat(), [x.shape[0]!, Math.ceil(shape.hidden / 128)], 'f32') }),
+    ...(options.scales && {
+      scales: Tensor.from(scales[rank]!.flat(), [x.shape[0]!, Math.ceil(shape.hidden / 128)], 'f32'),
+    }),
     ...(options.slot !== undefined && { slot: options.slot }),
     ...(options.timeoutMs !== undefined && { timeoutMs: options.timeoutMs }),
     stream,
@@ -86,7 +96,11 @@ export async function checkRows({ rank }: Rank, trip: Trip, got: DispatchResult)
 }
 
 /** Brings the experts' results home and compares the sums with the oracle. */
-export async function finishTrip({ rank, buffer, stream }: Rank, trip: Trip, { handle }: DispatchResult): Promise<void> {
+export async function finishTrip(
+  { rank, buffer, stream }: Rank,
+  trip: Trip,
+  { handle }: DispatchResult,
+): Promise<void> {
   const { results, combineDtype, options, shape } = trip
   const values = results[rank]!.flat()
   let y = Tensor.from(values, [results[rank]!.length, shape.hidden], combineDtype)
@@ -102,7 +116,11 @@ export async function finishTrip({ rank, buffer, stream }: Rank, trip: Trip, { h
 }
 
 /** Dispatch and combine on all ranks at once, everything compared. Gives each rank's plan. */
-export async function expectRoundTrip(ranks: readonly Rank[], shape: InputShape, options: TripOptions = {}): Promise<DispatchPlan[]> {
+export async function expectRoundTrip(
+  ranks: readonly Rank[],
+  shape: InputShape,
+  options: TripOptions = {},
+): Promise<DispatchPlan[]> {
   const trip = planTrip(shape, options)
   return Promise.all(
     ranks.map(async (rank) => {

@@ -14,7 +14,10 @@ test('rows that go past the caches arrive and come home as the others do', async
     const inputs = ranks.map(({ rank }) => {
       const random = randomNumbers(rank + 7)
       // Small integers: sums are exact, so expectations need no oracle.
-      const x = Uint16Array.from({ length: tokens * hidden }, () => [0x3f80, 0x4000, 0x4040, 0xbf80][Math.floor(random() * 4)]!)
+      const x = Uint16Array.from(
+        { length: tokens * hidden },
+        () => [0x3f80, 0x4000, 0x4040, 0xbf80][Math.floor(random() * 4)]!,
+      )
       const ids = Int32Array.from({ length: tokens * 2 }, () => Math.floor(random() * numExperts))
       return { x, ids }
     })
@@ -25,9 +28,16 @@ test('rows that go past the caches arrive and come home as the others do', async
         const topkIdx = Tensor.wrap(ids, [tokens, 2], 'i32')
         const topkWeights = Tensor.from(new Float32Array(tokens * 2).fill(1), [tokens, 2], 'f32')
         const plain = await buffer.dispatch(input, { topkIdx, numExperts, stream })
-        const grouped = await buffer.dispatchGrouped(input, { topkIdx, topkWeights, numExperts, expertAlignment: 1, stream })
+        const grouped = await buffer.dispatchGrouped(input, {
+          topkIdx,
+          topkWeights,
+          numExperts,
+          expertAlignment: 1,
+          stream,
+        })
         await stream.synchronize()
-        const rowOf = (tensor: Tensor, row: number): Uint16Array => tensor.data.subarray(row * hidden, (row + 1) * hidden) as Uint16Array
+        const rowOf = (tensor: Tensor, row: number): Uint16Array =>
+          tensor.data.subarray(row * hidden, (row + 1) * hidden) as Uint16Array
         const sources = [0, 1].flatMap((source) =>
           Array.from({ length: tokens }, (_, token) => ({ source, token })).filter(({ token }) =>
             inputs[source]!.ids.subarray(token * 2, token * 2 + 2).some((id) => id >> 1 === rank),

@@ -4,7 +4,8 @@
 namespace moe_ep {
 namespace {
 
-// getDispatchLayout(stream, topkIdx, numTokensPerRank, numTokensPerRdmaRank | undefined, numTokensPerExpert, isTokenInRank, ranksPerNode)
+// getDispatchLayout(stream, topkIdx, numTokensPerRank, numTokensPerRdmaRank | undefined,
+// numTokensPerExpert, isTokenInRank, ranksPerNode)
 Napi::Value GetDispatchLayout(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const Tensor topk_idx = args.tensor(1);
@@ -19,9 +20,11 @@ Napi::Value GetDispatchLayout(const Napi::CallbackInfo& info) {
     const int64_t invalid = FindInvalidId(ids, topk_idx.numel(), placement.experts);
     if (invalid >= 0) {
       return exec.Fail("ERR_MOE_EP_ARGUMENT",
-                       "topkIdx: expected -1 or an expert below " + std::to_string(placement.experts) + ", received " +
-                           std::to_string(ids[invalid]) + " for token " + std::to_string(invalid / topk_idx.size(1)) +
-                           ", slot " + std::to_string(invalid % topk_idx.size(1)));
+                       "topkIdx: expected -1 or an expert below " +
+                           std::to_string(placement.experts) + ", received " +
+                           std::to_string(ids[invalid]) + " for token " +
+                           std::to_string(invalid / topk_idx.size(1)) + ", slot " +
+                           std::to_string(invalid % topk_idx.size(1)));
     }
     cpu::GetDispatchLayout(ids, {
                                     .placement = placement,
@@ -52,7 +55,8 @@ Napi::Value GetChannelPrefixMatrix(const Napi::CallbackInfo& info) {
   const Tensor in_rank = args.tensor(1);
   const Tensor out = args.tensor(2);
   return Enqueue(args.env(), args.stream(0), [=](const Exec&) {
-    cpu::GetChannelPrefixMatrix(in_rank.data<uint8_t>(), in_rank.size(0), in_rank.size(1), out.size(1), out.data<int32_t>());
+    cpu::GetChannelPrefixMatrix(in_rank.data<uint8_t>(), in_rank.size(0), in_rank.size(1),
+                                out.size(1), out.data<int32_t>());
   });
 }
 

@@ -41,5 +41,7 @@ export function linearPlacement(numExperts: number, numRanks: number): ExpertPla
  */
 export function expertMapOf(placement: ExpertPlacement, rank: number): Int32Array {
   const { begin, end } = placement.rangeOf(rank)
-  return Int32Array.from({ length: placement.numExperts }, (_, expert) => (expert >= begin && expert < end ? expert - begin : -1))
+  return Int32Array.from({ length: placement.numExperts }, (_, expert) =>
+    expert >= begin && expert < end ? expert - begin : -1,
+  )
 }

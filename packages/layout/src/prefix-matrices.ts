@@ -11,7 +11,8 @@ import { native } from './native.js'
 export function getRankPrefixMatrix(numTokensPerRank: Tensor, options: { readonly stream?: Stream } = {}): Tensor {
   requireTensor('numTokensPerRank', numTokensPerRank, { dtype: 'i32', shape: [null, null] })
   const [rows, columns] = numTokensPerRank.shape
-  if (rows !== columns || rows === 0) throw argumentError('numTokensPerRank', 'a square matrix', numTokensPerRank.toString())
+  if (rows !== columns || rows === 0)
+    throw argumentError('numTokensPerRank', 'a square matrix', numTokensPerRank.toString())
   const { stream = numTokensPerRank.device.defaultStream } = options
   const out = Tensor.zeros(numTokensPerRank.shape, 'i32', numTokensPerRank.device)
   traceOperation('layout.getRankPrefixMatrix', stream, 2 * out.byteLength, () =>

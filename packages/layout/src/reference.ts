@@ -19,7 +19,9 @@ export function getDispatchLayout(
   const { numExperts, numRanks, ranksPerNode } = options
   const placement = linearPlacement(numExperts, numRanks)
   const ranksOfToken = topkIdx.map((ids) => new Set(ids.filter((id) => id >= 0).map((id) => placement.rankOf(id))))
-  const nodesOfToken = ranksOfToken.map((ranks) => new Set([...ranks].map((rank) => Math.floor(rank / (ranksPerNode ?? 1)))))
+  const nodesOfToken = ranksOfToken.map(
+    (ranks) => new Set([...ranks].map((rank) => Math.floor(rank / (ranksPerNode ?? 1)))),
+  )
   const count = (length: number, contains: (token: number, index: number) => number): Int32Array =>
     Int32Array.from({ length }, (_, index) => topkIdx.reduce((sum, _ids, token) => sum + contains(token, index), 0))
   return {
@@ -43,7 +45,11 @@ export function getRankPrefixMatrix(numTokensPerRank: readonly (readonly number[
 }
 
 /** `out[r][c]`: tokens of channels 0 to c that go to rank r. */
-export function getChannelPrefixMatrix(isTokenInRank: readonly (readonly boolean[])[], numRanks: number, numChannels: number): number[][] {
+export function getChannelPrefixMatrix(
+  isTokenInRank: readonly (readonly boolean[])[],
+  numRanks: number,
+  numChannels: number,
+): number[][] {
   const tokensPerChannel = Math.ceil(isTokenInRank.length / numChannels)
   return Array.from({ length: numRanks }, (_, rank) =>
     Array.from(

@@ -1,7 +1,13 @@
 import { getDevice, MoeEpError, Tensor } from '@moe-ep/core'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
-import { getChannelPrefixMatrix, getDispatchLayout, getRankPrefixMatrix, linearPlacement, reference } from '../src/index.js'
+import {
+  getChannelPrefixMatrix,
+  getDispatchLayout,
+  getRankPrefixMatrix,
+  linearPlacement,
+  reference,
+} from '../src/index.js'
 
 const device = getDevice('cpu')
 
@@ -13,14 +19,20 @@ interface Case {
 }
 
 const cases: fc.Arbitrary<Case> = fc
-  .record({ numExperts: fc.integer({ min: 1, max: 40 }), numRanks: fc.integer({ min: 1, max: 9 }), topk: fc.integer({ min: 1, max: 9 }) })
+  .record({
+    numExperts: fc.integer({ min: 1, max: 40 }),
+    numRanks: fc.integer({ min: 1, max: 9 }),
+    topk: fc.integer({ min: 1, max: 9 }),
+  })
   .chain(({ numExperts, numRanks, topk }) =>
     fc.record({
       numExperts: fc.constant(numExperts),
       numRanks: fc.constant(numRanks),
       ranksPerNode: fc.integer({ min: 1, max: numRanks }),
       topkIdx: fc.oneof<fc.Arbitrary<number[][]>[]>(
-        fc.array(fc.array(fc.integer({ min: -1, max: numExperts - 1 }), { minLength: topk, maxLength: topk }), { maxLength: 60 }),
+        fc.array(fc.array(fc.integer({ min: -1, max: numExperts - 1 }), { minLength: topk, maxLength: topk }), {
+          maxLength: 60,
+        }),
         // one hot expert, and tokens without any
         fc.constant([Array<number>(topk).fill(numExperts - 1), Array<number>(topk).fill(-1)]),
       ),
@@ -30,16 +42,20 @@ const cases: fc.Arbitrary<Case> = fc
 describe('getDispatchLayout', () => {
   test('equals the reference', async () => {
     await fc.assert(
-      fc.asyncProperty(cases, fc.constantFrom('i32' as const, 'i64' as const), async ({ topkIdx, ...options }, dtype) => {
-        const topk = topkIdx[0]?.length ?? 1
-        const layout = getDispatchLayout(Tensor.from(topkIdx.flat(), [topkIdx.length, topk], dtype), options)
-        await device.defaultStream.synchronize()
-        const expected = reference.getDispatchLayout(topkIdx, options)
-        expect(layout.numTokensPerRank.data).toEqual(expected.numTokensPerRank)
-        expect(layout.numTokensPerRdmaRank?.data).toEqual(expected.numTokensPerRdmaRank)
-        expect(layout.numTokensPerExpert.data).toEqual(expected.numTokensPerExpert)
-        expect(layout.isTokenInRank.data).toEqual(expected.isTokenInRank)
-      }),
+      fc.asyncProperty(
+        cases,
+        fc.constantFrom('i32' as const, 'i64' as const),
+        async ({ topkIdx, ...options }, dtype) => {
+          const topk = topkIdx[0]?.length ?? 1
+          const layout = getDispatchLayout(Tensor.from(topkIdx.flat(), [topkIdx.length, topk], dtype), options)
+          await device.defaultStream.synchronize()
+          const expected = reference.getDispatchLayout(topkIdx, options)
+          expect(layout.numTokensPerRank.data).toEqual(expected.numTokensPerRank)
+          expect(layout.numTokensPerRdmaRank?.data).toEqual(expected.numTokensPerRdmaRank)
+          expect(layout.numTokensPerExpert.data).toEqual(expected.numTokensPerExpert)
+          expect(layout.isTokenInRank.data).toEqual(expected.isTokenInRank)
+        },
+      ),
     )
   })
 
@@ -52,7 +68,9 @@ describe('getDispatchLayout', () => {
     getDispatchLayout(Tensor.from(ids, [3, 2], 'i64'), { numExperts: 4, numRanks: 2 })
     const error = await device.defaultStream.synchronize().catch((reason: unknown) => reason)
     expect(MoeEpError.isInstance(error, 'ERR_MOE_EP_ARGUMENT')).toBe(true)
-    expect((error as Error).message).toContain(`received ${id} for token ${Math.floor(position / 2)}, slot ${position % 2}`)
+    expect((error as Error).message).toContain(
+      `received ${id} for token ${Math.floor(position / 2)}, slot ${position % 2}`,
+    )
   })
 
   test.each([
@@ -93,7 +111,9 @@ describe('prefix matrices', () => {
     )
     await fc.assert(
       fc.asyncProperty(inputs, async ({ ranks, numChannels, inRank }) => {
-        const out = getChannelPrefixMatrix(Tensor.from(inRank.flat().map(Number), [inRank.length, ranks], 'bool'), { numChannels })
+        const out = getChannelPrefixMatrix(Tensor.from(inRank.flat().map(Number), [inRank.length, ranks], 'bool'), {
+          numChannels,
+        })
         await device.defaultStream.synchronize()
         expect([...out.data]).toEqual(reference.getChannelPrefixMatrix(inRank, ranks, numChannels).flat())
       }),
@@ -105,7 +125,10 @@ test('linear placement gives every expert to exactly one rank, in blocks that di
   fc.assert(
     fc.property(fc.integer({ min: 1, max: 300 }), fc.integer({ min: 1, max: 64 }), (experts, ranks) => {
       const placement = linearPlacement(experts, ranks)
-      const sizes = Array.from({ length: ranks }, (_, rank) => placement.rangeOf(rank).end - placement.rangeOf(rank).begin)
+      const sizes = Array.from(
+        { length: ranks },
+        (_, rank) => placement.rangeOf(rank).end - placement.rangeOf(rank).begin,
+      )
       expect(sizes.reduce((sum, size) => sum + size)).toBe(experts)
       expect(Math.max(...sizes) - Math.min(...sizes)).toBeLessThanOrEqual(1)
       expect(sizes).toEqual([...sizes].sort((a, b) => b - a))

@@ -1,6 +1,11 @@
 import { argumentError, MoeEpError, requireInteger, requireTensor, type Stream, Tensor } from '@moe-ep/core'
 import type { Experts, ExpertWeights } from '@moe-ep/experts'
-import type { PrepareAndFinalize, Prepared } from './prepare-and-finalize.js'
+import { runExperts } from './chunked-experts.js'
+import { checkCompatibility, type LayerConfig } from './compatibility.js'
+import type { FinalizeArguments, Prepared, PrepareAndFinalize, PrepareArguments } from './prepare-and-finalize.js'
+import { received } from './receiver.js'
+import { requireTop1 } from './router-weight-on-input.js'
+import { WorkspaceManager } from './workspace-manager.js'
 
 /** One pass through a layer. */
 export interface ModularKernelArguments {
@@ -14,11 +19,30 @@ export interface ModularKernelArguments {
   readonly topkWeights: Tensor
   /** Experts of all ranks together. */
   readonly numExperts: number
+  /** Multiplies rows by their router weights before they are sent, instead of afterwards. Top-1 only. @default false */
+  readonly applyRouterWeightOnInput?: boolean
+  /**
+   * Work of the layer that needs nothing from peers. Called once, where the rows are on their way home: between the halves of an
+   * asynchronous finalize; without one, after finalize. Its result is the caller's own affair.
+   */
+  readonly sharedExperts?: () => Promise<unknown> | void
+  /** Where the output goes, [M, K] of the rows' dtype. @default new memory */
+  readonly output?: Tensor
   /** @default 0 */
   readonly microBatch?: number
   /** @default the device's default stream */
   readonly stream?: Stream
   readonly signal?: AbortSignal
+}
+
+/** How a kernel is made. */
+export interface ModularKernelOptions {
+  /** What the layer will ask of its parts: checked at once. */
+  readonly config?: LayerConfig
+  /** Cuts the rows for the experts into pieces, which bounds their scratch. @default all at once */
+  readonly maxRowsPerChunk?: number
+  /** Scratch to share with other layers, which then run one after another or in micro-batches of their own. @default own */
+  readonly workspaces?: WorkspaceManager
 }
 
 /**
@@ -27,16 +51,20 @@ export interface ModularKernelArguments {
 export class ModularKernel {
   readonly prepareAndFinalize: PrepareAndFinalize
   readonly experts: Experts
+  readonly workspaces: WorkspaceManager
+  readonly #maxRowsPerChunk: number
 
-  /** @throws ERR_MOE_EP_ARGUMENT when the parts do not fit together, with the first reason. */
-  constructor(prepareAndFinalize: PrepareAndFinalize, experts: Experts) {
+  /** @throws ERR_MOE_EP_ARGUMENT when the parts do not fit together, with the first reason of {@link checkCompatibility}. */
+  constructor(prepareAndFinalize: PrepareAndFinalize, experts: Experts, options: ModularKernelOptions = {}) {
+    const { config = {}, maxRowsPerChunk, workspaces = new WorkspaceManager() } = options
     this.prepareAndFinalize = prepareAndFinalize
     this.experts = experts
+    this.workspaces = workspaces
+    if (maxRowsPerChunk !== undefined) requireInteger('maxRowsPerChunk', maxRowsPerChunk, 1)
+    this.#maxRowsPerChunk = maxRowsPerChunk ?? Infinity
     prepareAndFinalize.postInitSetup?.(experts)
-    const { activationFormat } = prepareAndFinalize
-    if (experts.activationFormat !== activationFormat) {
-      throw argumentError('experts', `activation format ${activationFormat}, which prepare delivers`, experts.activationFormat)
-    }
+    const reason = checkCompatibility(prepareAndFinalize, experts, config)
+    if (reason !== undefined) throw argumentError(reason.argument, reason.expected, reason.received)
   }
 
   /**
@@ -46,45 +74,69 @@ export class ModularKernel {
    * @throws ERR_MOE_EP_ARGUMENT before anything is sent; otherwise what prepare, experts or finalize fail with.
    */
   async apply(args: ModularKernelArguments): Promise<Tensor> {
-    const { hiddenStates, topkIdx, topkWeights, numExperts, microBatch = 0, signal } = args
+    const { hiddenStates, topkIdx, topkWeights, numExperts, microBatch = 0, applyRouterWeightOnInput = false } = args
     const stream = args.stream ?? hiddenStates.device.defaultStream
     this.#check(args)
-    const output = Tensor.zeros(hiddenStates.shape, hiddenStates.dtype, hiddenStates.device)
-    const prepared = await this.prepareAndFinalize.prepare({ hiddenStates, topkIdx, topkWeights, numExperts, microBatch, stream })
+    const { device, shape, dtype } = hiddenStates
+    const output = args.output ?? Tensor.zeros(shape, dtype, device)
+    const workspace = this.workspaces.enter({ device, microBatch, stream })
     try {
-      const expertOutput = await this.#runExperts(prepared, args, stream, signal)
-      await this.prepareAndFinalize.finalize({
-        ...{ output, expertOutput, topkIdx: prepared.topkIdx, topkWeights: prepared.topkWeights, microBatch, stream },
-        weightAndReduce: this.experts.weightAndReduce,
+      const prepared = await this.#prepare({
+        ...{ hiddenStates, topkIdx, topkWeights, numExperts, microBatch, applyRouterWeightOnInput, stream },
+        deferInputQuant: this.experts.expectsUnquantizedInputs ?? false,
       })
-    } catch (error) {
-      this.prepareAndFinalize.release(microBatch)
-      throw MoeEpError.from(error)
+      try {
+        const expertOutput = await runExperts({
+          ...{ experts: this.experts, prepared, weights: args.weights, outputDtype: dtype, stream, workspace },
+          ...{ signal: args.signal, maxRowsPerChunk: this.#maxRowsPerChunk },
+        })
+        const finalizing = {
+          ...{ output, expertOutput, topkIdx: prepared.topkIdx, topkWeights: prepared.topkWeights, microBatch, stream },
+          weightAndReduce: this.experts.weightAndReduce,
+        }
+        await this.#finalize(finalizing, args.sharedExperts)
+      } catch (error) {
+        this.prepareAndFinalize.release(microBatch)
+        throw MoeEpError.from(error)
+      }
+    } finally {
+      workspace.leave()
     }
     return output
   }
 
-  async #runExperts(prepared: Prepared, args: ModularKernelArguments, stream: Stream, signal?: AbortSignal): Promise<Tensor> {
-    const { hiddenStates } = prepared
-    const expertOutput = Tensor.zeros(hiddenStates.shape, args.hiddenStates.dtype, hiddenStates.device)
-    // Nothing arrived: nothing to compute, but finalize is still due, for the others wait for this rank.
-    if (hiddenStates.shape[0] === 0) return expertOutput
-    await this.experts.apply({
-      ...{ output: expertOutput, hiddenStates, weights: args.weights, stream },
-      ...{ topkIdx: prepared.topkIdx, topkWeights: prepared.topkWeights },
-      ...(prepared.tokens !== undefined && { tokens: prepared.tokens }),
-      ...(signal !== undefined && { signal }),
-    })
-    return expertOutput
+  async #prepare(args: PrepareArguments): Promise<Prepared> {
+    const { prepareAndFinalize } = this
+    if (prepareAndFinalize.supportsAsync !== true) return prepareAndFinalize.prepare(args)
+    return received(prepareAndFinalize.prepareAsync!(args))
   }
 
-  #check({ hiddenStates, topkIdx, topkWeights, numExperts }: ModularKernelArguments): void {
+  async #finalize(args: FinalizeArguments, sharedExperts: ModularKernelArguments['sharedExperts']): Promise<void> {
+    const { prepareAndFinalize } = this
+    if (prepareAndFinalize.supportsAsync !== true) {
+      await prepareAndFinalize.finalize(args)
+      await sharedExperts?.()
+      return
+    }
+    const finalizing = prepareAndFinalize.finalizeAsync!(args)
+    try {
+      await sharedExperts?.()
+    } finally {
+      // Also when they failed: what was started is brought to its end.
+      await received(finalizing)
+    }
+  }
+
+  #check(args: ModularKernelArguments): void {
+    const { hiddenStates, topkIdx, topkWeights, numExperts, applyRouterWeightOnInput = false, output } = args
     const { topkIdxDtype, maxNumTokensPerRank } = this.prepareAndFinalize
     requireTensor('hiddenStates', hiddenStates, { shape: [null, null] })
     const [rows] = hiddenStates.shape as [number, number]
     requireTensor('topkIdx', topkIdx, { dtype: topkIdxDtype ?? ['i32', 'i64'], shape: [rows, null] })
     requireTensor('topkWeights', topkWeights, { dtype: 'f32', shape: topkIdx.shape })
     requireInteger('numExperts', numExperts, 1)
+    if (output !== undefined) requireTensor('output', output, { dtype: hiddenStates.dtype, shape: hiddenStates.shape })
+    if (applyRouterWeightOnInput) requireTop1(topkIdx)
     if (maxNumTokensPerRank !== undefined && rows > maxNumTokensPerRank) {
       throw argumentError('hiddenStates', `at most ${maxNumTokensPerRank} tokens`, hiddenStates.toString())
     }

@@ -1,5 +1,6 @@
 import type { Stream, Tensor } from '@moe-ep/core'
-import type { ActivationFormat, Experts, ExpertTokens, TopkWeightAndReduce } from '@moe-ep/experts'
+import type { ActivationFormat, Experts, ExpertTokens, QuantScheme, TopkWeightAndReduce } from '@moe-ep/experts'
+import type { Receiver } from './receiver.js'
 
 /** What a rank hands to prepare: M tokens of hidden size K, topk slots each. */
 export interface PrepareArguments {
@@ -11,6 +12,13 @@ export interface PrepareArguments {
   readonly topkWeights: Tensor
   /** Experts of all ranks together. */
   readonly numExperts: number
+  /**
+   * Multiplies rows by their router weights now, rounded to the dtype of the rows, instead of afterwards. Top-1 only.
+   * @default false
+   */
+  readonly applyRouterWeightOnInput?: boolean
+  /** The experts quantise by themselves: rows are sent as they are. @default false */
+  readonly deferInputQuant?: boolean
   /** Which of several interleaved halves of a batch this is. @default 0 */
   readonly microBatch?: number
   readonly stream: Stream
@@ -18,13 +26,15 @@ export interface PrepareArguments {
 
 /** What the experts of this rank get: M' rows that may come from any rank. */
 export interface Prepared {
-  /** [M', K]. */
+  /** [M', K]; batched [E_l, rows, K]. */
   readonly hiddenStates: Tensor
-  /** f32 scales of the rows, where prepare quantised. */
+  /** f32 [M', G] (batched [E_l, rows, G]): scales of the rows, where prepare quantised. */
   readonly scales: Tensor | undefined
-  /** [M', topk]: local expert ids, -1 for experts of other ranks. */
+  /** Elements that share a scale, where prepare quantised. */
+  readonly groupSize?: number | undefined
+  /** [M', topk]: local expert ids, -1 for experts of other ranks. Batched: the caller's own. */
   readonly topkIdx: Tensor
-  /** f32 [M', topk]. */
+  /** f32 [M', topk]: ones where the weights were applied to the rows. */
   readonly topkWeights: Tensor
   readonly tokens: ExpertTokens | undefined
 }
@@ -58,12 +68,22 @@ export interface PrepareAndFinalize {
   readonly numDispatchers: number
   /** Whether finalize leaves the sum over all ranks, so that the layer need not all-reduce. */
   readonly outputIsReduced: boolean
+  /** Form of the rows that prepare delivers, unless it is told to leave quantising to the experts. @default none */
+  readonly quantScheme?: QuantScheme
+  /** Whether quantising can be left to the experts. @default false */
+  readonly supportsDeferredQuant?: boolean
+  /** Whether there are `prepareAsync` and `finalizeAsync`. @default false */
+  readonly supportsAsync?: boolean
   /** Called once by the kernel, when both parts are known. */
   postInitSetup?(experts: Experts): void
   /** Resolves when counts are known; rows arrive in stream order. */
   prepare(args: PrepareArguments): Promise<Prepared>
   /** Enqueues everything up to `output`. */
   finalize(args: FinalizeArguments): Promise<void>
+  /** Starts what prepare does. What can be refused at once is thrown here, the rest by the receiver. */
+  prepareAsync?(args: PrepareArguments): Receiver<Prepared>
+  /** Starts what finalize does. `output` is valid, in stream order, after the receiver. */
+  finalizeAsync?(args: FinalizeArguments): Receiver<void>
   /** Drops what a failed layer left between prepare and finalize, so that its slot is free again. */
   release(microBatch?: number): void
 }

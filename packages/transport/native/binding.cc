@@ -1,4 +1,5 @@
-// Node-API side of symmetric memory: segments, descriptor sockets, the route table, and single operations on a stream.
+// Node-API side of symmetric memory: segments, descriptor sockets, the route table, and single
+// operations on a stream.
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -20,11 +21,13 @@ struct Mapping {
 
 [[noreturn]] void ThrowErrno(Napi::Env env, int error, const std::string& what, uint64_t bytes) {
   const bool memory = error == ENOMEM || error == ENOSPC || error == EFBIG;
-  Throw(env, memory ? "ERR_MOE_EP_OUT_OF_MEMORY" : "ERR_MOE_EP_CONNECT",
-        "symmetric memory of " + std::to_string(bytes) + " bytes: " + what + ": " + strerror(error));
+  Throw(
+      env, memory ? "ERR_MOE_EP_OUT_OF_MEMORY" : "ERR_MOE_EP_CONNECT",
+      "symmetric memory of " + std::to_string(bytes) + " bytes: " + what + ": " + strerror(error));
 }
 
-// A memory record whose last user unmaps the segment. The descriptor is not needed once a segment is mapped.
+// A memory record whose last user unmaps the segment. The descriptor is not needed once a segment
+// is mapped.
 Napi::Value WrapSegment(Napi::Env env, const cpu::Segment& segment) {
   moe_ep_memory* memory = Core().memory_create(
       segment.base, segment.bytes,
@@ -45,10 +48,12 @@ Napi::Value CreateSegment(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const auto payload_bytes = static_cast<uint64_t>(args.integer(0));
   const auto num_signals = static_cast<uint64_t>(args.integer(1));
-  const uint64_t bytes = PayloadOffset(num_signals) + (payload_bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
+  const uint64_t bytes =
+      PayloadOffset(num_signals) + (payload_bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
   cpu::Segment segment;
   std::string what;
-  if (const int error = cpu::CreateSegment(bytes, &segment, &what)) ThrowErrno(args.env(), error, what, bytes);
+  if (const int error = cpu::CreateSegment(bytes, &segment, &what))
+    ThrowErrno(args.env(), error, what, bytes);
   auto* control = reinterpret_cast<ControlBlock*>(segment.base);
   control->magic = kSegmentMagic;
   control->payload_bytes = payload_bytes;
@@ -73,7 +78,8 @@ Napi::Value MapSegment(const Napi::CallbackInfo& info) {
   if (error != 0) ThrowErrno(args.env(), error, what, bytes);
   if (reinterpret_cast<const ControlBlock*>(segment.base)->magic != kSegmentMagic) {
     munmap(segment.base, segment.bytes);
-    Throw(args.env(), "ERR_MOE_EP_PROTOCOL", "a peer sent a descriptor that is no symmetric segment");
+    Throw(args.env(), "ERR_MOE_EP_PROTOCOL",
+          "a peer sent a descriptor that is no symmetric segment");
   }
   return WrapSegment(args.env(), segment);
 }
@@ -87,7 +93,9 @@ Napi::Value CloseDescriptor(const Napi::CallbackInfo& info) {
 Napi::Value OpenDescriptorSocket(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const int handle = cpu::OpenDescriptorSocket(args.text(0));
-  if (handle < 0) Throw(args.env(), "ERR_MOE_EP_CONNECT", std::string("cannot open a Unix socket: ") + strerror(errno));
+  if (handle < 0)
+    Throw(args.env(), "ERR_MOE_EP_CONNECT",
+          std::string("cannot open a Unix socket: ") + strerror(errno));
   return Napi::Number::New(args.env(), handle);
 }
 
@@ -96,10 +104,11 @@ Napi::Value SendDescriptor(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const auto payload = args.value(3).As<Napi::Uint8Array>();
   const std::vector<uint8_t> bytes(payload.Data(), payload.Data() + payload.ByteLength());
-  const auto outcome =
-      cpu::SendDescriptor(static_cast<int>(args.integer(0)), args.text(1), static_cast<int>(args.integer(2)), bytes);
+  const auto outcome = cpu::SendDescriptor(static_cast<int>(args.integer(0)), args.text(1),
+                                           static_cast<int>(args.integer(2)), bytes);
   if (outcome == cpu::Transfer::kFailed) {
-    Throw(args.env(), "ERR_MOE_EP_CONNECT", std::string("cannot send a memory descriptor: ") + strerror(errno));
+    Throw(args.env(), "ERR_MOE_EP_CONNECT",
+          std::string("cannot send a memory descriptor: ") + strerror(errno));
   }
   return Napi::Boolean::New(args.env(), outcome == cpu::Transfer::kDone);
 }
@@ -109,9 +118,11 @@ Napi::Value ReceiveDescriptor(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   int descriptor = -1;
   std::vector<uint8_t> payload;
-  const auto outcome = cpu::ReceiveDescriptor(static_cast<int>(args.integer(0)), &descriptor, &payload);
+  const auto outcome =
+      cpu::ReceiveDescriptor(static_cast<int>(args.integer(0)), &descriptor, &payload);
   if (outcome == cpu::Transfer::kFailed) {
-    Throw(args.env(), "ERR_MOE_EP_CONNECT", std::string("cannot receive a memory descriptor: ") + strerror(errno));
+    Throw(args.env(), "ERR_MOE_EP_CONNECT",
+          std::string("cannot receive a memory descriptor: ") + strerror(errno));
   }
   if (outcome == cpu::Transfer::kTryAgain) return args.env().Undefined();
   auto result = Napi::Object::New(args.env());
@@ -133,7 +144,8 @@ struct OwnedTable {
   }
 };
 
-// createRoutes(rank, memories: (memory | undefined)[], numSignals, payloadBytes, spinIterations) -> routes
+// createRoutes(rank, memories: (memory | undefined)[], numSignals, payloadBytes, spinIterations) ->
+// routes
 Napi::Value CreateRoutes(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const auto memories = args.value(1).As<Napi::Array>();
@@ -145,11 +157,13 @@ Napi::Value CreateRoutes(const Napi::CallbackInfo& info) {
     uint8_t* base = nullptr;
     if (memory != nullptr) {
       base = static_cast<uint8_t*>(Core().memory_pin(memory));
-      if (base == nullptr) Throw(args.env(), "ERR_MOE_EP_RELEASED", "the symmetric memory was closed");
+      if (base == nullptr)
+        Throw(args.env(), "ERR_MOE_EP_RELEASED", "the symmetric memory was closed");
       Core().memory_unpin(memory);  // users of the table pin for themselves
       Core().memory_retain(memory);
     }
-    owned->routes.push_back({memory == nullptr ? MOE_EP_ROUTE_NONE : MOE_EP_ROUTE_PEER, 0, base, memory});
+    owned->routes.push_back(
+        {memory == nullptr ? MOE_EP_ROUTE_NONE : MOE_EP_ROUTE_PEER, 0, base, memory});
   }
   owned->table = {
       .size = sizeof(moe_ep_route_table),
@@ -163,7 +177,8 @@ Napi::Value CreateRoutes(const Napi::CallbackInfo& info) {
   };
   moe_ep_route_table* table = &owned->table;
   Napi::Value external = Napi::External<moe_ep_route_table>::New(
-      args.env(), table, [](Napi::Env, moe_ep_route_table*, OwnedTable* held) { delete held; }, owned.release());
+      args.env(), table, [](Napi::Env, moe_ep_route_table*, OwnedTable* held) { delete held; },
+      owned.release());
   napi_type_tag_object(args.env(), external, &kRouteTableTag);
   return external;
 }
@@ -185,7 +200,8 @@ Napi::Value PoisonOf(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const Routes routes = RoutesArgument(args, 0);
   const PoisonRecord& poison = routes.own_poison();
-  if (poison.state.load(std::memory_order_acquire) != PoisonRecord::kPoisoned) return args.env().Undefined();
+  if (poison.state.load(std::memory_order_acquire) != PoisonRecord::kPoisoned)
+    return args.env().Undefined();
   auto result = Napi::Object::New(args.env());
   result.Set("code", std::string(poison.code));
   result.Set("message", std::string(poison.message));
@@ -202,9 +218,11 @@ Napi::Value Put(const Napi::CallbackInfo& info) {
   return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
     if (!routes.CheckNotPoisoned(exec)) return;
     const uint64_t bytes = static_cast<uint64_t>(source.numel()) * BitsOf(source.dtype()) / 8;
-    exec.ParallelFor(static_cast<int64_t>(bytes), int64_t{1} << 18, [&](int64_t begin, int64_t end) {
-      routes.Put(peer, offset + static_cast<uint64_t>(begin), source.data<uint8_t>() + begin, static_cast<uint64_t>(end - begin));
-    });
+    exec.ParallelFor(
+        static_cast<int64_t>(bytes), int64_t{1} << 18, [&](int64_t begin, int64_t end) {
+          routes.Put(peer, offset + static_cast<uint64_t>(begin), source.data<uint8_t>() + begin,
+                     static_cast<uint64_t>(end - begin));
+        });
     routes.Flush();
   });
 }
@@ -243,8 +261,8 @@ Napi::Value Wait(const Napi::CallbackInfo& info) {
   const std::string what = args.text(5);
   return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
     routes.Wait(exec, index, value, DeadlineAfter(timeout_ms), [&] {
-      return what + ": signal " + std::to_string(index) + " did not reach " + std::to_string(value) + " in " +
-             std::to_string(timeout_ms) + " ms";
+      return what + ": signal " + std::to_string(index) + " did not reach " +
+             std::to_string(value) + " in " + std::to_string(timeout_ms) + " ms";
     });
   });
 }
@@ -253,7 +271,8 @@ Napi::Value Wait(const Napi::CallbackInfo& info) {
 Napi::Value SignalValue(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const Routes routes = RoutesArgument(args, 0);
-  const SignalCell& cell = routes.signal(static_cast<int>(args.integer(1)), static_cast<uint64_t>(args.integer(2)));
+  const SignalCell& cell =
+      routes.signal(static_cast<int>(args.integer(1)), static_cast<uint64_t>(args.integer(2)));
   return Napi::BigInt::New(args.env(), cell.value.load(std::memory_order_acquire));
 }
 

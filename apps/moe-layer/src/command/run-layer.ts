@@ -24,7 +24,11 @@ export async function runLayer(options: LayerOptions): Promise<LayerResult> {
   try {
     const spec: RunSpec = { options, ...model, results }
     const launched = await launch({
-      ...{ ranks: options.ranks, script: new URL('rank.js', import.meta.url), mode: options.workers ? 'thread' : 'process' },
+      ...{
+        ranks: options.ranks,
+        script: new URL('rank.js', import.meta.url),
+        mode: options.workers ? 'thread' : 'process',
+      },
       environment: { [runSpecVariable]: JSON.stringify(spec) },
       // Standard output belongs to the result.
       output: (rank, _stream, line) => process.stderr.write(`[${rank}] ${line}\n`),
@@ -68,15 +72,24 @@ function failureOf(launched: LaunchResult, ranks: readonly (RankResult | RankFai
   const others = reports.map(({ rank, error }) => `rank ${rank}: ${error.code}: ${error.message}`)
   const { firstFailure, stoppedBy } = launched
   if (stoppedBy !== undefined) return new MoeEpError('ERR_MOE_EP_ABORTED', `the run was stopped by ${stoppedBy}`)
-  const isSilent = ({ rank, signal }: LaunchResult['ranks'][number]): boolean => signal !== null && ranks[rank] === undefined
+  const isSilent = ({ rank, signal }: LaunchResult['ranks'][number]): boolean =>
+    signal !== null && ranks[rank] === undefined
   // Ranks that had to be ended after the first failure are silent, too, but nobody died of their silence.
   const isLost = reports.some(({ error }) => error.code === 'ERR_MOE_EP_PEER_LOST')
-  const dead = firstFailure !== undefined && isSilent(firstFailure) ? firstFailure : isLost ? launched.ranks.find(isSilent) : undefined
+  const dead =
+    firstFailure !== undefined && isSilent(firstFailure)
+      ? firstFailure
+      : isLost
+        ? launched.ranks.find(isSilent)
+        : undefined
   if (dead === undefined && reports[0] !== undefined) {
     const { code, message } = reports[0].error
     return MoeEpError.from(Object.assign(new Error(message), { code }))
   }
   const first = dead ?? firstFailure
-  const how = first === undefined ? 'a rank failed' : `rank ${first.rank} ended by ${first.signal ?? `exit code ${first.exitCode}`}`
+  const how =
+    first === undefined
+      ? 'a rank failed'
+      : `rank ${first.rank} ended by ${first.signal ?? `exit code ${first.exitCode}`}`
   return new MoeEpError('ERR_MOE_EP_LAUNCH', [how, ...others].join('\n'))
 }

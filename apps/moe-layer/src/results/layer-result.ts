@@ -22,7 +22,12 @@ export interface LayerResult {
   readonly deterministic: boolean
   readonly stages: readonly StageSummary[]
   /** Payload of one dispatch between each pair of ranks. */
-  readonly routes: readonly { readonly from: number; readonly to: number; readonly route: string; readonly bytes: number }[]
+  readonly routes: readonly {
+    readonly from: number
+    readonly to: number
+    readonly route: string
+    readonly bytes: number
+  }[]
 }
 
 /** Error allowed against the dense f32 computation, by the dtype that travels. */

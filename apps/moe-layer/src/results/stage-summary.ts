@@ -20,8 +20,13 @@ export function summarizeStages(results: readonly RankResult[]): StageSummary[] 
   return stageOrder.flatMap((name) => {
     const spansOf = (pass: number): Span[] =>
       results.flatMap(({ passes }) => passes[pass]!.filter((span) => span.stage === name))
-    const slowest = Array.from({ length: numPasses }, (_, pass) => Math.max(0, ...spansOf(pass).map((s) => s.endUs - s.beginUs)))
-    const bytes = Math.max(0, ...Array.from({ length: numPasses }, (_, pass) => spansOf(pass).map((s) => s.bytes)).flat())
+    const slowest = Array.from({ length: numPasses }, (_, pass) =>
+      Math.max(0, ...spansOf(pass).map((s) => s.endUs - s.beginUs)),
+    )
+    const bytes = Math.max(
+      0,
+      ...Array.from({ length: numPasses }, (_, pass) => spansOf(pass).map((s) => s.bytes)).flat(),
+    )
     const medianUs = percentile(slowest, 50)
     if (medianUs === 0) return []
     return { name, medianUs, p99Us: percentile(slowest, 99), bytes, gbPerSec: bytes / medianUs / 1000 }

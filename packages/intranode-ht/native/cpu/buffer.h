@@ -8,9 +8,11 @@
 
 namespace moe_ep::cpu {
 
-// Arguments that must be the same on every rank; they travel with the counts. All fields are compared.
+// Arguments that must be the same on every rank; they travel with the counts. All fields are
+// compared.
 struct SharedArguments {
-  int64_t lease;   // number of the lease: tells two dispatches apart that ranks started in different orders
+  int64_t lease;  // number of the lease: tells two dispatches apart that ranks started in different
+                  // orders
   int64_t cached;  // 1: a plan is reused and no counts follow
   int64_t row_bytes;
   int64_t dtype;
@@ -25,8 +27,13 @@ struct SharedArguments {
   int64_t plan_digest;  // of a cached plan's counts; 0 without a plan
 };
 inline constexpr const char* kSharedArgumentNames[] = {
-    "number of the lease", "cached plan", "bytes of a row", "dtype", "scale columns", "topk", "bytes of an id", "numExperts", "numChannels",
-    "expertAlignment", "topkWeights given", "grouped by expert", "digest of the plan",
+    "number of the lease", "cached plan",
+    "bytes of a row",      "dtype",
+    "scale columns",       "topk",
+    "bytes of an id",      "numExperts",
+    "numChannels",         "expertAlignment",
+    "topkWeights given",   "grouped by expert",
+    "digest of the plan",
 };
 inline constexpr int kNumSharedArguments = sizeof(SharedArguments) / sizeof(int64_t);
 // An id that a rank cannot dispatch; it travels with the counts so that all ranks refuse alike.
@@ -42,7 +49,8 @@ struct MessageHead {
 
 static_assert(kNumSharedArguments == sizeof(kSharedArgumentNames) / sizeof(const char*));
 
-// What all ranks must agree on in a combine. Each rank leaves it in its own slot, beside the results that it describes.
+// What all ranks must agree on in a combine. Each rank leaves it in its own slot, beside the
+// results that it describes.
 struct CombineArguments {
   int64_t columns;
   int64_t dtype;
@@ -67,7 +75,8 @@ struct BufferLayout {
   int64_t counts_offset;  // two messages a source: for even and for odd epochs
   int64_t counts_stride;
   int64_t combine_arguments_offset;
-  int64_t column_scales_offset;  // scales of grouped rows, turned into columns by the receiver itself
+  int64_t
+      column_scales_offset;  // scales of grouped rows, turned into columns by the receiver itself
 };
 inline constexpr int kNumLayoutFields = sizeof(BufferLayout) / sizeof(int64_t);
 
@@ -80,10 +89,12 @@ enum class SignalKind : uint64_t {
 };
 inline constexpr uint64_t kNumSignalKinds = 4;
 
-// Only the stream that runs this buffer's kernels touches it. Epochs count calls, so signals need no cleaning.
+// Only the stream that runs this buffer's kernels touches it. Epochs count calls, so signals need
+// no cleaning.
 struct SlotState {
   uint64_t dispatch_epoch = 0;
-  uint64_t settled_epoch = 0;  // the newest dispatch whose counts all ranks agreed on: only its rows may be sent
+  uint64_t settled_epoch =
+      0;  // the newest dispatch whose counts all ranks agreed on: only its rows may be sent
   uint64_t combine_epoch = 0;
 };
 
@@ -98,7 +109,9 @@ struct Buffer {
            static_cast<uint64_t>(source);
   }
   uint8_t* Rows(int rank, int64_t slot) const { return At(rank, slot, layout.rows_offset); }
-  float* Scales(int rank, int64_t slot) const { return reinterpret_cast<float*>(At(rank, slot, layout.scales_offset)); }
+  float* Scales(int rank, int64_t slot) const {
+    return reinterpret_cast<float*>(At(rank, slot, layout.scales_offset));
+  }
   float* ColumnScales(int rank, int64_t slot) const {
     return reinterpret_cast<float*>(At(rank, slot, layout.column_scales_offset));
   }
@@ -110,8 +123,9 @@ struct Buffer {
   float* TopkWeights(int rank, int64_t slot) const {
     return reinterpret_cast<float*>(At(rank, slot, layout.topk_weights_offset));
   }
-  // The message that `source` leaves at `rank`: MessageHead, then i32 counts (see notify.cc). Nobody can be two epochs
-  // ahead of a rank that has not told its counts, so two places that take turns are enough.
+  // The message that `source` leaves at `rank`: MessageHead, then i32 counts (see notify.cc).
+  // Nobody can be two epochs ahead of a rank that has not told its counts, so two places that take
+  // turns are enough.
   uint8_t* Counts(int rank, int64_t slot, int source, uint64_t epoch) const {
     const auto turn = static_cast<int64_t>(epoch % 2) * routes.world_size() + source;
     return At(rank, slot, layout.counts_offset + turn * layout.counts_stride);
@@ -120,14 +134,17 @@ struct Buffer {
     return *reinterpret_cast<CombineArguments*>(At(rank, slot, layout.combine_arguments_offset));
   }
 
-  // False, with the stream in failure, unless the slot's newest dispatch has its counts: rows would go anywhere.
+  // False, with the stream in failure, unless the slot's newest dispatch has its counts: rows would
+  // go anywhere.
   bool CheckSettled(const Exec& exec, int64_t slot) const {
     if (slots[slot].settled_epoch == slots[slot].dispatch_epoch) return true;
-    exec.Fail("ERR_MOE_EP_INTERNAL", "intranode dispatch: rows were to be sent although the counts were refused");
+    exec.Fail("ERR_MOE_EP_INTERNAL",
+              "intranode dispatch: rows were to be sent although the counts were refused");
     return false;
   }
 
-  // Tells every rank, this one too. The order of ranks starts at the own one, so that not all begin with rank 0.
+  // Tells every rank, this one too. The order of ranks starts at the own one, so that not all begin
+  // with rank 0.
   void SignalAll(int64_t slot, SignalKind kind, uint64_t value) const {
     for (int step = 0; step < routes.world_size(); ++step) {
       const int peer = (routes.rank() + step) % routes.world_size();
@@ -136,16 +153,16 @@ struct Buffer {
   }
 
   // Waits until `source` has signalled. `operation` and `missing` name what the error speaks of.
-  bool WaitFor(const Exec& exec, int64_t slot, SignalKind kind, int source, uint64_t value, int64_t deadline,
-               const char* operation, const char* missing) const {
+  bool WaitFor(const Exec& exec, int64_t slot, SignalKind kind, int source, uint64_t value,
+               int64_t deadline, const char* operation, const char* missing) const {
     return routes.Wait(exec, SignalIndex(slot, kind, source), value, deadline, [&] {
-      return std::string(operation) + ", slot " + std::to_string(slot) + ": no " + missing + " from rank " +
-             std::to_string(source);
+      return std::string(operation) + ", slot " + std::to_string(slot) + ": no " + missing +
+             " from rank " + std::to_string(source);
     });
   }
 
-  bool WaitForAll(const Exec& exec, int64_t slot, SignalKind kind, uint64_t value, int64_t deadline, const char* operation,
-                  const char* missing) const {
+  bool WaitForAll(const Exec& exec, int64_t slot, SignalKind kind, uint64_t value, int64_t deadline,
+                  const char* operation, const char* missing) const {
     for (int step = 0; step < routes.world_size(); ++step) {
       const int source = (routes.rank() + step) % routes.world_size();
       if (!WaitFor(exec, slot, kind, source, value, deadline, operation, missing)) return false;

@@ -10,15 +10,17 @@
 namespace moe_ep::cpu {
 namespace {
 
-// Sum of `count` rows in order, the first one starting it (+0 without rows), then the biases; rounded once.
+// Sum of `count` rows in order, the first one starting it (+0 without rows), then the biases;
+// rounded once.
 template <typename Format>
 MOE_EP_CLONES void SumRows(const typename Format::Storage* const* rows, int count,
-                           const typename Format::Storage* const* biases, int num_biases, int64_t columns,
-                           typename Format::Storage* out) {
+                           const typename Format::Storage* const* biases, int num_biases,
+                           int64_t columns, typename Format::Storage* out) {
   float sum[kColumnBlock];
   for (int64_t begin = 0; begin < columns; begin += kColumnBlock) {
     const int64_t size = std::min(kColumnBlock, columns - begin);
-    for (int64_t i = 0; i < size; ++i) sum[i] = count == 0 ? 0.0f : Format::Load(rows[0][begin + i]);
+    for (int64_t i = 0; i < size; ++i)
+      sum[i] = count == 0 ? 0.0f : Format::Load(rows[0][begin + i]);
     for (int source = 1; source < count; ++source) {
       const typename Format::Storage* row = rows[source] + begin;
       for (int64_t i = 0; i < size; ++i) sum[i] += Format::Load(row[i]);
@@ -43,14 +45,16 @@ void SumTokens(const CombineCall& call, int64_t begin, int64_t end) {
     int count = 0;
     for (int rank = 0; rank < ranks; ++rank) {
       if (head[rank] < 0) continue;
-      rows[count++] = reinterpret_cast<const Storage*>(buffer.Rows(rank, call.slot)) + int64_t{head[rank]} * columns;
+      rows[count++] = reinterpret_cast<const Storage*>(buffer.Rows(rank, call.slot)) +
+                      int64_t{head[rank]} * columns;
     }
     const Storage* biases[2];
     int num_biases = 0;
     for (const Tensor& bias : call.bias) {
       if (bias) biases[num_biases++] = bias.data<Storage>() + token * columns;
     }
-    SumRows<Format>(rows.data(), count, biases, num_biases, columns, call.out.data<Storage>() + token * columns);
+    SumRows<Format>(rows.data(), count, biases, num_biases, columns,
+                    call.out.data<Storage>() + token * columns);
   }
 }
 
@@ -99,9 +103,12 @@ void Combine(const Exec& exec, const CombineCall& call) {
   Stage(exec, call);
   const CombineArguments arguments = {call.x.size(1), static_cast<int64_t>(call.x.dtype()),
                                       call.topk_weights ? call.topk_weights.size(1) : 0};
-  if (!MeetForCombine(exec, buffer, call.slot, arguments, call.num_tokens_per_rank, epoch, deadline)) return;
+  if (!MeetForCombine(exec, buffer, call.slot, arguments, call.num_tokens_per_rank, epoch,
+                      deadline))
+    return;
   exec.ParallelFor(call.out.size(0), 8, [&](int64_t begin, int64_t end) {
-    WithFormat(call.out.dtype(), [&](auto format) { SumTokens<decltype(format)>(call, begin, end); });
+    WithFormat(call.out.dtype(),
+               [&](auto format) { SumTokens<decltype(format)>(call, begin, end); });
     if (call.topk_weights) SumWeights(call, begin, end);
   });
   buffer.SignalAll(call.slot, SignalKind::kCombineRead, epoch);

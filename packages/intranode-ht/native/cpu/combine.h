@@ -1,4 +1,5 @@
-// Brings results home: each rank sums, in f32 and in rank order, the rows that its tokens left on other ranks.
+// Brings results home: each rank sums, in f32 and in rank order, the rows that its tokens left on
+// other ranks.
 #pragma once
 
 #include <memory>

@@ -20,8 +20,8 @@ struct Term {
   bool first_of_rank;
 };
 
-// For each rank the weighted sum of its rows from +0, rounded to the format as an unpermute would leave it; then the sum of
-// those over ranks, the first starting it, rounded once more.
+// For each rank the weighted sum of its rows from +0, rounded to the format as an unpermute would
+// leave it; then the sum of those over ranks, the first starting it, rounded once more.
 template <typename Format>
 MOE_EP_CLONES void SumTerms(const Term<typename Format::Storage>* terms, int count, int64_t columns,
                             typename Format::Storage* out) {
@@ -66,8 +66,9 @@ void SumTokens(const CombineGroupedCall& call, int64_t begin, int64_t end) {
       for (int64_t slot = token * topk; slot < (token + 1) * topk; ++slot) {
         if (ids[slot] < 0 || placement.RankOf(ids[slot]) != rank) continue;
         const int64_t row = call.slot_row.data<int32_t>()[slot];
-        terms[static_cast<size_t>(count++)] = {reinterpret_cast<const Storage*>(buffer.Rows(rank, call.slot)) + row * columns,
-                                               call.topk_weights.data<float>()[slot], first};
+        terms[static_cast<size_t>(count++)] = {
+            reinterpret_cast<const Storage*>(buffer.Rows(rank, call.slot)) + row * columns,
+            call.topk_weights.data<float>()[slot], first};
         first = false;
       }
     }
@@ -87,11 +88,15 @@ void CombineGrouped(const Exec& exec, const CombineGroupedCall& call) {
     rows += call.num_recv_tokens_per_expert.data<int32_t>()[i];
   }
   const int64_t row_bytes = call.x.size(1) * BitsOf(call.x.dtype()) / 8;
-  StageBytes(exec, call.x.data<uint8_t>(), buffer.Rows(buffer.routes.rank(), call.slot), rows * row_bytes);
+  StageBytes(exec, call.x.data<uint8_t>(), buffer.Rows(buffer.routes.rank(), call.slot),
+             rows * row_bytes);
   const CombineArguments arguments = {call.x.size(1), static_cast<int64_t>(call.x.dtype()), 0};
-  if (!MeetForCombine(exec, buffer, call.slot, arguments, call.num_tokens_per_rank, epoch, deadline)) return;
+  if (!MeetForCombine(exec, buffer, call.slot, arguments, call.num_tokens_per_rank, epoch,
+                      deadline))
+    return;
   exec.ParallelFor(call.out.size(0), 8, [&](int64_t begin, int64_t end) {
-    WithFormat(call.out.dtype(), [&](auto format) { SumTokens<decltype(format)>(call, begin, end); });
+    WithFormat(call.out.dtype(),
+               [&](auto format) { SumTokens<decltype(format)>(call, begin, end); });
   });
   buffer.SignalAll(call.slot, SignalKind::kCombineRead, epoch);
 }

@@ -1,4 +1,5 @@
-// Combine straight from rows that are grouped by expert: unpermute and combine in one pass, the same bits.
+// Combine straight from rows that are grouped by expert: unpermute and combine in one pass, the
+// same bits.
 #pragma once
 
 #include <memory>

@@ -1,4 +1,5 @@
-// What both forms of combine share: results are put where peers read them, and ranks wait for one another.
+// What both forms of combine share: results are put where peers read them, and ranks wait for one
+// another.
 #pragma once
 
 #include "cpu/buffer.h"
@@ -11,8 +12,10 @@ inline constexpr const char* kCombineOperation = "intranode combine";
 // Copies the first `bytes` of `from` to this rank's slot unless they are there already.
 void StageBytes(const Exec& exec, const uint8_t* from, uint8_t* to, int64_t bytes);
 
-// Announces this rank's results and waits for those of the ranks that hold rows of its tokens. False: the stream is in failure.
-bool MeetForCombine(const Exec& exec, Buffer& buffer, int64_t slot, const CombineArguments& arguments,
-                    const Tensor& num_tokens_per_rank, uint64_t epoch, int64_t deadline);
+// Announces this rank's results and waits for those of the ranks that hold rows of its tokens.
+// False: the stream is in failure.
+bool MeetForCombine(const Exec& exec, Buffer& buffer, int64_t slot,
+                    const CombineArguments& arguments, const Tensor& num_tokens_per_rank,
+                    uint64_t epoch, int64_t deadline);
 
 }  // namespace moe_ep::cpu

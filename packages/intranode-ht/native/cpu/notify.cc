@@ -21,15 +21,17 @@ struct Message {
   int64_t max_experts;
 
   MessageHead& head() const { return *reinterpret_cast<MessageHead*>(base); }
-  int32_t* tokens_per_rank() const { return reinterpret_cast<int32_t*>(base + sizeof(MessageHead)); }
+  int32_t* tokens_per_rank() const {
+    return reinterpret_cast<int32_t*>(base + sizeof(MessageHead));
+  }
   int32_t* per_expert() const { return tokens_per_rank() + ranks; }
   int32_t* channel_ends() const { return per_expert() + max_experts; }
 };
 
 // Of the slot's current dispatch.
 Message MessageAt(const Buffer& buffer, int rank, int64_t slot, int source) {
-  return {buffer.Counts(rank, slot, source, buffer.slots[slot].dispatch_epoch), buffer.routes.world_size(),
-          buffer.layout.max_experts};
+  return {buffer.Counts(rank, slot, source, buffer.slots[slot].dispatch_epoch),
+          buffer.routes.world_size(), buffer.layout.max_experts};
 }
 
 // Counts of this rank's own tokens, up to the first id that is none.
@@ -72,30 +74,37 @@ InvalidId CountTokens(const NotifyCall& call, const ExpertPlacement& placement) 
   return {-1, -1};
 }
 
-void SendCounts(const NotifyCall& call, const ExpertPlacement& placement, const InvalidId& invalid) {
+void SendCounts(const NotifyCall& call, const ExpertPlacement& placement,
+                const InvalidId& invalid) {
   const Buffer& buffer = *call.buffer;
   const int rank = buffer.routes.rank();
   const int64_t channels = call.arguments.channels;
   for (int peer = 0; peer < buffer.routes.world_size(); ++peer) {
     const Message message = MessageAt(buffer, peer, call.slot, rank);
     message.head() = {call.arguments, invalid};
-    std::copy_n(call.out.num_tokens_per_rank.data<int32_t>(), placement.ranks, message.tokens_per_rank());
-    std::copy_n(call.out.num_tokens_per_expert.data<int32_t>(), placement.experts, message.per_expert());
-    std::copy_n(call.out.channel_prefix_matrix.data<int32_t>() + peer * channels, channels, message.channel_ends());
+    std::copy_n(call.out.num_tokens_per_rank.data<int32_t>(), placement.ranks,
+                message.tokens_per_rank());
+    std::copy_n(call.out.num_tokens_per_expert.data<int32_t>(), placement.experts,
+                message.per_expert());
+    std::copy_n(call.out.channel_prefix_matrix.data<int32_t>() + peer * channels, channels,
+                message.channel_ends());
   }
 }
 
 // Every rank sees every rank's arguments, so all refuse alike and nothing is sent.
 bool CheckArguments(const Exec& exec, const Buffer& buffer, int64_t slot) {
   const int rank = buffer.routes.rank();
-  const auto* first = reinterpret_cast<const int64_t*>(&MessageAt(buffer, rank, slot, 0).head().arguments);
+  const auto* first =
+      reinterpret_cast<const int64_t*>(&MessageAt(buffer, rank, slot, 0).head().arguments);
   for (int source = 1; source < buffer.routes.world_size(); ++source) {
-    const auto* other = reinterpret_cast<const int64_t*>(&MessageAt(buffer, rank, slot, source).head().arguments);
+    const auto* other =
+        reinterpret_cast<const int64_t*>(&MessageAt(buffer, rank, slot, source).head().arguments);
     for (int field = 0; field < kNumSharedArguments; ++field) {
       if (first[field] == other[field]) continue;
-      exec.Fail("ERR_MOE_EP_MISMATCH", std::string(kOperation) + ": " + kSharedArgumentNames[field] + ": rank 0 passed " +
-                                           std::to_string(first[field]) + ", rank " + std::to_string(source) + " passed " +
-                                           std::to_string(other[field]));
+      exec.Fail("ERR_MOE_EP_MISMATCH",
+                std::string(kOperation) + ": " + kSharedArgumentNames[field] + ": rank 0 passed " +
+                    std::to_string(first[field]) + ", rank " + std::to_string(source) + " passed " +
+                    std::to_string(other[field]));
       return false;
     }
   }
@@ -105,7 +114,8 @@ bool CheckArguments(const Exec& exec, const Buffer& buffer, int64_t slot) {
 // Decided from counts that all ranks hold, before a row moves.
 bool CheckCapacity(const Exec& exec, const Buffer& buffer, int destination, int64_t rows) {
   if (rows <= buffer.layout.capacity) return true;
-  exec.Fail("ERR_MOE_EP_CAPACITY", std::string(kOperation) + ": rank " + std::to_string(destination) + " would receive " +
+  exec.Fail("ERR_MOE_EP_CAPACITY", std::string(kOperation) + ": rank " +
+                                       std::to_string(destination) + " would receive " +
                                        std::to_string(rows) + " rows, the buffer holds " +
                                        std::to_string(buffer.layout.capacity));
   return false;
@@ -114,18 +124,22 @@ bool CheckCapacity(const Exec& exec, const Buffer& buffer, int destination, int6
 bool CheckIds(const Exec& exec, const NotifyCall& call) {
   const Buffer& buffer = *call.buffer;
   for (int source = 0; source < buffer.routes.world_size(); ++source) {
-    const InvalidId& invalid = MessageAt(buffer, buffer.routes.rank(), call.slot, source).head().invalid;
+    const InvalidId& invalid =
+        MessageAt(buffer, buffer.routes.rank(), call.slot, source).head().invalid;
     if (invalid.token < 0) continue;
     exec.Fail("ERR_MOE_EP_ARGUMENT", std::string(kOperation) + ": rank " + std::to_string(source) +
-                                         ": topkIdx: expected -1 or an expert below " + std::to_string(call.arguments.experts) +
-                                         ", received " + std::to_string(invalid.id) + " for token " +
+                                         ": topkIdx: expected -1 or an expert below " +
+                                         std::to_string(call.arguments.experts) + ", received " +
+                                         std::to_string(invalid.id) + " for token " +
                                          std::to_string(invalid.token));
     return false;
   }
   return true;
 }
 
-int64_t RoundUp(int64_t count, int64_t alignment) { return (count + alignment - 1) / alignment * alignment; }
+int64_t RoundUp(int64_t count, int64_t alignment) {
+  return (count + alignment - 1) / alignment * alignment;
+}
 
 void DeriveLayout(const NotifyCall& call, const ExpertPlacement& placement) {
   const Buffer& buffer = *call.buffer;
@@ -142,12 +156,15 @@ void DeriveLayout(const NotifyCall& call, const ExpertPlacement& placement) {
       const int32_t before = source == 0 ? 0 : prefix[(source - 1) * ranks + destination];
       prefix[source * ranks + destination] = before + message.tokens_per_rank()[destination];
     }
-    std::copy_n(message.channel_ends(), call.arguments.channels, recv_channels + source * call.arguments.channels);
+    std::copy_n(message.channel_ends(), call.arguments.channels,
+                recv_channels + source * call.arguments.channels);
     const int32_t* arriving = message.per_expert() + placement.BeginOf(rank);
-    for (int64_t expert = 0; expert < placement.CountOf(rank); ++expert) selections[expert] += arriving[expert];
+    for (int64_t expert = 0; expert < placement.CountOf(rank); ++expert)
+      selections[expert] += arriving[expert];
   }
   for (int64_t expert = 0; expert < placement.CountOf(rank); ++expert) {
-    recv_experts[expert] = static_cast<int32_t>(RoundUp(selections[expert], call.arguments.expert_alignment));
+    recv_experts[expert] =
+        static_cast<int32_t>(RoundUp(selections[expert], call.arguments.expert_alignment));
   }
 }
 
@@ -177,7 +194,8 @@ bool PlaceByToken(const Exec& exec, const NotifyCall& call, const ExpertPlacemen
   return true;
 }
 
-// One place a selection: rows by expert, each expert's segment aligned, inside it by source rank, token and slot.
+// One place a selection: rows by expert, each expert's segment aligned, inside it by source rank,
+// token and slot.
 bool PlaceByExpert(const Exec& exec, const NotifyCall& call, const ExpertPlacement& placement) {
   const Buffer& buffer = *call.buffer;
   const int rank = buffer.routes.rank();
@@ -210,8 +228,8 @@ bool WaitUntilFree(const Exec& exec, const Buffer& buffer, int64_t slot, int64_t
                            "word that it has read the last combine");
 }
 
-// FNV-1a over the counts, which are the same on all ranks of one dispatch: ranks with plans of different dispatches would
-// write over one another's rows.
+// FNV-1a over the counts, which are the same on all ranks of one dispatch: ranks with plans of
+// different dispatches would write over one another's rows.
 int64_t DigestOf(const Tensor& counts) {
   uint64_t digest = 0xcbf29ce484222325;
   for (int64_t i = 0; i < counts.numel(); ++i) {
@@ -232,11 +250,14 @@ void Notify(const Exec& exec, const NotifyCall& call) {
   const InvalidId invalid = CountTokens(call, placement);
   SendCounts(call, placement, invalid);
   buffer.SignalAll(call.slot, SignalKind::kCounts, epoch);
-  if (!buffer.WaitForAll(exec, call.slot, SignalKind::kCounts, epoch, deadline, kOperation, "counts")) return;
+  if (!buffer.WaitForAll(exec, call.slot, SignalKind::kCounts, epoch, deadline, kOperation,
+                         "counts"))
+    return;
   if (!CheckArguments(exec, buffer, call.slot) || !CheckIds(exec, call)) return;
   DeriveLayout(call, placement);
   const bool grouped = call.arguments.grouped != 0;
-  const bool placed = grouped ? PlaceByExpert(exec, call, placement) : PlaceByToken(exec, call, placement);
+  const bool placed =
+      grouped ? PlaceByExpert(exec, call, placement) : PlaceByToken(exec, call, placement);
   if (placed) buffer.slots[call.slot].settled_epoch = epoch;
 }
 
@@ -252,7 +273,8 @@ void NotifyCached(const Exec& exec, const NotifyCachedCall& call) {
     MessageAt(buffer, peer, call.slot, buffer.routes.rank()).head() = {arguments, {-1, -1}};
   }
   buffer.SignalAll(call.slot, SignalKind::kCounts, epoch);
-  if (!buffer.WaitForAll(exec, call.slot, SignalKind::kCounts, epoch, deadline, kOperation, "word that its slot is free")) {
+  if (!buffer.WaitForAll(exec, call.slot, SignalKind::kCounts, epoch, deadline, kOperation,
+                         "word that its slot is free")) {
     return;
   }
   if (CheckArguments(exec, buffer, call.slot)) buffer.slots[call.slot].settled_epoch = epoch;

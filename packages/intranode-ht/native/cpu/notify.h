@@ -1,4 +1,5 @@
-// First half of a dispatch: ranks tell one another how many rows they will send, and each derives the whole layout.
+// First half of a dispatch: ranks tell one another how many rows they will send, and each derives
+// the whole layout.
 #pragma once
 
 #include <memory>
@@ -41,7 +42,8 @@ struct NotifyCachedCall {
   int64_t timeout_ms;
 };
 
-// The same meeting without counts, for a dispatch with a cached plan: slots are free on all ranks afterwards.
+// The same meeting without counts, for a dispatch with a cached plan: slots are free on all ranks
+// afterwards.
 void NotifyCached(const Exec& exec, const NotifyCachedCall& call);
 
 }  // namespace moe_ep::cpu

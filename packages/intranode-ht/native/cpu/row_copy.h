@@ -8,12 +8,13 @@
 
 namespace moe_ep::cpu {
 
-// Chooses once a call between cached copies and streaming ones: where all rows together leave the caches anyway, going past
-// them spares reading the destination's lines.
+// Chooses once a call between cached copies and streaming ones: where all rows together leave the
+// caches anyway, going past them spares reading the destination's lines.
 class RowCopy {
  public:
   RowCopy(int64_t row_bytes, int64_t rows)
-      : row_bytes_(row_bytes), streaming_(row_bytes >= kMinRowBytes && row_bytes * rows >= kMinTotalBytes) {}
+      : row_bytes_(row_bytes),
+        streaming_(row_bytes >= kMinRowBytes && row_bytes * rows >= kMinTotalBytes) {}
 
   void operator()(uint8_t* to, int64_t to_row, const uint8_t* from, int64_t from_row) const {
     uint8_t* target = to + to_row * row_bytes_;

@@ -7,7 +7,8 @@
 
 namespace moe_ep::cpu {
 
-// Columns summed at a time: accumulators stay in the first-level cache and every loop over them vectorises.
+// Columns summed at a time: accumulators stay in the first-level cache and every loop over them
+// vectorises.
 inline constexpr int64_t kColumnBlock = 512;
 
 struct BF16Format {

@@ -9,12 +9,15 @@
 namespace moe_ep::cpu {
 namespace {
 
-// Ids become local to the receiver: -1 where the expert lives elsewhere, and such slots weigh nothing.
+// Ids become local to the receiver: -1 where the expert lives elsewhere, and such slots weigh
+// nothing.
 template <typename Id>
-void WriteRouting(const SendCall& call, const ExpertPlacement& placement, int64_t token, int peer, int64_t row) {
+void WriteRouting(const SendCall& call, const ExpertPlacement& placement, int64_t token, int peer,
+                  int64_t row) {
   const int64_t topk = call.topk_idx.size(1);
   const Id* ids = call.topk_idx.data<Id>() + token * topk;
-  const float* weights = call.topk_weights ? call.topk_weights.data<float>() + token * topk : nullptr;
+  const float* weights =
+      call.topk_weights ? call.topk_weights.data<float>() + token * topk : nullptr;
   const int64_t begin = placement.BeginOf(peer);
   const int64_t end = begin + placement.CountOf(peer);
   Id* out_ids = reinterpret_cast<Id*>(call.buffer->TopkIdx(peer, call.slot)) + row * topk;
@@ -26,7 +29,8 @@ void WriteRouting(const SendCall& call, const ExpertPlacement& placement, int64_
   }
 }
 
-void SendToken(const SendCall& call, const ExpertPlacement& placement, const RowCopy& copy, int64_t token) {
+void SendToken(const SendCall& call, const ExpertPlacement& placement, const RowCopy& copy,
+               int64_t token) {
   const Buffer& buffer = *call.buffer;
   const int ranks = buffer.routes.world_size();
   const auto* head = call.send_head.data<int32_t>() + token * ranks;
@@ -38,7 +42,8 @@ void SendToken(const SendCall& call, const ExpertPlacement& placement, const Row
     buffer.SourceIndex(peer, call.slot)[row] = static_cast<int32_t>(token);
     if (call.scales) {
       const int64_t columns = call.scales.size(1);
-      std::memcpy(buffer.Scales(peer, call.slot) + row * columns, call.scales.data<float>() + token * columns,
+      std::memcpy(buffer.Scales(peer, call.slot) + row * columns,
+                  call.scales.data<float>() + token * columns,
                   static_cast<size_t>(columns) * sizeof(float));
     }
     if (!call.topk_idx) continue;
@@ -59,8 +64,10 @@ void FillTail(const SendCall& call) {
   const int64_t begin = call.rank_prefix_matrix.data<int32_t>()[(ranks - 1) * ranks + rank] * topk;
   const int64_t count = buffer.layout.capacity * topk - begin;
   const size_t id_bytes = call.topk_idx.dtype() == DType::kI64 ? 8 : 4;
-  std::memset(buffer.TopkIdx(rank, call.slot) + begin * static_cast<int64_t>(id_bytes), 0xff, static_cast<size_t>(count) * id_bytes);
-  std::memset(buffer.TopkWeights(rank, call.slot) + begin, 0, static_cast<size_t>(count) * sizeof(float));
+  std::memset(buffer.TopkIdx(rank, call.slot) + begin * static_cast<int64_t>(id_bytes), 0xff,
+              static_cast<size_t>(count) * id_bytes);
+  std::memset(buffer.TopkWeights(rank, call.slot) + begin, 0,
+              static_cast<size_t>(count) * sizeof(float));
 }
 
 }  // namespace
@@ -71,7 +78,8 @@ void Send(const Exec& exec, const SendCall& call) {
   const ExpertPlacement placement{call.experts, buffer.routes.world_size()};
   const int64_t row_bytes = call.x.size(1) * BitsOf(call.x.dtype()) / 8;
   int64_t rows = 0;
-  for (int peer = 0; peer < buffer.routes.world_size(); ++peer) rows += call.num_tokens_per_rank.data<int32_t>()[peer];
+  for (int peer = 0; peer < buffer.routes.world_size(); ++peer)
+    rows += call.num_tokens_per_rank.data<int32_t>()[peer];
   const RowCopy copy(row_bytes, rows);
   exec.ParallelFor(call.x.size(0), 16, [&](int64_t begin, int64_t end) {
     for (int64_t token = begin; token < end; ++token) SendToken(call, placement, copy, token);
@@ -81,7 +89,9 @@ void Send(const Exec& exec, const SendCall& call) {
   const uint64_t epoch = buffer.slots[call.slot].dispatch_epoch;
   buffer.SignalAll(call.slot, SignalKind::kRows, epoch);
   const int64_t deadline = DeadlineAfter(call.timeout_ms);
-  if (!buffer.WaitForAll(exec, call.slot, SignalKind::kRows, epoch, deadline, "intranode dispatch", "rows")) return;
+  if (!buffer.WaitForAll(exec, call.slot, SignalKind::kRows, epoch, deadline, "intranode dispatch",
+                         "rows"))
+    return;
   if (call.fill_tail && call.topk_idx) FillTail(call);
 }
 

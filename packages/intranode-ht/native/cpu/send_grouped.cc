@@ -18,8 +18,10 @@ struct Segment {
   int64_t end;
 };
 
-// Every selection gets its own row. Shared memory has no link on which a second copy would be saved, so the sender writes all.
-void SendToken(const SendGroupedCall& call, const ExpertPlacement& placement, const RowCopy& copy, int64_t token) {
+// Every selection gets its own row. Shared memory has no link on which a second copy would be
+// saved, so the sender writes all.
+void SendToken(const SendGroupedCall& call, const ExpertPlacement& placement, const RowCopy& copy,
+               int64_t token) {
   const Buffer& buffer = *call.buffer;
   const TopkIds ids(call.topk_idx);
   const int64_t topk = call.topk_idx.size(1);
@@ -30,7 +32,8 @@ void SendToken(const SendGroupedCall& call, const ExpertPlacement& placement, co
     copy(buffer.Rows(peer, call.slot), row, call.x.data<uint8_t>(), token);
     if (!call.scales) continue;
     const int64_t columns = call.scales.size(1);
-    std::memcpy(buffer.Scales(peer, call.slot) + row * columns, call.scales.data<float>() + token * columns,
+    std::memcpy(buffer.Scales(peer, call.slot) + row * columns,
+                call.scales.data<float>() + token * columns,
                 static_cast<size_t>(columns) * sizeof(float));
   }
 }
@@ -53,24 +56,29 @@ void WriteExpertIds(const SendGroupedCall& call, const std::vector<Segment>& seg
     const Segment& segment = segments[expert];
     const auto id = static_cast<int32_t>(expert);
     std::fill(ids + segment.start, ids + segment.start + segment.count, id);
-    std::fill(ids + segment.start + segment.count, ids + segment.end, call.fill_with_expert ? id : -1);
+    std::fill(ids + segment.start + segment.count, ids + segment.end,
+              call.fill_with_expert ? id : -1);
   }
 }
 
-void ZeroPadding(const SendGroupedCall& call, const std::vector<Segment>& segments, int64_t row_bytes) {
+void ZeroPadding(const SendGroupedCall& call, const std::vector<Segment>& segments,
+                 int64_t row_bytes) {
   const Buffer& buffer = *call.buffer;
   const int rank = buffer.routes.rank();
   for (const Segment& segment : segments) {
     const int64_t begin = segment.start + segment.count;
     const auto rows = static_cast<size_t>(segment.end - begin);
-    std::memset(buffer.Rows(rank, call.slot) + begin * row_bytes, 0, rows * static_cast<size_t>(row_bytes));
+    std::memset(buffer.Rows(rank, call.slot) + begin * row_bytes, 0,
+                rows * static_cast<size_t>(row_bytes));
     if (!call.scales) continue;
     const int64_t columns = call.scales.size(1);
-    std::memset(buffer.Scales(rank, call.slot) + begin * columns, 0, rows * static_cast<size_t>(columns) * sizeof(float));
+    std::memset(buffer.Scales(rank, call.slot) + begin * columns, 0,
+                rows * static_cast<size_t>(columns) * sizeof(float));
   }
 }
 
-// Scales arrive in rows, so that no peer writes four bytes here and four there, and are turned around where they lie warm.
+// Scales arrive in rows, so that no peer writes four bytes here and four there, and are turned
+// around where they lie warm.
 void TransposeScales(const Exec& exec, const SendGroupedCall& call, int64_t rows) {
   const Buffer& buffer = *call.buffer;
   const int rank = buffer.routes.rank();
@@ -80,7 +88,8 @@ void TransposeScales(const Exec& exec, const SendGroupedCall& call, int64_t rows
   float* to = buffer.ColumnScales(rank, call.slot);
   exec.ParallelFor(rows, 256, [&](int64_t begin, int64_t end) {
     for (int64_t column = 0; column < columns; ++column) {
-      for (int64_t row = begin; row < end; ++row) to[column * column_stride + row] = from[row * columns + column];
+      for (int64_t row = begin; row < end; ++row)
+        to[column * column_stride + row] = from[row * columns + column];
     }
   });
 }
@@ -104,7 +113,9 @@ void SendGrouped(const Exec& exec, const SendGroupedCall& call) {
   WriteExpertIds(call, segments);
   if (call.zero_padding) ZeroPadding(call, segments, row_bytes);
   const int64_t deadline = DeadlineAfter(call.timeout_ms);
-  if (!buffer.WaitForAll(exec, call.slot, SignalKind::kRows, epoch, deadline, "intranode dispatch", "rows")) return;
+  if (!buffer.WaitForAll(exec, call.slot, SignalKind::kRows, epoch, deadline, "intranode dispatch",
+                         "rows"))
+    return;
   if (call.scales) TransposeScales(exec, call, segments.empty() ? 0 : segments.back().end);
 }
 

@@ -1,4 +1,5 @@
-// Second half of a dispatch straight into the contiguous layout of grouped GEMMs: what permute would make of the received rows.
+// Second half of a dispatch straight into the contiguous layout of grouped GEMMs: what permute
+// would make of the received rows.
 #pragma once
 
 #include <memory>
@@ -15,10 +16,10 @@ struct SendGroupedCall {
   int64_t alignment;
   bool fill_with_expert;  // ids of padding rows: the expert before them instead of -1
   bool zero_padding;
-  Tensor x;          // [T, hidden]
-  Tensor scales;     // f32 [T, G], may be absent
-  Tensor topk_idx;   // [T, K]
-  Tensor slot_row;   // i32 [T, K]
+  Tensor x;                    // [T, hidden]
+  Tensor scales;               // f32 [T, G], may be absent
+  Tensor topk_idx;             // [T, K]
+  Tensor slot_row;             // i32 [T, K]
   Tensor num_recv_selections;  // i32 [local experts]
   int64_t timeout_ms;
 };

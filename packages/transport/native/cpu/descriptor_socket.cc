@@ -16,7 +16,8 @@ constexpr size_t kMaxPayload = 256;
 socklen_t AbstractAddress(const std::string& name, sockaddr_un* address) {
   memset(address, 0, sizeof(*address));
   address->sun_family = AF_UNIX;
-  const size_t length = name.size() < sizeof(address->sun_path) - 1 ? name.size() : sizeof(address->sun_path) - 1;
+  const size_t length =
+      name.size() < sizeof(address->sun_path) - 1 ? name.size() : sizeof(address->sun_path) - 1;
   memcpy(address->sun_path + 1, name.data(), length);
   return static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + length);
 }
@@ -47,7 +48,8 @@ int OpenDescriptorSocket(const std::string& name) {
   return -1;
 }
 
-Transfer SendDescriptor(int socket, const std::string& peer_name, int descriptor, const std::vector<uint8_t>& payload) {
+Transfer SendDescriptor(int socket, const std::string& peer_name, int descriptor,
+                        const std::vector<uint8_t>& payload) {
   sockaddr_un address;
   iovec bytes = {const_cast<uint8_t*>(payload.data()), payload.size()};
   alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
@@ -63,7 +65,8 @@ Transfer SendDescriptor(int socket, const std::string& peer_name, int descriptor
   header->cmsg_type = SCM_RIGHTS;
   header->cmsg_len = CMSG_LEN(sizeof(int));
   memcpy(CMSG_DATA(header), &descriptor, sizeof(int));
-  return sendmsg(socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0 ? Transfer::kDone : FromErrno();
+  return sendmsg(socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0 ? Transfer::kDone
+                                                                     : FromErrno();
 }
 
 Transfer ReceiveDescriptor(int socket, int* descriptor, std::vector<uint8_t>* payload) {
@@ -79,7 +82,8 @@ Transfer ReceiveDescriptor(int socket, int* descriptor, std::vector<uint8_t>* pa
   if (received < 0) return FromErrno();
   payload->resize(static_cast<size_t>(received));
   *descriptor = -1;
-  for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr; header = CMSG_NXTHDR(&message, header)) {
+  for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr;
+       header = CMSG_NXTHDR(&message, header)) {
     if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS) continue;
     const size_t count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
     for (size_t i = 0; i < count; ++i) {

@@ -1,4 +1,5 @@
-// A datagram socket in the abstract Unix namespace that carries file descriptors between ranks of one node. Never blocks.
+// A datagram socket in the abstract Unix namespace that carries file descriptors between ranks of
+// one node. Never blocks.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +14,8 @@ int OpenDescriptorSocket(const std::string& name);
 enum class Transfer { kDone, kTryAgain, kFailed };
 
 // Sends `descriptor` with a few bytes of payload to the socket called `peer_name`.
-Transfer SendDescriptor(int socket, const std::string& peer_name, int descriptor, const std::vector<uint8_t>& payload);
+Transfer SendDescriptor(int socket, const std::string& peer_name, int descriptor,
+                        const std::vector<uint8_t>& payload);
 
 // Receives one datagram; `descriptor` is -1 when it carried none.
 Transfer ReceiveDescriptor(int socket, int* descriptor, std::vector<uint8_t>* payload);

@@ -12,8 +12,8 @@ struct Segment {
   uint64_t bytes = 0;
 };
 
-// A memfd of `bytes`, all of it allocated now, so that no later write can fail. Memfds do not count against /dev/shm.
-// On failure returns an errno and says in `what` which step it was.
+// A memfd of `bytes`, all of it allocated now, so that no later write can fail. Memfds do not count
+// against /dev/shm. On failure returns an errno and says in `what` which step it was.
 int CreateSegment(uint64_t bytes, Segment* segment, std::string* what);
 
 // Maps a descriptor that another rank sent; refuses one of another size.

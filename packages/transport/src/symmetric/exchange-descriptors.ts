@@ -34,7 +34,11 @@ export async function exchangeDescriptors(exchange: DescriptorExchange): Promise
   const socket = native().openDescriptorSocket(own.name)
   try {
     const { timeoutMs, signal } = exchange
-    const encoded = await group.allGather(Buffer.from(`${own.name} ${own.token}`), { timeoutMs, signal, label: 'symmetric memory' })
+    const encoded = await group.allGather(Buffer.from(`${own.name} ${own.token}`), {
+      timeoutMs,
+      signal,
+      label: 'symmetric memory',
+    })
     const invitations = encoded.map(invitationOf)
     return await transfer(socket, own.token, peers, invitations, exchange)
   } finally {
@@ -69,10 +73,14 @@ async function transfer(
       }
       if (unsent.size === 0 && received.size === peers.length) break
       if (group.failure !== undefined) throw group.failure
-      if (signal?.aborted) throw new MoeEpError('ERR_MOE_EP_ABORTED', 'symmetric memory was aborted', { cause: signal.reason })
+      if (signal?.aborted)
+        throw new MoeEpError('ERR_MOE_EP_ABORTED', 'symmetric memory was aborted', { cause: signal.reason })
       if (performance.now() > deadline) {
         const missing = peers.filter((peer) => !received.has(peer))
-        throw new MoeEpError('ERR_MOE_EP_TIMEOUT', `rank ${group.rank}: no memory descriptor from rank ${missing.join(', ')} in ${timeoutMs} ms`)
+        throw new MoeEpError(
+          'ERR_MOE_EP_TIMEOUT',
+          `rank ${group.rank}: no memory descriptor from rank ${missing.join(', ')} in ${timeoutMs} ms`,
+        )
       }
       await sleep(pollMs)
     }

@@ -110,7 +110,14 @@ export class SymmetricMemory implements Disposable {
         for (const descriptor of descriptors.values()) native().closeDescriptor(descriptor)
       }
       await group.barrier(wait)
-      return new SymmetricMemory({ group, device, byteLength, numSignals, memories, payloadOffset: segment.payloadOffset })
+      return new SymmetricMemory({
+        group,
+        device,
+        byteLength,
+        numSignals,
+        memories,
+        payloadOffset: segment.payloadOffset,
+      })
     } catch (error) {
       for (const memory of memories) memory?.close()
       // The others wait for this rank: they hear the reason now instead of their own deadline later.
@@ -153,7 +160,10 @@ export class SymmetricMemory implements Disposable {
   }
 
   /** Enqueues a copy of `source` into the payload of `peer`. Visible there to who sees a later signal of this stream. */
-  put(source: Tensor, { peer, byteOffset, stream = this.device.defaultStream }: PeerTarget & { byteOffset: number }): void {
+  put(
+    source: Tensor,
+    { peer, byteOffset, stream = this.device.defaultStream }: PeerTarget & { byteOffset: number },
+  ): void {
     requireTensor('source', source)
     this.#requireReachable(peer)
     requireInteger('byteOffset', byteOffset, 0, this.byteLength - source.byteLength)
@@ -161,7 +171,12 @@ export class SymmetricMemory implements Disposable {
   }
 
   /** Enqueues setting a signal of `peer` to `value`. Signals grow monotonically: waits are for "at least". */
-  signal({ peer, index, value, stream = this.device.defaultStream }: PeerTarget & { index: number; value: number }): void {
+  signal({
+    peer,
+    index,
+    value,
+    stream = this.device.defaultStream,
+  }: PeerTarget & { index: number; value: number }): void {
     this.#requireReachable(peer)
     this.#requireSignal(index)
     requireInteger('value', value, 0)
@@ -169,7 +184,12 @@ export class SymmetricMemory implements Disposable {
   }
 
   /** Enqueues an atomic addition to a signal of `peer`. */
-  atomicAdd({ peer, index, delta, stream = this.device.defaultStream }: PeerTarget & { index: number; delta: number }): void {
+  atomicAdd({
+    peer,
+    index,
+    delta,
+    stream = this.device.defaultStream,
+  }: PeerTarget & { index: number; delta: number }): void {
     this.#requireReachable(peer)
     this.#requireSignal(index)
     requireInteger('delta', delta, -Number.MAX_SAFE_INTEGER)
@@ -181,7 +201,13 @@ export class SymmetricMemory implements Disposable {
    * await rejects with ERR_MOE_EP_TIMEOUT, and the group's kernels on every rank of the node end with the same code.
    */
   wait(options: { index: number; value: number; timeoutMs?: number; what?: string; stream?: Stream }): void {
-    const { index, value, timeoutMs = this.group.timeoutMs, what = 'wait', stream = this.device.defaultStream } = options
+    const {
+      index,
+      value,
+      timeoutMs = this.group.timeoutMs,
+      what = 'wait',
+      stream = this.device.defaultStream,
+    } = options
     this.#requireSignal(index)
     requireInteger('value', value, 0)
     requireInteger('timeoutMs', timeoutMs, 1)
@@ -237,7 +263,12 @@ type Wait = { timeoutMs: number; signal: AbortSignal | undefined; label: string 
  * Decided from what all ranks said, hence alike on all. A memfd takes memory until the machine has none left, so a size
  * that cannot fit must never reach the kernel.
  */
-async function requireFittingSizes(group: ProcessGroup, byteLength: number, numSignals: number, wait: Wait): Promise<void> {
+async function requireFittingSizes(
+  group: ProcessGroup,
+  byteLength: number,
+  numSignals: number,
+  wait: Wait,
+): Promise<void> {
   const free = Math.min(freemem(), process.constrainedMemory() || Infinity)
   const said = await group.allGather(new Uint8Array(Float64Array.of(byteLength, numSignals, free).buffer), wait)
   const sizes = said.map((bytes) => new Float64Array(bytes.slice(0, 24).buffer))

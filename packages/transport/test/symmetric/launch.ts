@@ -52,7 +52,10 @@ export async function endsOf(ranks: readonly RunningRank[]): Promise<(number | s
   return Promise.all(ranks.map((rank) => rank.ended))
 }
 
-function startProcess({ script, scenario, nodeOptions = [], under = [] }: Launch, env: Record<string, string>): RunningRank {
+function startProcess(
+  { script, scenario, nodeOptions = [], under = [] }: Launch,
+  env: Record<string, string>,
+): RunningRank {
   const command = [...under, process.execPath, ...nodeOptions, fileURLToPath(script), scenario]
   const child = spawn(command[0]!, command.slice(1), { env, stdio: ['ignore', 'pipe', 'inherit'] })
   const ended = new Promise<number | string | null>((resolve) => {

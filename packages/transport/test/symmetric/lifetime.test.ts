@@ -35,7 +35,9 @@ describe('making a memory', () => {
 
   test('two memories of one group share nothing', async () => {
     await withMemories(2, { byteLength: 8, numSignals: 1 }, async (ranks) => {
-      const others = await Promise.all(ranks.map(({ group }) => SymmetricMemory.create(group, { byteLength: 8, numSignals: 1 })))
+      const others = await Promise.all(
+        ranks.map(({ group }) => SymmetricMemory.create(group, { byteLength: 8, numSignals: 1 })),
+      )
       const { memory, stream } = ranks[0]!
       memory.put(Tensor.wrap(Uint8Array.of(7), [1], 'u8'), { peer: 1, byteOffset: 0, stream })
       memory.signal({ peer: 1, index: 0, value: 3, stream })
@@ -114,7 +116,8 @@ describe('closing', () => {
             }
           }
           for (const closed of order) {
-            if (working) for (const each of ranks) if (!order.slice(0, order.indexOf(closed)).includes(each.rank)) write(each)
+            if (working)
+              for (const each of ranks) if (!order.slice(0, order.indexOf(closed)).includes(each.rank)) write(each)
             ranks[closed]!.memory.close()
             ranks[closed]!.memory.close()
             const rest = ranks.filter(({ rank }) => order.indexOf(rank) > order.indexOf(closed))
@@ -173,7 +176,9 @@ describe('closing', () => {
 
   test('of groups before memories and of memories before groups both work', async () => {
     const groups = await openWorld(2)
-    const memories = await Promise.all(groups.map((group) => SymmetricMemory.create(group, { byteLength: 8, numSignals: 1 })))
+    const memories = await Promise.all(
+      groups.map((group) => SymmetricMemory.create(group, { byteLength: 8, numSignals: 1 })),
+    )
     await closeWorld(groups)
     await using stream = device.createStream({ threads: 1 })
     memories[0]!.signal({ peer: 1, index: 0, value: 4, stream })
@@ -187,7 +192,9 @@ describe('nothing stays behind', () => {
   test('after 50 memories: no descriptor and no mapping', async () => {
     const groups = await openWorld(2)
     const make = async (): Promise<void> => {
-      const memories = await Promise.all(groups.map((group) => SymmetricMemory.create(group, { byteLength: 10_000, numSignals: 3 })))
+      const memories = await Promise.all(
+        groups.map((group) => SymmetricMemory.create(group, { byteLength: 10_000, numSignals: 3 })),
+      )
       for (const memory of memories) memory.close()
     }
     await make()
@@ -223,7 +230,8 @@ describe('nothing stays behind', () => {
       await collectGarbage()
       await stream.synchronize()
       const bytes = second!.memory.tensor({ byteOffset: 0, shape: [1_000_000], dtype: 'u8' }).data as Uint8Array
-      for (let i = 0; i < 20; i++) expect(bytes.subarray(i * 50_000, (i + 1) * 50_000).every((byte) => byte === i + 1)).toBe(true)
+      for (let i = 0; i < 20; i++)
+        expect(bytes.subarray(i * 50_000, (i + 1) * 50_000).every((byte) => byte === i + 1)).toBe(true)
     })
   })
 })

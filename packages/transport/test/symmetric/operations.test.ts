@@ -22,7 +22,9 @@ describe('put and signal', () => {
             }
             for (let index = 0; index < numRanks; index++) memory.wait({ index, value: round, stream })
             await stream.synchronize()
-            const expected = Array.from({ length: numRanks }, (_, sender) => Array<number>(length).fill(sender * 16 + round))
+            const expected = Array.from({ length: numRanks }, (_, sender) =>
+              Array<number>(length).fill(sender * 16 + round),
+            )
             expect([...bytesOf(memory, 0, length * numRanks)]).toEqual(expected.flat())
           }),
         )
@@ -36,15 +38,20 @@ describe('put and signal', () => {
     const byteLength = 5_000_001
     await withMemories(2, { byteLength, numSignals: 1 }, async ([first, second]) => {
       await fc.assert(
-        fc.asyncProperty(fc.nat(byteLength), fc.nat(byteLength), fc.integer({ min: 1, max: 255 }), async (a, b, value) => {
-          const [begin, end] = [Math.min(a, b), Math.max(a, b)]
-          bytesOf(second!.memory, 0, byteLength).fill(0)
-          const source = Tensor.wrap(new Uint8Array(end - begin).fill(value), [end - begin], 'u8')
-          first!.memory.put(source, { peer: 1, byteOffset: begin, stream: first!.stream })
-          await first!.stream.synchronize()
-          const expected = new Uint8Array(byteLength).fill(value, begin, end)
-          expect(Buffer.compare(bytesOf(second!.memory, 0, byteLength), expected)).toBe(0)
-        }),
+        fc.asyncProperty(
+          fc.nat(byteLength),
+          fc.nat(byteLength),
+          fc.integer({ min: 1, max: 255 }),
+          async (a, b, value) => {
+            const [begin, end] = [Math.min(a, b), Math.max(a, b)]
+            bytesOf(second!.memory, 0, byteLength).fill(0)
+            const source = Tensor.wrap(new Uint8Array(end - begin).fill(value), [end - begin], 'u8')
+            first!.memory.put(source, { peer: 1, byteOffset: begin, stream: first!.stream })
+            await first!.stream.synchronize()
+            const expected = new Uint8Array(byteLength).fill(value, begin, end)
+            expect(Buffer.compare(bytesOf(second!.memory, 0, byteLength), expected)).toBe(0)
+          },
+        ),
         { numRuns: 12 },
       )
     })
@@ -62,7 +69,8 @@ describe('put and signal', () => {
     await withMemories(4, { byteLength: 0, numSignals }, async (ranks) => {
       for (const { rank, memory, stream } of ranks) {
         for (let i = 0; i < 500; i++) memory.atomicAdd({ peer: 0, index: 7, delta: 1, stream })
-        for (let index = 100 + rank; index < numSignals; index += 4) memory.signal({ peer: 0, index, value: index, stream })
+        for (let index = 100 + rank; index < numSignals; index += 4)
+          memory.signal({ peer: 0, index, value: index, stream })
       }
       const [{ memory, stream }] = ranks as [(typeof ranks)[0]]
       memory.wait({ index: 7, value: 2000, stream })
@@ -179,9 +187,7 @@ describe('waits', () => {
   test('a memory that is made after the group failed is refused with that failure', async () => {
     const groups = await openWorld(2)
     groups[0]!.abort(new MoeEpError('ERR_MOE_EP_CHECK_FAILED', 'no'))
-    const errors = await Promise.all(
-      groups.map((group) => failureOf(SymmetricMemory.create(group, { byteLength: 1 }))),
-    )
+    const errors = await Promise.all(groups.map((group) => failureOf(SymmetricMemory.create(group, { byteLength: 1 }))))
     expect(codesOf(errors)).toEqual(Array(2).fill('ERR_MOE_EP_CHECK_FAILED'))
     await closeWorld(groups)
   })
@@ -193,7 +199,10 @@ describe('waits', () => {
       // The state of the poison record, as native/include/moe_ep/transport/segment_layout.h places it: being written.
       new Uint32Array(memory.tensor({ byteOffset: 0, shape: [8], dtype: 'u8' }).memory.arrayBuffer, 64, 1)[0] = 1
       const error = await failureOf(stream.synchronize())
-      expect(error).toMatchObject({ code: 'ERR_MOE_EP_PEER_LOST', message: expect.stringContaining('while it told of a failure') })
+      expect(error).toMatchObject({
+        code: 'ERR_MOE_EP_PEER_LOST',
+        message: expect.stringContaining('while it told of a failure'),
+      })
     })
   })
 
@@ -208,7 +217,10 @@ describe('waits', () => {
       second!.memory.wait({ index: 0, value: 1, timeoutMs: 600_000, stream: second!.stream })
       first!.stream.abort()
       const error = await failureOf(second!.stream.synchronize())
-      expect(error).toMatchObject({ code: 'ERR_MOE_EP_ABORTED', message: expect.stringContaining('rank 0 closed its stream') })
+      expect(error).toMatchObject({
+        code: 'ERR_MOE_EP_ABORTED',
+        message: expect.stringContaining('rank 0 closed its stream'),
+      })
     })
   })
 })
@@ -261,9 +273,16 @@ describe('arguments', () => {
         () => memory.signalValue(0, 2),
         () => memory.tensor({ byteOffset: 0, shape: [1], dtype: 'u8', rank: 2 }),
       ]) {
-        expect(thrownBy(call)).toMatchObject({ code: 'ERR_MOE_EP_ARGUMENT', message: expect.stringContaining('same node') })
+        expect(thrownBy(call)).toMatchObject({
+          code: 'ERR_MOE_EP_ARGUMENT',
+          message: expect.stringContaining('same node'),
+        })
       }
-      ranks[2]!.memory.put(Tensor.wrap(Uint8Array.of(9), [1], 'u8'), { peer: 3, byteOffset: 1, stream: ranks[2]!.stream })
+      ranks[2]!.memory.put(Tensor.wrap(Uint8Array.of(9), [1], 'u8'), {
+        peer: 3,
+        byteOffset: 1,
+        stream: ranks[2]!.stream,
+      })
       await ranks[2]!.stream.synchronize()
       expect(bytesOf(ranks[3]!.memory, 1, 1)[0]).toBe(9)
     })

@@ -24,7 +24,9 @@ describe.each([
   test.each([1, 2, 3, 8])('map one another: %i', async (numRanks) => {
     await start({ numRanks, threads, scenario: 'exchange' })
     expect(await endsOf(ranks)).toEqual(ranks.map(() => 0))
-    expect(ranks.map(({ events }) => events)).toEqual(ranks.map(() => [{ event: 'done', wrong: 0, worldSize: numRanks }]))
+    expect(ranks.map(({ events }) => events)).toEqual(
+      ranks.map(() => [{ event: 'done', wrong: 0, worldSize: numRanks }]),
+    )
     expect(countMappings()).toBe(0)
   })
 

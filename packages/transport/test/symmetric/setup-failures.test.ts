@@ -6,7 +6,16 @@ import type { ProcessGroup } from '../../src/index.js'
 import { afterEach, describe, expect, test } from 'vitest'
 import { SymmetricMemory } from '../../src/index.js'
 import { native } from '../../src/native.js'
-import { closeWorld, countDescriptors, countMappings, descriptorSockets, eventually, failureOf, noSocketStays, openWorld } from './world.js'
+import {
+  closeWorld,
+  countDescriptors,
+  countMappings,
+  descriptorSockets,
+  eventually,
+  failureOf,
+  noSocketStays,
+  openWorld,
+} from './world.js'
 
 // Rank 1 plays the protocol by hand, and wrongly, against a real rank 0.
 
@@ -76,8 +85,10 @@ describe('a failing set-up', () => {
   })
 
   test('when a rank does not listen', async () => {
-    const { error, told } = await meetFake({}, ({ socket }) => native().closeDescriptor(socket), ({ token }) =>
-      `moe-ep-${'0'.repeat(32)} ${token}`,
+    const { error, told } = await meetFake(
+      {},
+      ({ socket }) => native().closeDescriptor(socket),
+      ({ token }) => `moe-ep-${'0'.repeat(32)} ${token}`,
     )
     expect([error.code, told.code]).toEqual(['ERR_MOE_EP_CONNECT', 'ERR_MOE_EP_CONNECT'])
   })
@@ -85,7 +96,11 @@ describe('a failing set-up', () => {
   test.each(['', '{}', `moe-ep-x ${'0'.repeat(64)}`, `moe-ep-${'0'.repeat(32)} short`, 'x'.repeat(10_000)])(
     'when a rank sends a malformed invitation',
     async (text) => {
-      const { error, told } = await meetFake({}, () => {}, () => text)
+      const { error, told } = await meetFake(
+        {},
+        () => {},
+        () => text,
+      )
       expect(error).toMatchObject({ code: 'ERR_MOE_EP_PROTOCOL', message: expect.stringContaining('rank 1') })
       expect(told.code).toBe('ERR_MOE_EP_PROTOCOL')
     },
@@ -95,7 +110,15 @@ describe('a failing set-up', () => {
     const { error } = await meetFake({ timeoutMs: 300 }, ({ socket }, { name, token }) => {
       const file = temporaryFile(8192)
       const wrong = `${'0'.repeat(64)}:1`
-      for (const payload of [wrong, '', `${token}:0`, `${token}:7`, `${token}:x`, `${token}`, `${token}:${'9'.repeat(99)}`]) {
+      for (const payload of [
+        wrong,
+        '',
+        `${token}:0`,
+        `${token}:7`,
+        `${token}:x`,
+        `${token}`,
+        `${token}:${'9'.repeat(99)}`,
+      ]) {
         native().sendDescriptor(socket, name, file, Buffer.from(payload))
       }
       closeSync(file)

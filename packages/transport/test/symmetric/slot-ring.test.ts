@@ -3,7 +3,9 @@ import { expect, test } from 'vitest'
 import { type Lease, SlotRing } from '../../src/index.js'
 import { thrownBy } from './world.js'
 
-type Step = { readonly take: true; readonly slot: number | undefined } | { readonly take: false; readonly index: number }
+type Step =
+  | { readonly take: true; readonly slot: number | undefined }
+  | { readonly take: false; readonly index: number }
 
 const steps: fc.Arbitrary<Step[]> = fc.array(
   fc.oneof(
@@ -47,7 +49,10 @@ test('two rings that see the same program hand out the same slots; no slot is le
 test('says which of the two it is: a slot in flight, or none at all', () => {
   const ring = new SlotRing(2)
   ring.acquire(1)
-  expect(thrownBy(() => ring.acquire(1))).toMatchObject({ code: 'ERR_MOE_EP_NO_FREE_SLOT', message: 'slot 1 is in flight' })
+  expect(thrownBy(() => ring.acquire(1))).toMatchObject({
+    code: 'ERR_MOE_EP_NO_FREE_SLOT',
+    message: 'slot 1 is in flight',
+  })
   ring.acquire()
   expect(thrownBy(() => ring.acquire())).toMatchObject({
     code: 'ERR_MOE_EP_NO_FREE_SLOT',

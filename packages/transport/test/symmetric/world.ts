@@ -3,7 +3,12 @@ import { setImmediate, setTimeout as sleep } from 'node:timers/promises'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import { getDevice, MoeEpError, type Stream } from '@moe-ep/core'
-import { type ConnectOptions, type ProcessGroup, SymmetricMemory, type SymmetricMemoryOptions } from '../../src/index.js'
+import {
+  type ConnectOptions,
+  type ProcessGroup,
+  SymmetricMemory,
+  type SymmetricMemoryOptions,
+} from '../../src/index.js'
 import { closeWorld, openWorld } from '../rendezvous/world.js'
 
 export { closeWorld, codesOf, failureOf, openWorld } from '../rendezvous/world.js'
@@ -64,7 +69,9 @@ export function countDescriptors(): number {
 
 /** Segments that this process has mapped. */
 export function countMappings(): number {
-  return readFileSync('/proc/self/maps', 'utf8').split('\n').filter((line) => line.includes('memfd:moe-ep')).length
+  return readFileSync('/proc/self/maps', 'utf8')
+    .split('\n')
+    .filter((line) => line.includes('memfd:moe-ep')).length
 }
 
 /** Abstract sockets that carry descriptors, of all processes of the machine. */

@@ -11,10 +11,12 @@ struct TopkIds {
   const void* data;
   bool wide;  // i64, else i32
 
-  explicit TopkIds(const Tensor& tensor) : data(tensor.data()), wide(tensor.dtype() == DType::kI64) {}
+  explicit TopkIds(const Tensor& tensor)
+      : data(tensor.data()), wide(tensor.dtype() == DType::kI64) {}
 
   int64_t operator[](int64_t index) const {
-    return wide ? static_cast<const int64_t*>(data)[index] : static_cast<const int32_t*>(data)[index];
+    return wide ? static_cast<const int64_t*>(data)[index]
+                : static_cast<const int32_t*>(data)[index];
   }
 };
 

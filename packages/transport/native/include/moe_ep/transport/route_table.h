@@ -1,5 +1,5 @@
-// The table that the transport addon hands to the dispatch families: how each rank is reached. A C struct, for it crosses
-// addons; moe_ep/transport/routes.h is the C++ view of it.
+// The table that the transport addon hands to the dispatch families: how each rank is reached. A C
+// struct, for it crosses addons; moe_ep/transport/routes.h is the C++ view of it.
 #pragma once
 
 #include <stdint.h>

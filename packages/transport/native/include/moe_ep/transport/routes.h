@@ -1,4 +1,5 @@
-// What kernels of the dispatch families call: put, signal, flush, wait, for peers whose memory is mapped.
+// What kernels of the dispatch families call: put, signal, flush, wait, for peers whose memory is
+// mapped.
 //
 // A Routes value keeps every mapping it refers to; capture it by value in enqueued work.
 #pragma once
@@ -49,16 +50,22 @@ class Routes {
   }
 
   // Sets the peer's signal; everything this thread wrote before is visible to who sees it.
-  void Signal(int rank, uint64_t index, uint64_t value) const { StoreSignal(signal(rank, index), value); }
-  uint64_t Add(int rank, uint64_t index, int64_t delta) const { return AddSignal(signal(rank, index), delta); }
+  void Signal(int rank, uint64_t index, uint64_t value) const {
+    StoreSignal(signal(rank, index), value);
+  }
+  uint64_t Add(int rank, uint64_t index, int64_t delta) const {
+    return AddSignal(signal(rank, index), delta);
+  }
 
   // Puts to mapped memory are done when they return; other routes will have something to wait for.
   void Flush() const { std::atomic_thread_fence(std::memory_order_release); }
 
-  // Waits until this rank's own signal is at least `value`. On failure (deadline, poison, closed stream) the stream is put
-  // into failure and the group is poisoned. `missing` is asked only then: what did not come, and from whom.
+  // Waits until this rank's own signal is at least `value`. On failure (deadline, poison, closed
+  // stream) the stream is put into failure and the group is poisoned. `missing` is asked only then:
+  // what did not come, and from whom.
   template <typename Describe>
-  bool Wait(const Exec& exec, uint64_t index, uint64_t value, int64_t deadline, const Describe& missing) const {
+  bool Wait(const Exec& exec, uint64_t index, uint64_t value, int64_t deadline,
+            const Describe& missing) const {
     SignalCell& cell = signal(rank(), index);
     for (int spins = 0;; ++spins) {
       const uint64_t seen = cell.value.load(std::memory_order_acquire);
@@ -76,7 +83,8 @@ class Routes {
     }
   }
 
-  // False, with the stream in failure, when the group was poisoned. Every collective looks before it begins.
+  // False, with the stream in failure, when the group was poisoned. Every collective looks before
+  // it begins.
   bool CheckNotPoisoned(const Exec& exec) const {
     const PoisonRecord& poison = control(rank()).poison;
     const uint32_t state = poison.state.load(std::memory_order_acquire);
@@ -94,7 +102,8 @@ class Routes {
     return false;
   }
 
-  // Fails this stream and tells every rank that can be reached; the first failure of a group stays its cause.
+  // Fails this stream and tells every rank that can be reached; the first failure of a group stays
+  // its cause.
   void Poison(const Exec& exec, const char* code, const std::string& message) const {
     PoisonAll(code, message);
     exec.Fail(code, message);
@@ -109,7 +118,9 @@ class Routes {
   void PoisonOne(int peer, const char* code, const std::string& message) const {
     PoisonRecord& poison = control(peer).poison;
     uint32_t fine = PoisonRecord::kFine;
-    if (!poison.state.compare_exchange_strong(fine, PoisonRecord::kWriting, std::memory_order_acquire)) return;
+    if (!poison.state.compare_exchange_strong(fine, PoisonRecord::kWriting,
+                                              std::memory_order_acquire))
+      return;
     std::strncpy(poison.code, code, sizeof(poison.code) - 1);
     std::strncpy(poison.message, message.c_str(), sizeof(poison.message) - 1);
     poison.state.store(PoisonRecord::kPoisoned, std::memory_order_release);
@@ -157,24 +168,29 @@ class Routes {
     bool valid = true;
   };
 
-  ControlBlock& control(int rank) const { return *reinterpret_cast<ControlBlock*>(state_->bases[rank]); }
+  ControlBlock& control(int rank) const {
+    return *reinterpret_cast<ControlBlock*>(state_->bases[rank]);
+  }
 
   template <typename Describe>
   bool MayGoOn(const Exec& exec, int64_t deadline, const Describe& missing) const {
     if (!CheckNotPoisoned(exec)) return false;
     if (__atomic_load_n(exec.abort_word(), __ATOMIC_ACQUIRE) != 0) {
-      Poison(exec, "ERR_MOE_EP_ABORTED", "rank " + std::to_string(rank()) + " closed its stream while it waited: " + missing());
+      Poison(exec, "ERR_MOE_EP_ABORTED",
+             "rank " + std::to_string(rank()) + " closed its stream while it waited: " + missing());
       return false;
     }
     if (MonotonicNanoseconds() < deadline) return true;
-    Poison(exec, "ERR_MOE_EP_TIMEOUT", "rank " + std::to_string(rank()) + ": deadline passed: " + missing());
+    Poison(exec, "ERR_MOE_EP_TIMEOUT",
+           "rank " + std::to_string(rank()) + ": deadline passed: " + missing());
     return false;
   }
 
   std::shared_ptr<State> state_;
 };
 
-// Moment at which a wait of `timeout_ms` that begins now ends; a century stands for all that is longer.
+// Moment at which a wait of `timeout_ms` that begins now ends; a century stands for all that is
+// longer.
 inline int64_t DeadlineAfter(int64_t timeout_ms) {
   constexpr int64_t kCentury = int64_t{100} * 365 * 24 * 3600 * 1000;
   return MonotonicNanoseconds() + (timeout_ms < kCentury ? timeout_ms : kCentury) * 1'000'000;

@@ -1,4 +1,5 @@
-// Signals: 64-bit monotone words in memory that peers share, with sleeping that costs the writer nothing while nobody sleeps.
+// Signals: 64-bit monotone words in memory that peers share, with sleeping that costs the writer
+// nothing while nobody sleeps.
 #pragma once
 
 #include <linux/futex.h>
@@ -40,7 +41,8 @@ inline void CpuRelax() {
 inline uint32_t* FutexWord(SignalCell& cell) { return reinterpret_cast<uint32_t*>(&cell.value); }
 
 inline void WakeSleepers(SignalCell& cell) {
-  // Orders the store of the value before the look at the sleepers; the sleeper does the same the other way round.
+  // Orders the store of the value before the look at the sleepers; the sleeper does the same the
+  // other way round.
   std::atomic_thread_fence(std::memory_order_seq_cst);
   if (cell.sleepers.load(std::memory_order_relaxed) != 0) {
     syscall(SYS_futex, FutexWord(cell), FUTEX_WAKE, INT32_MAX, nullptr, nullptr, 0);
@@ -54,7 +56,8 @@ inline void StoreSignal(SignalCell& cell, uint64_t value) {
 }
 
 inline uint64_t AddSignal(SignalCell& cell, int64_t delta) {
-  const uint64_t before = cell.value.fetch_add(static_cast<uint64_t>(delta), std::memory_order_acq_rel);
+  const uint64_t before =
+      cell.value.fetch_add(static_cast<uint64_t>(delta), std::memory_order_acq_rel);
   WakeSleepers(cell);
   return before;
 }
@@ -64,7 +67,8 @@ inline void SleepOnSignal(SignalCell& cell, uint64_t seen) {
   cell.sleepers.fetch_add(1, std::memory_order_seq_cst);
   if (cell.value.load(std::memory_order_seq_cst) == seen) {
     const timespec slice = {0, kSleepSliceNanoseconds};
-    syscall(SYS_futex, FutexWord(cell), FUTEX_WAIT, static_cast<uint32_t>(seen), &slice, nullptr, 0);
+    syscall(SYS_futex, FutexWord(cell), FUTEX_WAIT, static_cast<uint32_t>(seen), &slice, nullptr,
+            0);
   }
   cell.sleepers.fetch_sub(1, std::memory_order_relaxed);
 }
