@@ -19,7 +19,7 @@ Options
   --intermediate N          size inside an expert (the model's; 512 for demo)
   --experts N               experts of all ranks together (the model's; 32 for demo)
   --topk N                  experts of a token (the model's; 4 for demo)
-  --dtype bf16              what travels between ranks
+  --dtype bf16|fp8          what travels to the experts: bf16, or fp8 with scales (bf16)
   --tokens N|N,N,...        tokens of each rank (128)
   --routing KIND            uniform, skewed (rank 0 receives half), hot:RANK, empty:RANK (uniform)
   --seed N                  weights and tokens follow from it (1)

@@ -3,6 +3,9 @@ import type { ModelPreset, ModelShape } from '../presets/model-preset.js'
 import { modelPresets } from '../presets/presets.js'
 import { parseRouting } from '../routing/routing-kind.js'
 
+/** What travels between ranks: bf16 rows, or fp8 e4m3 with an f32 scale for each 128 elements. Results come back as bf16. */
+export type LayerDType = 'bf16' | 'fp8'
+
 /** One run of the layer, as the command line asks for it. Plain data: it travels to the ranks as JSON. */
 export interface LayerOptions {
   readonly device: 'cpu'
@@ -16,7 +19,7 @@ export interface LayerOptions {
   readonly layer?: number
   /** Sizes given on the command line; they complete or replace those of the model. */
   readonly shape: Partial<ModelShape>
-  readonly dtype: 'bf16'
+  readonly dtype: LayerDType
   /** One count for all ranks, or one for each. */
   readonly tokens: readonly number[]
   readonly routing: string
@@ -66,7 +69,7 @@ export function layerOptionsFrom(flags: Flags): LayerOptions {
   const ranks = integer('ranks', flags.ranks, 1, 4096)
   requireSupported('device', flags.device, ['cpu', 'auto'])
   requireSupported('mode', flags.mode, ['ht'])
-  requireSupported('dtype', flags.dtype, ['bf16'])
+  requireSupported('dtype', flags.dtype, ['bf16', 'fp8'])
   const routing = String(flags.routing)
   parseRouting(routing, { ranks })
   const model = String(flags.model)
@@ -76,7 +79,7 @@ export function layerOptionsFrom(flags: Flags): LayerOptions {
   }
   if (flags.preset !== undefined && !isFile) throw configError('preset', 'a .safetensors file as --model', model)
   return {
-    ...{ device: 'cpu', mode: 'ht', dtype: 'bf16', ranks, model, routing },
+    ...{ device: 'cpu', mode: 'ht', dtype: flags.dtype as LayerDType, ranks, model, routing },
     ...(flags.preset !== undefined && { preset: presetNamed(String(flags.preset)).name }),
     ...(flags.layer !== undefined && { layer: layerFrom(flags.layer) }),
     shape: shapeFrom(flags),

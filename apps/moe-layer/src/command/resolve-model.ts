@@ -10,7 +10,7 @@ import { diskSpaceFor } from '../weights/disk-space.js'
 import { type MadeWeights, madeWeightsBytes, makeWeights } from '../weights/make-weights.js'
 import { memoryNeed, requireMemory } from '../weights/memory-need.js'
 import { type MoeWeightsFile, openMoeWeights } from '../weights/moe-weights.js'
-import { configError, type LayerOptions } from './layer-options.js'
+import { configError, type LayerOptions, type LayerDType } from './layer-options.js'
 import { progressBar } from './progress-bar.js'
 import { weightsCache } from './weights-cache.js'
 
@@ -35,7 +35,7 @@ export async function resolveModel(options: LayerOptions): Promise<ResolvedModel
 async function fromPreset(preset: ModelPreset, options: LayerOptions): Promise<ResolvedModel> {
   const { gate, sharedExperts, correctionBias, naming, weightsDType } = preset
   const { seed, json, layer = preset.firstMoeLayer } = options
-  const shape = requireRunnable({ ...preset.shape, ...options.shape }, gate)
+  const shape = requireRunnable({ ...preset.shape, ...options.shape }, gate, options.dtype)
   const { hidden, intermediate, experts, topk } = shape
   const made: MadeWeights = {
     ...{ hidden, intermediate, experts, sharedExperts, correctionBias, naming, layer, seed, dtype: weightsDType },
@@ -69,7 +69,7 @@ async function fromFile(path: string, options: LayerOptions): Promise<ResolvedMo
       if (asked !== undefined && asked !== found[size])
         throw configError(size, `${found[size]}, as in ${path}`, `${asked}`)
     }
-    const shape = requireRunnable({ ...found, ...options.shape }, gate)
+    const shape = requireRunnable({ ...found, ...options.shape }, gate, options.dtype)
     await requireRoom(options, shape, { sharedIntermediate: file.sharedIntermediate, fileBytes: 0 })
     return { shape, gate, layer, weights: path }
   } finally {
@@ -107,10 +107,15 @@ async function requireRoom(
   requireMemory(model, memoryNeed({ shape, tokens, bufferBytesPerRank, ...more }), await availableMemory())
 }
 
-function requireRunnable(shape: ModelShape, gate: Gate): ModelShape {
+function requireRunnable(shape: ModelShape, gate: Gate, dtype: LayerDType): ModelShape {
   const { hidden, topk, experts } = shape
-  if (hidden % 8 !== 0)
-    throw configError('hidden', 'a multiple of 8, for bf16 rows travel in pieces of 16 bytes', String(hidden))
+  const multiple = dtype === 'fp8' ? 16 : 8
+  if (hidden % multiple !== 0)
+    throw configError(
+      'hidden',
+      `a multiple of ${multiple}, for ${dtype} rows travel in pieces of 16 bytes`,
+      String(hidden),
+    )
   const most = Math.min(maxTopk(gate, experts), 32)
   if (Number.isInteger(topk) && topk >= 1 && topk <= most) return shape
   throw configError('topk', `1 to ${most}`, Number.isNaN(topk) ? 'none: the file does not say' : String(topk))

@@ -56,7 +56,8 @@ export class LayerRun {
     this.x = x
     this.#hiddenStates = Tensor.from(x, [spec.options.tokens[group.rank]!, spec.shape.hidden], 'bf16', device)
     this.#experts = new GroupedExperts(onnxEngines())
-    this.#kernel = new ModularKernel(new HtPrepareAndFinalize(buffer), this.#experts)
+    const quantized = spec.options.dtype === 'fp8' ? { quant: { kind: 'fp8-block' } as const } : {}
+    this.#kernel = new ModularKernel(new HtPrepareAndFinalize(buffer, quantized), this.#experts)
   }
 
   /** Reads this rank's experts and builds the buffers; collective. */

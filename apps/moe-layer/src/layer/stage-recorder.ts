@@ -4,6 +4,7 @@ import type { Span } from '../results/rank-result.js'
 
 /** Stages of the layer by the operations that they consist of, in the order of the flow. */
 const stageOfOperation: Readonly<Record<string, string>> = {
+  'quant.quantizePerTokenGroup': 'quantize',
   'intranode.notify': 'exchange',
   'intranode.send': 'dispatch',
   'deepgemm-permute.permute': 'permute',

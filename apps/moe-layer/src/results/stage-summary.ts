@@ -12,7 +12,18 @@ export interface StageSummary {
 }
 
 /** Order of the flow; `layer` is everything from the gate to the combined output. */
-const stageOrder = ['gate', 'exchange', 'dispatch', 'permute', 'experts', 'unpermute', 'combine', 'shared', 'layer']
+const stageOrder = [
+  'gate',
+  'quantize',
+  'exchange',
+  'dispatch',
+  'permute',
+  'experts',
+  'unpermute',
+  'combine',
+  'shared',
+  'layer',
+]
 
 /** For each stage the slowest rank of every pass, then median and p99 over the passes. */
 export function summarizeStages(results: readonly RankResult[]): StageSummary[] {

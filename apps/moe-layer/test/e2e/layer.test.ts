@@ -77,6 +77,17 @@ it.each([2, 3, 5, 7, 8])('empty routing on %d ranks: one rank receives nothing',
   expect(received[1]).toBe(0)
 })
 
+it.each([2, 3, 8])('fp8 rows on %d ranks, uniform and skewed routing', async (ranks) => {
+  for (const routing of ['uniform', 'skewed']) {
+    const end = await app.run([...small({ ranks, topk: 6, tokens: 32, routing }), '--hidden', '144', '--dtype', 'fp8'])
+    const result = jsonOf(end) as LayerResult
+    expect(result).toMatchObject({ ok: true, dtype: 'fp8', deterministic: true, tolerance: 6e-2 })
+    // 144 bytes of values and two scales, the second of a short group.
+    expect(result.routes.every(({ bytes }) => bytes % (144 + 8) === 0)).toBe(true)
+    expect(result.maxRelError).toBeGreaterThan(0)
+  }
+})
+
 describe('counts and sizes', () => {
   it('different counts for each rank, with zeros', async () => {
     const tokensPerRank = [0, 1, 7, 512, 0, 0, 64, 3]
