@@ -2,6 +2,7 @@ export { BatchedPrepareAndFinalize, type BatchedPrepareAndFinalizeOptions } from
 export { checkCompatibility, type Incompatibility, type LayerConfig } from './compatibility.js'
 export { HtPrepareAndFinalize, type HtPrepareAndFinalizeOptions } from './ht-prepare-and-finalize.js'
 export { LocalPrepareAndFinalize } from './local-prepare-and-finalize.js'
+export { MicroBatches, type MicroBatchTurn } from './micro-batches.js'
 export { ModularKernel, type ModularKernelArguments, type ModularKernelOptions } from './modular-kernel.js'
 export { NaivePrepareAndFinalize } from './naive-prepare-and-finalize.js'
 export type { FinalizeArguments, PrepareAndFinalize, Prepared, PrepareArguments } from './prepare-and-finalize.js'

@@ -1,0 +1,87 @@
+import { Tensor } from '@moe-ep/core'
+import { GroupedExperts, noWeightAndReduce, referenceEngines } from '@moe-ep/experts'
+import { describe, expect, test } from 'vitest'
+import { failureOf, rowsOf, withWorld } from '../../intranode-ht/test/world.js'
+import { HtPrepareAndFinalize, MicroBatches } from '../src/index.js'
+import { Layer, sizesFor } from './layer.js'
+
+const pause = (turns: number): Promise<void> =>
+  turns === 0 ? Promise.resolve() : new Promise((resolve) => setImmediate(() => void pause(turns - 1).then(resolve)))
+
+describe('MicroBatches', () => {
+  test('go on in ring order, however long each takes, and without those that have ended', async () => {
+    const steps: string[] = []
+    const results = await new MicroBatches(3).run(async ({ microBatch, pass }) => {
+      for (let step = 0; step < [3, 1, 4][microBatch]!; step++) {
+        await pause((microBatch * 2 + step) % 4)
+        steps.push(`${microBatch}.${step}`)
+        await pass()
+      }
+      return microBatch * 10
+    })
+    expect(steps).toEqual(['0.0', '1.0', '2.0', '0.1', '2.1', '0.2', '2.2', '2.3'])
+    expect(results).toEqual([0, 10, 20])
+  })
+
+  test('one that fails ends the others at their next turn; the first failure is the answer', async () => {
+    const ends: string[] = []
+    const batches = new MicroBatches(3)
+    const failure = await failureOf(
+      batches.run(async ({ microBatch, pass }) => {
+        await pass()
+        if (microBatch === 1) throw new Error('out of luck')
+        await pass().catch((error: { code: string }) => {
+          ends.push(`${microBatch} ${error.code}`)
+          throw error
+        })
+      }),
+    )
+    expect(failure.message).toBe('out of luck')
+    expect(ends).toEqual(['0 ERR_MOE_EP_ABORTED'])
+    expect(await batches.run(async ({ microBatch }) => microBatch)).toEqual([0, 1, 2])
+  })
+
+  test('run once at a time', async () => {
+    const batches = new MicroBatches(1)
+    const first = batches.run(({ pass }) => pass())
+    expect((await failureOf(batches.run(async () => {}))).code).toBe('ERR_MOE_EP_ARGUMENT')
+    expect(await first).toEqual([undefined])
+    expect(() => new MicroBatches(0)).toThrow(expect.objectContaining({ details: { argument: 'count' } }))
+  })
+
+  test('two halves of a layer take turns around dispatch and combine, many times', async () => {
+    const halves = [30, 31].map((seed) => new Layer({ numTokens: [3, 2], hidden: 16, intermediate: 2, numExperts: 4, topk: 2, seed }))
+    await withWorld(2, sizesFor(halves[0]!.shape), async (ranks) => {
+      await Promise.all(
+        ranks.map(async ({ rank, stream, buffer }) => {
+          const side = new HtPrepareAndFinalize(buffer)
+          const experts = new GroupedExperts(referenceEngines())
+          const batches = new MicroBatches(2)
+          for (let round = 0; round < 100; round++) {
+            const outputs = await batches.run(async ({ microBatch, pass }) => {
+              const args = halves[microBatch]!.argumentsOf(rank)
+              const preparing = side.prepareAsync({ ...args, microBatch, stream })
+              await pass()
+              const { hiddenStates, topkIdx, topkWeights } = await preparing.receive()
+              const given = { topkIdx, topkWeights, stream }
+              const expertOutput = Tensor.zeros(hiddenStates.shape, 'bf16')
+              if (expertOutput.numel > 0) {
+                await experts.apply({ ...given, hiddenStates, output: expertOutput, weights: args.weights })
+              }
+              await pass()
+              const output = Tensor.zeros(args.hiddenStates.shape, 'bf16')
+              const finalizing = { ...given, output, expertOutput, weightAndReduce: noWeightAndReduce, microBatch }
+              await side.finalizeAsync(finalizing).receive()
+              return output
+            })
+            await stream.synchronize()
+            if (round % 10 > 0) continue
+            for (const [half, output] of outputs.entries()) expect(rowsOf(output)).toEqual(halves[half]!.expectedOf(rank))
+          }
+          expect(buffer.freeSlots).toBe(2)
+          await experts.close()
+        }),
+      )
+    })
+  })
+})
