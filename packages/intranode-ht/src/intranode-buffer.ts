@@ -1,17 +1,15 @@
 import {
   argumentError,
   type Device,
-  type DType,
-  dtypes,
   type Event,
   MoeEpError,
   requireInteger,
   requireTensor,
   type Stream,
   Tensor,
-  traceOperation,
 } from '@moe-ep/core'
 import { type CollectiveOptions, type Lease, type ProcessGroup, SlotRing, SymmetricMemory } from '@moe-ep/transport'
+import { copyOut } from './copy-out.js'
 import { type BufferLayout, type IntranodeBufferSizes, layoutBuffer } from './buffer-layout.js'
 import {
   type CheckContext,
@@ -32,8 +30,18 @@ import type {
   GroupedDispatchOptions,
   GroupedDispatchResult,
 } from './dispatch-types.js'
+import {
+  enqueueCombine,
+  enqueueCombineGrouped,
+  enqueueNotify,
+  enqueueNotifyCached,
+  enqueueSend,
+  enqueueSendGrouped,
+  type KernelCall,
+} from './kernel-calls.js'
 import { type BufferHandle, native } from './native.js'
-import { emptyPlan, settledPlan, sharedArguments, sum } from './plan.js'
+import { emptyPlan, settledPlan, sharedArguments } from './plan.js'
+import { type Filled, SlotViews } from './slot-views.js'
 
 /** How a buffer is made. */
 export interface IntranodeBufferOptions extends IntranodeBufferSizes {
@@ -56,6 +64,7 @@ export class IntranodeBuffer implements Disposable {
   readonly timeoutMs: number
   readonly #memory: SymmetricMemory
   readonly #layout: BufferLayout
+  readonly #views: SlotViews
   readonly #slots: SlotRing
   readonly #leases = new WeakMap<Lease, Event>()
   readonly #handle: BufferHandle
@@ -67,6 +76,7 @@ export class IntranodeBuffer implements Disposable {
     this.timeoutMs = timeoutMs
     this.#memory = memory
     this.#layout = layout
+    this.#views = new SlotViews(memory, layout)
     this.#slots = new SlotRing(layout.sizes.maxInFlight)
     this.#handle = native().createBuffer(memory.routes, layout.nativeFields)
   }
@@ -135,10 +145,14 @@ export class IntranodeBuffer implements Disposable {
     const call = this.#begin(x, options)
     requireNotCapturing(call.stream)
     return this.#leased(call, async (lease) => {
-      const planned = this.#enqueueDispatch(call, lease, options, false)
-      const plan = options.plan ?? settledPlan(await this.#settled(planned, call.stream))
-      const result = this.#result(call, lease, options, plan, plan.numRecvTokens)
-      return options.out === undefined ? result : this.#copyOut(call, lease, result, options.out)
+      const { plan, counted } = this.#enqueueDispatch(call, lease, options, false)
+      if (options.plan === undefined) await settled(counted, call.stream)
+      const counts = options.plan ?? settledPlan(plan)
+      const result = this.#views.dispatchResult(this.#filled(x, lease, counts), options)
+      if (options.out === undefined) return result
+      const copied = copyOut(call.stream, result, options.out)
+      this.#leases.set(lease, call.stream.record())
+      return { ...result, ...copied, event: this.#leases.get(lease)! }
     })
   }
 
@@ -153,8 +167,8 @@ export class IntranodeBuffer implements Disposable {
     const lease = this.#acquire(call)
     try {
       const { plan } = this.#enqueueDispatch(call, lease, options, true)
-      const { capacity } = this.sizes
-      const result = this.#result(call, lease, options, { ...plan, numRecvTokens: capacity }, capacity)
+      const bound = { ...plan, numRecvTokens: this.sizes.capacity }
+      const result = this.#views.dispatchResult(this.#filled(x, lease, bound), options)
       return { ...result, numRecvTokensPerExpert: new Int32Array(0) }
     } catch (error) {
       lease.release()
@@ -173,9 +187,12 @@ export class IntranodeBuffer implements Disposable {
     const call = this.#begin(x, options)
     requireNotCapturing(call.stream)
     return this.#leased(call, async (lease) => {
-      const planned = this.#enqueueGrouped(call, lease, options)
-      const plan = options.plan ?? settledPlan(await this.#settled(planned, call.stream))
-      return this.#groupedResult(call, lease, options, plan)
+      const { topkIdx, scales, fill = -1, zeroPadding = false } = options
+      const { plan, counted, kernel } = this.#enqueueCounts(call, lease, options, topkIdx.shape[1]!)
+      enqueueSendGrouped(kernel, { x, scales, topkIdx, fill, zeroPadding }, plan)
+      this.#leases.set(lease, call.stream.record())
+      if (options.plan === undefined) await settled(counted, call.stream)
+      return this.#views.groupedResult(this.#filled(x, lease, options.plan ?? settledPlan(plan)), options)
     })
   }
 
@@ -189,7 +206,7 @@ export class IntranodeBuffer implements Disposable {
   combine(x: Tensor, handle: DispatchHandle, options: CombineOptions = {}): CombineResult {
     const { plan, lease } = handle
     this.#requireLease(lease)
-    const { rowBytes, combinedX } = this.#combineOutput(x, plan, options)
+    const combinedX = this.#combineOutput(x, plan, options)
     const { topkWeights } = options
     if (topkWeights !== undefined) {
       requireTensor('topkWeights', topkWeights, { dtype: 'f32', shape: [plan.numRecvTokens, null] })
@@ -199,17 +216,9 @@ export class IntranodeBuffer implements Disposable {
     if (biases.length > 2) throw argumentError('bias', 'at most two', biases.length)
     for (const bias of biases) requireTensor('bias', bias, { dtype: x.dtype, shape: combinedX.shape })
     const combinedTopkWeights = topkWeights && Tensor.zeros([plan.numTokens, topkWeights.shape[1]!], 'f32', this.device)
-    const { stream, timeoutMs } = this.#enter(lease, options)
-    // Staging reads and writes every received row, the sum reads every row that was sent and writes one for each token.
-    const bytes = (): number => (2 * plan.numRecvTokens + sum(plan.numTokensPerRank) + plan.numTokens) * rowBytes
-    traceOperation('intranode.combine', stream, bytes, () =>
-      native().combine(
-        ...([stream.handle, this.#handle, lease.slot, x.handle, topkWeights?.handle] as const),
-        ...([plan.numTokensPerRank.handle, plan.rankPrefixMatrix.handle, plan.sendHead.handle] as const),
-        ...([biases[0]?.handle, biases[1]?.handle, combinedX.handle, combinedTopkWeights?.handle, timeoutMs] as const),
-      ),
-    )
-    return { combinedX, combinedTopkWeights, event: this.#leave(lease, stream) }
+    const kernel = this.#enter(lease, options)
+    enqueueCombine(kernel, { x, topkWeights, biases, combinedX, combinedTopkWeights }, plan)
+    return { combinedX, combinedTopkWeights, event: this.#leave(lease, kernel.stream) }
   }
 
   /**
@@ -220,19 +229,12 @@ export class IntranodeBuffer implements Disposable {
   combineGrouped(x: Tensor, handle: GroupedDispatchHandle, options: GroupedCombineOptions = {}): CombineResult {
     const { plan, lease, topkIdx } = handle
     this.#requireLease(lease)
-    const { rowBytes, combinedX } = this.#combineOutput(x, plan, options)
+    const combinedX = this.#combineOutput(x, plan, options)
     const topkWeights = options.topkWeights ?? handle.topkWeights
     requireTensor('topkWeights', topkWeights, { dtype: 'f32', shape: topkIdx.shape })
-    const { stream, timeoutMs } = this.#enter(lease, options)
-    const bytes = (): number => (2 * plan.numRecvTokens + sum(plan.numTokensPerExpert) + plan.numTokens) * rowBytes
-    traceOperation('intranode.combineGrouped', stream, bytes, () =>
-      native().combineGrouped(
-        ...([stream.handle, this.#handle, lease.slot, plan.numExperts, x.handle, topkIdx.handle] as const),
-        ...([topkWeights.handle, plan.slotRow!.handle, plan.numTokensPerRank.handle] as const),
-        ...([plan.numRecvTokensPerExpert.handle, combinedX.handle, timeoutMs] as const),
-      ),
-    )
-    return { combinedX, combinedTopkWeights: undefined, event: this.#leave(lease, stream) }
+    const kernel = this.#enter(lease, options)
+    enqueueCombineGrouped(kernel, { x, topkIdx, topkWeights, combinedX }, plan)
+    return { combinedX, combinedTopkWeights: undefined, event: this.#leave(lease, kernel.stream) }
   }
 
   /**
@@ -243,7 +245,7 @@ export class IntranodeBuffer implements Disposable {
   combineInput(handle: DispatchHandle | GroupedDispatchHandle, options: CombineInputOptions = {}): Tensor {
     this.#requireLease(handle.lease)
     const { dtype = handle.dtype, hidden = handle.hidden } = options
-    const input = this.#slotTensor(handle.lease.slot, 'rows', [handle.plan.numRecvTokens, hidden], dtype)
+    const input = this.#views.tensor(handle.lease.slot, 'rows', [handle.plan.numRecvTokens, hidden], dtype)
     requireRows('combineInput', input, this.sizes)
     return input
   }
@@ -288,197 +290,53 @@ export class IntranodeBuffer implements Disposable {
     }
   }
 
-  #enqueueNotify(
-    call: Call,
-    lease: Lease,
-    routing: Routing,
-    fresh: DispatchPlan | undefined,
-  ): { plan: DispatchPlan; counted: Event } {
-    const { stream, timeoutMs, x } = call
-    const { topkIdx, topkWeights, scales } = routing
-    const plan = fresh ?? routing.plan!
-    const shared = sharedArguments(
-      { lease: lease.id, cached: fresh === undefined, x, scales, topkIdx, hasWeights: topkWeights !== undefined },
-      plan,
-    )
-    traceOperation('intranode.notify', stream, (topkIdx?.byteLength ?? 0) + plan.sendHead.byteLength, () =>
-      fresh === undefined
-        ? native().notifyCached(
-            stream.handle,
-            this.#handle,
-            lease.slot,
-            shared,
-            plan.rankPrefixMatrix.handle,
-            timeoutMs,
-          )
-        : native().notify(
-            ...([stream.handle, this.#handle, lease.slot, shared, topkIdx!.handle] as const),
-            ...([plan.numTokensPerRank.handle, plan.numTokensPerExpert.handle, plan.isTokenInRank.handle] as const),
-            ...([plan.rankPrefixMatrix.handle, plan.channelPrefixMatrix.handle] as const),
-            ...([
-              plan.recvChannelPrefixMatrix.handle,
-              plan.sendHead.handle,
-              plan.numRecvTokensPerExpert.handle,
-            ] as const),
-            ...([plan.numRecvSelections.handle, plan.slotRow?.handle, timeoutMs] as const),
-          ),
-    )
-    return { plan, counted: stream.record() }
-  }
-
-  #freshPlan(x: Tensor, options: DispatchOptions, groupedTopk: number | undefined): DispatchPlan {
-    return emptyPlan({
+  /** Enqueues the first half of a dispatch. With `groupedTopk`, rows have a place for each selection. */
+  #enqueueCounts(call: Call, lease: Lease, options: DispatchOptions, groupedTopk: number | undefined): Counted {
+    const { x, stream, timeoutMs } = call
+    const { topkIdx, topkWeights, scales, numExperts, numChannels } = options
+    const kernel: KernelCall = { buffer: this.#handle, slot: lease.slot, stream, timeoutMs }
+    const agreed = { lease: lease.id, x, scales, topkIdx, hasWeights: topkWeights !== undefined }
+    if (options.plan !== undefined) {
+      enqueueNotifyCached(kernel, sharedArguments({ ...agreed, cached: true }, options.plan), options.plan)
+      return { kernel, plan: options.plan, counted: stream.record() }
+    }
+    const plan = emptyPlan({
       ...{ device: this.device, rank: this.group.rank, numRanks: this.group.worldSize, groupedTopk },
-      ...{ numTokens: x.shape[0]!, numExperts: options.numExperts!, maxChannels: this.sizes.maxChannels },
-      ...{
-        numChannels: options.numChannels,
-        expertAlignment: options.expertAlignment ?? (groupedTopk === undefined ? 1 : 128),
-      },
+      ...{ numTokens: x.shape[0]!, numExperts: numExperts!, numChannels, maxChannels: this.sizes.maxChannels },
+      expertAlignment: options.expertAlignment ?? (groupedTopk === undefined ? 1 : 128),
     })
+    enqueueNotify(kernel, sharedArguments({ ...agreed, cached: false }, plan), topkIdx!, plan)
+    return { kernel, plan, counted: stream.record() }
   }
 
-  #enqueueDispatch(call: Call, lease: Lease, options: DispatchOptions, fillTail: boolean): Planned {
-    const { x, stream, timeoutMs } = call
-    const fresh = options.plan === undefined ? this.#freshPlan(x, options, undefined) : undefined
-    const { plan, counted } = this.#enqueueNotify(call, lease, options, fresh)
+  #enqueueDispatch(call: Call, lease: Lease, options: DispatchOptions, fillTail: boolean): Counted {
+    const counted = this.#enqueueCounts(call, lease, options, undefined)
     const { scales, topkIdx, topkWeights } = options
-    // Every row is read once for each rank that gets it, and written there.
-    const bytes = (): number => 2 * bytesOfRow(x) * sum(plan.numTokensPerRank)
-    traceOperation('intranode.send', stream, bytes, () =>
-      native().send(
-        ...([
-          stream.handle,
-          this.#handle,
-          lease.slot,
-          plan.numExperts,
-          x.handle,
-          scales?.handle,
-          topkIdx?.handle,
-        ] as const),
-        ...([topkWeights?.handle, plan.sendHead.handle, plan.numTokensPerRank.handle] as const),
-        ...([plan.rankPrefixMatrix.handle, fillTail, timeoutMs] as const),
-      ),
-    )
-    this.#leases.set(lease, stream.record())
-    return { plan, counted }
+    enqueueSend(counted.kernel, { x: call.x, scales, topkIdx, topkWeights, fillTail }, counted.plan)
+    this.#leases.set(lease, call.stream.record())
+    return counted
   }
 
-  #enqueueGrouped(call: Call, lease: Lease, options: GroupedDispatchOptions): Planned {
-    const { x, stream, timeoutMs } = call
-    const { topkIdx, scales, fill = -1, zeroPadding = false } = options
-    const fresh = options.plan === undefined ? this.#freshPlan(x, options, topkIdx.shape[1]!) : undefined
-    const { plan, counted } = this.#enqueueNotify(call, lease, options, fresh)
-    const bytes = (): number => 2 * bytesOfRow(x) * sum(plan.numTokensPerExpert)
-    traceOperation('intranode.sendGrouped', stream, bytes, () =>
-      native().sendGrouped(
-        ...([
-          stream.handle,
-          this.#handle,
-          lease.slot,
-          plan.numExperts,
-          plan.expertAlignment,
-          fill === 'expert',
-        ] as const),
-        ...([zeroPadding, x.handle, scales?.handle, topkIdx.handle, plan.slotRow!.handle] as const),
-        ...([plan.numRecvSelections.handle, timeoutMs] as const),
-      ),
-    )
-    this.#leases.set(lease, stream.record())
-    return { plan, counted }
+  #filled(x: Tensor, lease: Lease, plan: DispatchPlan): Filled {
+    return { x, lease, plan, event: this.#leases.get(lease)! }
   }
 
-  /** Waits for the counts. On failure the stream's own record of it is taken too: the caller hears of it here, once. */
-  async #settled({ plan, counted }: Planned, stream: Stream): Promise<DispatchPlan> {
-    try {
-      await counted.synchronize()
-      return plan
-    } catch (error) {
-      await stream.synchronize().catch(() => {})
-      throw error
-    }
-  }
-
-  #result(call: Call, lease: Lease, options: DispatchOptions, plan: DispatchPlan, rows: number): DispatchResult {
-    const { x } = call
-    const hidden = x.shape[1]!
-    const view = (region: SlotRegion, columns: number, dtype: DType): Tensor =>
-      this.#slotTensor(lease.slot, region, [rows, columns], dtype)
-    const { topkIdx, topkWeights, scales } = options
-    const recvSrcIdx = this.#slotTensor(lease.slot, 'sourceIndex', [rows], 'i32')
-    return {
-      recvX: view('rows', hidden, x.dtype),
-      recvXScales: scales && view('scales', scales.shape[1]!, 'f32'),
-      recvTopkIdx: topkIdx && view('topkIdx', topkIdx.shape[1]!, topkIdx.dtype),
-      recvTopkWeights: topkWeights && view('topkWeights', topkWeights.shape[1]!, 'f32'),
-      numRecvTokensPerExpert: Int32Array.from(plan.numRecvTokensPerExpert.data as Int32Array),
-      handle: { plan, lease, hidden, dtype: x.dtype, recvSrcIdx },
-      event: this.#leases.get(lease)!,
-    }
-  }
-
-  #groupedResult(call: Call, lease: Lease, options: GroupedDispatchOptions, plan: DispatchPlan): GroupedDispatchResult {
-    const { x } = call
-    const { topkIdx, topkWeights, scales } = options
-    const rows = plan.numRecvTokens
-    const hidden = x.shape[1]!
-    return {
-      recvX: this.#slotTensor(lease.slot, 'rows', [rows, hidden], x.dtype),
-      recvXScales: scales && this.#columnScales(lease.slot, rows, scales.shape[1]!),
-      expertIds: this.#slotTensor(lease.slot, 'sourceIndex', [rows], 'i32'),
-      numRecvTokensPerExpert: Int32Array.from(plan.numRecvTokensPerExpert.data as Int32Array),
-      handle: { plan, lease, hidden, dtype: x.dtype, topkIdx, topkWeights },
-      event: this.#leases.get(lease)!,
-    }
-  }
-
-  /** Enqueues copies of what arrived into the caller's memory, and gives views of that instead. */
-  #copyOut(
-    { stream }: Call,
-    lease: Lease,
-    result: DispatchResult,
-    out: NonNullable<DispatchOptions['out']>,
-  ): DispatchResult {
-    const copied: { -readonly [Name in keyof typeof out]: Tensor } = {}
-    for (const name of ['recvX', 'recvXScales', 'recvTopkIdx', 'recvTopkWeights'] as const) {
-      const target = out[name]
-      if (target === undefined) continue
-      const from = result[name]
-      if (from === undefined)
-        throw argumentError(`out.${name}`, 'nothing, for nothing of it was sent', target.toString())
-      requireTensor(`out.${name}`, target, { dtype: from.dtype, shape: [null, from.shape[1]!] })
-      const rows = from.shape[0]!
-      if (target.shape[0]! < rows) {
-        throw new MoeEpError('ERR_MOE_EP_CAPACITY', `out.${name}: ${rows} rows arrived, it has ${target.shape[0]}`)
-      }
-      const view = target.slice(0, rows)
-      native().copyRows(stream.handle, from.handle, view.handle)
-      copied[name] = view
-    }
-    const event = stream.record()
-    this.#leases.set(lease, event)
-    return { ...result, ...copied, event }
-  }
-
-  #combineOutput(
-    x: Tensor,
-    plan: DispatchPlan,
-    options: { readonly out?: Tensor },
-  ): { rowBytes: number; combinedX: Tensor } {
+  #combineOutput(x: Tensor, plan: DispatchPlan, options: { readonly out?: Tensor }): Tensor {
     requireTensor('x', x, { dtype: ['bf16', 'f16', 'f32'], shape: [plan.numRecvTokens, null] })
-    const rowBytes = requireRows('x', x, this.sizes)
+    requireRows('x', x, this.sizes)
     const shape = [plan.numTokens, x.shape[1]!]
     const combinedX = options.out ?? Tensor.zeros(shape, x.dtype, this.device)
     requireTensor('out', combinedX, { dtype: x.dtype, shape })
-    return { rowBytes, combinedX }
+    return combinedX
   }
 
   /** Orders a combine's stream after the dispatch that filled the lease. */
-  #enter(lease: Lease, options: CallOptions): { stream: Stream; timeoutMs: number } {
+  #enter(lease: Lease, options: CallOptions): KernelCall {
     const { stream = this.device.defaultStream, timeoutMs = this.timeoutMs, previousEvent } = options
     requireInteger('timeoutMs', timeoutMs, 1)
     if (previousEvent !== undefined) stream.wait(previousEvent)
     stream.wait(this.#leases.get(lease)!)
-    return { stream, timeoutMs }
+    return { buffer: this.#handle, slot: lease.slot, stream, timeoutMs }
   }
 
   #leave(lease: Lease, stream: Stream): Event {
@@ -491,18 +349,15 @@ export class IntranodeBuffer implements Disposable {
     if (!this.#leases.has(lease)) throw argumentError('handle', 'a handle of this buffer', 'one of another')
     if (!lease.active) throw new MoeEpError('ERR_MOE_EP_RELEASED', "the dispatch's lease has ended")
   }
+}
 
-  #slotTensor(slot: number, region: SlotRegion, shape: readonly number[], dtype: DType): Tensor {
-    const { byteOffset, byteLength } = this.#layout[region]
-    const tensor = this.#memory.tensor({ byteOffset: slot * this.#layout.slotBytes + byteOffset, shape, dtype })
-    if (tensor.byteLength > byteLength) throw argumentError('shape', `at most ${byteLength} bytes`, tensor.toString())
-    return tensor
-  }
-
-  #columnScales(slot: number, rows: number, columns: number): Tensor {
-    const stride = Math.ceil(rows / 4) * 4
-    const { memory, byteOffset } = this.#slotTensor(slot, 'columnScales', [columns, stride], 'f32')
-    return new Tensor({ memory, dtype: 'f32', shape: [rows, columns], strides: [1, stride], byteOffset })
+/** Waits for the counts. On failure the stream's own record of it is taken too: the caller hears of it here, once. */
+async function settled(counted: Event, stream: Stream): Promise<void> {
+  try {
+    await counted.synchronize()
+  } catch (error) {
+    await stream.synchronize().catch(() => {})
+    throw error
   }
 }
 
@@ -518,9 +373,6 @@ async function requireSameLayout(group: ProcessGroup, layout: BufferLayout, wait
   )
 }
 
-type SlotRegion = 'rows' | 'scales' | 'topkIdx' | 'topkWeights' | 'sourceIndex' | 'columnScales'
-type Routing = Pick<DispatchOptions, 'topkIdx' | 'topkWeights' | 'scales' | 'plan'>
-
 interface Call {
   readonly x: Tensor
   readonly stream: Stream
@@ -529,12 +381,9 @@ interface Call {
   readonly slot: number | undefined
 }
 
-/** A plan whose counts are complete at `counted`. */
-interface Planned {
+/** The first half of a dispatch: its plan is complete at `counted`. */
+interface Counted {
+  readonly kernel: KernelCall
   readonly plan: DispatchPlan
   readonly counted: Event
-}
-
-function bytesOfRow(x: Tensor): number {
-  return (x.shape[1]! * dtypes[x.dtype].bits) / 8
 }
