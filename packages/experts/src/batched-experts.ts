@@ -63,7 +63,8 @@ export class BatchedExperts implements Experts {
     const done = traceHostWork('experts.batchedGemm', stream, undefined)
     const counts = Array.from(tokens!.numTokensHost ?? tokens!.numTokens.data, Number)
     for (const [expert, count] of counts.entries()) {
-      if (count < 0 || count > problem.numTokens) throw argumentError('tokens', `counts of 0 to ${problem.numTokens}`, count)
+      if (count < 0 || count > problem.numTokens)
+        throw argumentError('tokens', `counts of 0 to ${problem.numTokens}`, count)
       if (count === 0) continue
       await runExpert(engine, {
         ...{ expert, rows: rowsOfExpert(hiddenStates, expert, count), target: rowsOfExpert(output, expert, count) },
@@ -81,11 +82,13 @@ export class BatchedExperts implements Experts {
   #check(args: ExpertsArguments): ExpertsProblem {
     const problem = checkExperts(args, 3)
     const most = this.maxNumTokens * this.numDispatchers
-    if (problem.numTokens > most) throw argumentError('hiddenStates', `at most ${most} rows of an expert`, args.hiddenStates.toString())
+    if (problem.numTokens > most)
+      throw argumentError('hiddenStates', `at most ${most} rows of an expert`, args.hiddenStates.toString())
     const { tokens, expertMap } = args
     if (tokens === undefined) throw argumentError('tokens', 'rows of each expert', tokens)
     requireTensor('tokens', tokens.numTokens, { dtype: 'i32', shape: [problem.numLocalExperts] })
-    if (expertMap !== undefined) throw new MoeEpError('ERR_MOE_EP_UNSUPPORTED', 'batched experts take no expertMap: rows lie by expert already')
+    if (expertMap !== undefined)
+      throw new MoeEpError('ERR_MOE_EP_UNSUPPORTED', 'batched experts take no expertMap: rows lie by expert already')
     return problem
   }
 }
@@ -93,5 +96,8 @@ export class BatchedExperts implements Experts {
 /** The first rows of an expert in a batched tensor [E_l, rows, columns]. */
 function rowsOfExpert(batched: Tensor, expert: number, count: number): Tensor {
   const [, rows, columns] = batched.shape as [number, number, number]
-  return batched.slice(expert, expert + 1).reshape([rows, columns]).slice(0, count)
+  return batched
+    .slice(expert, expert + 1)
+    .reshape([rows, columns])
+    .slice(0, count)
 }

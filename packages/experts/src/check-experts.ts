@@ -1,7 +1,6 @@
-import { argumentError, type DType, requireInteger, requireTensor } from '@moe-ep/core'
+import { argumentError, type DType, requireInteger, requireTensor, type Tensor } from '@moe-ep/core'
 import type { ExpertsArguments, ExpertWeights } from './experts.js'
 import type { ExpertsProblem } from './workspaces.js'
-import type { Tensor } from '@moe-ep/core'
 
 export const floatDtypes: readonly DType[] = ['f32', 'bf16', 'f16']
 export const defaultGroupSize = 128
@@ -26,7 +25,8 @@ export function moeProblemSize(hiddenStates: Tensor, weights: ExpertWeights, top
   requireTensor('hiddenStates', hiddenStates)
   requireTensor('w13', weights.w13, { shape: [null, null, null] })
   const { shape } = hiddenStates
-  if (shape.length !== 2 && shape.length !== 3) throw argumentError('hiddenStates', '[M, K] or [E_l, M, K]', hiddenStates.toString())
+  if (shape.length !== 2 && shape.length !== 3)
+    throw argumentError('hiddenStates', '[M, K] or [E_l, M, K]', hiddenStates.toString())
   const [numLocalExperts, gateAndUp] = weights.w13.shape as [number, number, number]
   const [numTokens, hidden] = shape.slice(-2) as [number, number]
   if (shape.length === 3) requireTensor('hiddenStates', hiddenStates, { shape: [numLocalExperts, null, null] })
@@ -58,7 +58,8 @@ export function checkExperts(args: ExpertsArguments, dimensions: 2 | 3): Experts
   const hidden = shape.at(-1)!
   requireTensor('output', output, { dtype: quantized ? floatDtypes : hiddenStates.dtype, shape })
   requireInteger('groupSize', groupSize, 1)
-  if (quantized) requireTensor('scales', scales, { dtype: 'f32', shape: [...shape.slice(0, -1), Math.ceil(hidden / groupSize)] })
+  if (quantized)
+    requireTensor('scales', scales, { dtype: 'f32', shape: [...shape.slice(0, -1), Math.ceil(hidden / groupSize)] })
   requireTensor('w13', weights.w13, { dtype: floatDtypes, shape: [dimensions === 3 ? shape[0]! : null, null, hidden] })
   const [numLocalExperts, gateAndUp] = weights.w13.shape as [number, number]
   if (gateAndUp % 2 !== 0) throw argumentError('w13', 'gate rows and as many up rows', weights.w13.toString())

@@ -6,7 +6,8 @@ import { permute } from '@moe-ep/deepgemm-permute'
  * @throws ERR_MOE_EP_ARGUMENT.
  */
 export function copyRows(from: Tensor, to: Tensor, stream: Stream): void {
-  if (to.dtype !== from.dtype || `${to.shape}` !== `${from.shape}`) throw argumentError('output', from.toString(), to.toString())
+  if (to.dtype !== from.dtype || `${to.shape}` !== `${from.shape}`)
+    throw argumentError('output', from.toString(), to.toString())
   const rows = from.shape[0] ?? 0
   if (from.numel === 0) return
   const matrix = [rows, from.numel / rows]

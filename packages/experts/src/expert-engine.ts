@@ -5,7 +5,12 @@ import { referenceExpert } from './reference-expert.js'
 /** Computes one expert: GEMM, SiLU and multiply, GEMM, all f32. */
 export interface ExpertEngine {
   /** Rows [m, K] for rows `x` [m, K], weights `w13` [2I, K] and `w2` [K, I]; into `out` where it is given. */
-  run(x: Float32Array, w13: Float32Array, w2: Float32Array, options?: { readonly out?: Float32Array }): Promise<Float32Array>
+  run(
+    x: Float32Array,
+    w13: Float32Array,
+    w2: Float32Array,
+    options?: { readonly out?: Float32Array },
+  ): Promise<Float32Array>
   close(): Promise<void>
 }
 

@@ -6,7 +6,14 @@ import type { ExpertEngine, ExpertEngineFactory } from './expert-engine.js'
 import type { ActivationFormat, Experts, ExpertsArguments, QuantScheme } from './experts.js'
 import { engineScratch, runExpert } from './run-expert.js'
 import { noWeightAndReduce } from './topk-weight-and-reduce.js'
-import { allocateWorkspaces, carve, type ExpertsProblem, type TensorSpec, workspaceOf, type WorkspaceShapes } from './workspaces.js'
+import {
+  allocateWorkspaces,
+  carve,
+  type ExpertsProblem,
+  type TensorSpec,
+  workspaceOf,
+  type WorkspaceShapes,
+} from './workspaces.js'
 
 /**
  * Experts on the host, one after the other: rows are grouped by expert (permute), widened to f32, run by an engine, rounded to

@@ -12,7 +12,10 @@ export function widen(tensor: Tensor, scratch: Tensor): Float32Array {
     for (let i = 0; i < stored.length; i++) words[i] = stored[i]! << 16
     return values
   }
-  f16Values ??= decode('f16', Uint16Array.from({ length: 2 ** 16 }, (_, bits) => bits)) as Float32Array
+  f16Values ??= decode(
+    'f16',
+    Uint16Array.from({ length: 2 ** 16 }, (_, bits) => bits),
+  ) as Float32Array
   for (let i = 0; i < stored.length; i++) values[i] = f16Values[stored[i]!]!
   return values
 }

@@ -28,4 +28,10 @@ export {
   type TopkWeightAndReduce,
   type WeightAndReduceArguments,
 } from './topk-weight-and-reduce.js'
-export { bytesOfSpec, type ExpertsProblem, type TensorSpec, type Workspaces, type WorkspaceShapes } from './workspaces.js'
+export {
+  bytesOfSpec,
+  type ExpertsProblem,
+  type TensorSpec,
+  type Workspaces,
+  type WorkspaceShapes,
+} from './workspaces.js'

@@ -48,7 +48,11 @@ export const contiguousWeightAndReduce: TopkWeightAndReduce = {
     const [rows, topk] = topkIdx.shape as [number, number]
     const hidden = expertOutput.shape.at(-1)!
     if (expertOutput.numel !== rows * topk * hidden) {
-      throw argumentError('expertOutput', `[${rows}, ${topk}, hidden] or [${rows * topk}, hidden]`, expertOutput.toString())
+      throw argumentError(
+        'expertOutput',
+        `[${rows}, ${topk}, hidden] or [${rows * topk}, hidden]`,
+        expertOutput.toString(),
+      )
     }
     const slots = Int32Array.from({ length: rows * topk }, (_, slot) => slot)
     return unpermuteAndReduce(expertOutput.reshape([rows * topk, hidden]), {
@@ -99,8 +103,12 @@ export function naiveBatchedWeightAndReduce({ rank = 0, numExperts }: NaiveBatch
 }
 
 /** Global to local id of a rank that owns the experts from numLocalExperts * rank on, -1 for foreign ones. */
-export function batchedExpertMap(options: Required<NaiveBatchedOptions> & { readonly numLocalExperts: number }): Int32Array {
+export function batchedExpertMap(
+  options: Required<NaiveBatchedOptions> & { readonly numLocalExperts: number },
+): Int32Array {
   const { rank, numExperts, numLocalExperts } = options
   const begin = numLocalExperts * rank
-  return Int32Array.from({ length: numExperts }, (_, id) => (id >= begin && id < begin + numLocalExperts ? id - begin : -1))
+  return Int32Array.from({ length: numExperts }, (_, id) =>
+    id >= begin && id < begin + numLocalExperts ? id - begin : -1,
+  )
 }

@@ -31,7 +31,14 @@ async function build(groupSize: number, outDtype: 'bf16' | 'f32' | 'f16', weight
     return weightedSum(input, chosen, { row, outDtype })
   })
   const args: ExpertsArguments = {
-    ...{ output: Tensor.zeros([ids.length, hidden], outDtype), hiddenStates: values, scales, groupSize, weights, stream },
+    ...{
+      output: Tensor.zeros([ids.length, hidden], outDtype),
+      hiddenStates: values,
+      scales,
+      groupSize,
+      weights,
+      stream,
+    },
     topkIdx: Tensor.from(ids.flat(), [ids.length, 2], 'i32'),
     topkWeights: Tensor.from(topkWeights, [ids.length, 2], 'f32'),
   }
@@ -44,14 +51,17 @@ describe('fp8 rows with scales', () => {
     [16, 'bf16', 'f32'],
     [32, 'f32', 'bf16'],
     [8, 'f16', 'f32'],
-  ] as const)('groups of %i, output %s, weights %s: a loop over the dequantised rows, bit for bit', async (groupSize, outDtype, weightDtype) => {
-    const { args, expected } = await build(groupSize, outDtype, weightDtype)
-    const experts = new GroupedExperts(referenceEngines())
-    await experts.apply(args)
-    await stream.synchronize()
-    expect(Array.from(args.output.toNumbers())).toEqual(expected)
-    await experts.close()
-  })
+  ] as const)(
+    'groups of %i, output %s, weights %s: a loop over the dequantised rows, bit for bit',
+    async (groupSize, outDtype, weightDtype) => {
+      const { args, expected } = await build(groupSize, outDtype, weightDtype)
+      const experts = new GroupedExperts(referenceEngines())
+      await experts.apply(args)
+      await stream.synchronize()
+      expect(Array.from(args.output.toNumbers())).toEqual(expected)
+      await experts.close()
+    },
+  )
 
   it('the ONNX engine agrees', async () => {
     const { args, expected } = await build(16, 'bf16')
@@ -131,24 +141,43 @@ describe('BatchedExperts', () => {
     return { args, expected: Array.from(expected) }
   }
 
-  it.each([false, true])('quantised %s: garbage beyond the counts is neither read nor overwritten', async (quantized) => {
-    const { args, expected } = await buildBatched(quantized)
-    const experts = new BatchedExperts(referenceEngines(), { maxNumTokens: 2, numDispatchers: 2 })
-    await experts.apply(args)
-    await stream.synchronize()
-    expect(Array.from(args.output.toNumbers())).toEqual(expected)
-    const again = { ...args.tokens!, numTokensHost: Int32Array.from(counts) }
-    await experts.apply({ ...args, tokens: again })
-    expect(Array.from(args.output.toNumbers())).toEqual(expected)
-    await experts.close()
-  })
+  it.each([false, true])(
+    'quantised %s: garbage beyond the counts is neither read nor overwritten',
+    async (quantized) => {
+      const { args, expected } = await buildBatched(quantized)
+      const experts = new BatchedExperts(referenceEngines(), { maxNumTokens: 2, numDispatchers: 2 })
+      await experts.apply(args)
+      await stream.synchronize()
+      expect(Array.from(args.output.toNumbers())).toEqual(expected)
+      const again = { ...args.tokens!, numTokensHost: Int32Array.from(counts) }
+      await experts.apply({ ...args, tokens: again })
+      expect(Array.from(args.output.toNumbers())).toEqual(expected)
+      await experts.close()
+    },
+  )
 
   it.each<[string, string, Partial<ExpertsArguments>]>([
     ['no counts', 'tokens', { tokens: undefined as never }],
-    ['counts of other experts', 'tokens', { tokens: { numTokens: Tensor.zeros([2], 'i32'), numTokensHost: undefined } }],
-    ['a count above the rows', 'tokens', { tokens: { numTokens: Tensor.zeros([3], 'i32'), numTokensHost: Int32Array.of(0, 5, 0) } }],
-    ['rows of other experts', 'w13', { hiddenStates: Tensor.zeros([2, 4, 40], 'bf16'), output: Tensor.zeros([2, 4, 40], 'bf16') }],
-    ['more rows than they are made for', 'hiddenStates', { hiddenStates: Tensor.zeros([3, 5, 40], 'bf16'), output: Tensor.zeros([3, 5, 40], 'bf16') }],
+    [
+      'counts of other experts',
+      'tokens',
+      { tokens: { numTokens: Tensor.zeros([2], 'i32'), numTokensHost: undefined } },
+    ],
+    [
+      'a count above the rows',
+      'tokens',
+      { tokens: { numTokens: Tensor.zeros([3], 'i32'), numTokensHost: Int32Array.of(0, 5, 0) } },
+    ],
+    [
+      'rows of other experts',
+      'w13',
+      { hiddenStates: Tensor.zeros([2, 4, 40], 'bf16'), output: Tensor.zeros([2, 4, 40], 'bf16') },
+    ],
+    [
+      'more rows than they are made for',
+      'hiddenStates',
+      { hiddenStates: Tensor.zeros([3, 5, 40], 'bf16'), output: Tensor.zeros([3, 5, 40], 'bf16') },
+    ],
   ])('refuses %s', async (_, argument, wrong) => {
     const { args } = await buildBatched(false)
     const experts = new BatchedExperts(referenceEngines(), { maxNumTokens: 4, numDispatchers: 1 })

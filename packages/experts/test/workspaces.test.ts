@@ -19,16 +19,20 @@ afterAll(() => stream.close())
 
 describe('workspaces', () => {
   it('lay tensors apart, each on a cache line of its own', () => {
-    const specs = { a: { dtype: 'bf16', shape: [3] }, none: { dtype: 'f32', shape: [0, 5] }, b: { dtype: 'i64', shape: [2] } } as const
+    const specs = {
+      a: { dtype: 'bf16', shape: [3] },
+      none: { dtype: 'f32', shape: [0, 5] },
+      b: { dtype: 'i64', shape: [2] },
+    } as const
     const whole = workspaceOf(specs)
     expect(whole).toEqual({ dtype: 'u8', shape: [128] })
     const { a, none, b } = carve('workspace', Tensor.zeros(whole.shape, 'u8'), specs)
     expect([a.byteOffset, none.byteOffset, b.byteOffset]).toEqual([0, 64, 64])
     expect([a.shape, none.shape, b.shape]).toEqual([[3], [0, 5], [2]])
     expect(bytesOfSpec(specs.b)).toBe(16)
-    expect(() => carve('workspace', Tensor.zeros([100], 'u8').slice(0, 10), { a: { dtype: 'f32', shape: [26] } })).toThrow(
-      expect.objectContaining({ code: 'ERR_MOE_EP_ARGUMENT' }),
-    )
+    expect(() =>
+      carve('workspace', Tensor.zeros([100], 'u8').slice(0, 10), { a: { dtype: 'f32', shape: [26] } }),
+    ).toThrow(expect.objectContaining({ code: 'ERR_MOE_EP_ARGUMENT' }))
   })
 
   it('sizes of a call', () => {
@@ -91,18 +95,34 @@ describe('naiveBatchedWeightAndReduce', () => {
     const topkIdx = Tensor.from([2, 3, 0, 2, -1, 3, 3, 3], [4, 2], 'i64')
     const topkWeights = Tensor.from([0.5, 2, NaN, 3, NaN, 1, 1, 4], [4, 2], 'f32')
     const expertOutput = Tensor.from([1, 10, NaN, NaN, 2, 3, 4, 5], [2, 4, 1], 'bf16')
-    const sum = naiveBatchedWeightAndReduce({ rank: 1, numExperts: 4 }).apply({ expertOutput, topkIdx, topkWeights, stream })
+    const sum = naiveBatchedWeightAndReduce({ rank: 1, numExperts: 4 }).apply({
+      expertOutput,
+      topkIdx,
+      topkWeights,
+      stream,
+    })
     await stream.synchronize()
     expect(Array.from(sum.toNumbers())).toEqual([0.5 * 1 + 2 * 2, 3 * 10, 3, 1 * 4 + 4 * 5])
     const output = Tensor.zeros([4, 1], 'f32')
-    naiveBatchedWeightAndReduce({ rank: 1, numExperts: 4 }).apply({ output, expertOutput, topkIdx, topkWeights, stream })
+    naiveBatchedWeightAndReduce({ rank: 1, numExperts: 4 }).apply({
+      output,
+      expertOutput,
+      topkIdx,
+      topkWeights,
+      stream,
+    })
     await stream.synchronize()
     expect(Array.from(output.toNumbers())).toEqual([4.5, 30, 3, 24])
   })
 
   it('refuses rows that are not batched', () => {
     const topkIdx = Tensor.zeros([1, 1], 'i32')
-    const args = { expertOutput: Tensor.zeros([1, 1], 'bf16'), topkIdx, topkWeights: Tensor.zeros([1, 1], 'f32'), stream }
+    const args = {
+      expertOutput: Tensor.zeros([1, 1], 'bf16'),
+      topkIdx,
+      topkWeights: Tensor.zeros([1, 1], 'f32'),
+      stream,
+    }
     expect(() => naiveBatchedWeightAndReduce({ numExperts: 1 }).apply(args)).toThrow(
       expect.objectContaining({ details: { argument: 'expertOutput' } }),
     )

@@ -36,7 +36,13 @@ export class BatchedPrepareAndFinalize implements PrepareAndFinalize {
   readonly #numExperts = new Map<number, number>()
 
   /** @throws ERR_MOE_EP_ARGUMENT. */
-  constructor({ maxNumTokens, numLocalExperts, rank = 0, numDispatchers = 1, quant }: BatchedPrepareAndFinalizeOptions) {
+  constructor({
+    maxNumTokens,
+    numLocalExperts,
+    rank = 0,
+    numDispatchers = 1,
+    quant,
+  }: BatchedPrepareAndFinalizeOptions) {
     requireInteger('maxNumTokens', maxNumTokens, 1)
     requireInteger('numLocalExperts', numLocalExperts, 1)
     requireInteger('rank', rank, 0)
@@ -65,7 +71,8 @@ export class BatchedPrepareAndFinalize implements PrepareAndFinalize {
     requireTensor('topkIdx', topkIdx, { dtype: ['i32', 'i64'], shape: [hiddenStates.shape[0]!, null] })
     requireTensor('topkWeights', topkWeights, { dtype: 'f32', shape: topkIdx.shape })
     requireInteger('numExperts', numExperts, numLocalExperts * (rank + 1))
-    if (this.#numExperts.has(microBatch)) throw argumentError('microBatch', 'one that was finalized or released', microBatch)
+    if (this.#numExperts.has(microBatch))
+      throw argumentError('microBatch', 'one that was finalized or released', microBatch)
     const rows = args.applyRouterWeightOnInput === true ? weightInput(args) : args
     // A row's groups are its own, so it makes no difference whether rows are quantised before or after they were sorted.
     const sent = quantizeInput(rows.hiddenStates, { quant: this.#quant, defer: false, stream })
@@ -89,7 +96,8 @@ export class BatchedPrepareAndFinalize implements PrepareAndFinalize {
     if (numExperts === undefined) throw argumentError('microBatch', 'one that was prepared', microBatch)
     this.#numExperts.delete(microBatch)
     const { rank } = this.#options
-    const strategy = weightAndReduce.kind === 'delegate' ? naiveBatchedWeightAndReduce({ rank, numExperts }) : weightAndReduce
+    const strategy =
+      weightAndReduce.kind === 'delegate' ? naiveBatchedWeightAndReduce({ rank, numExperts }) : weightAndReduce
     strategy.apply(args)
   }
 

@@ -41,21 +41,34 @@ const checks: readonly Check[] = [
     const { quantSchemes = ['none'], expectsUnquantizedInputs = false } = experts
     const delivered: QuantScheme = expectsUnquantizedInputs ? 'none' : (prepareAndFinalize.quantScheme ?? 'none')
     if (quantSchemes.includes(delivered)) return undefined
-    return { argument: 'experts', expected: `rows quantised as ${delivered}, which prepare delivers`, received: quantSchemes.join(', ') }
+    return {
+      argument: 'experts',
+      expected: `rows quantised as ${delivered}, which prepare delivers`,
+      received: quantSchemes.join(', '),
+    }
   },
   function deferredQuant({ prepareAndFinalize, experts }) {
     const { supportsDeferredQuant = false, quantScheme = 'none' } = prepareAndFinalize
     if (experts.expectsUnquantizedInputs !== true || supportsDeferredQuant || quantScheme === 'none') return undefined
-    return { argument: 'experts', expected: 'rows that prepare has quantised', received: 'experts that quantise by themselves' }
+    return {
+      argument: 'experts',
+      expected: 'rows that prepare has quantised',
+      received: 'experts that quantise by themselves',
+    }
   },
   function expertParallel({ prepareAndFinalize: { numDispatchers }, experts: { supportsExpertParallel = true } }) {
     if (supportsExpertParallel || !(numDispatchers > 1)) return undefined
-    return { argument: 'experts', expected: `a part of the experts, for ${numDispatchers} ranks`, received: 'experts that must own all' }
+    return {
+      argument: 'experts',
+      expected: `a part of the experts, for ${numDispatchers} ranks`,
+      received: 'experts that must own all',
+    }
   },
   function hidden({ experts: { sizeMultiple = 1 } }, config) {
     for (const argument of ['hidden', 'intermediate'] as const) {
       const size = config[argument]
-      if (size !== undefined && size % sizeMultiple !== 0) return { argument, expected: `a multiple of ${sizeMultiple}`, received: size }
+      if (size !== undefined && size % sizeMultiple !== 0)
+        return { argument, expected: `a multiple of ${sizeMultiple}`, received: size }
     }
     return undefined
   },
@@ -81,7 +94,11 @@ const checks: readonly Check[] = [
   },
   function weightOnInput(_, { applyRouterWeightOnInput = false, topk }) {
     if (!applyRouterWeightOnInput || topk === undefined || topk === 1) return undefined
-    return { argument: 'applyRouterWeightOnInput', expected: 'true for top-1 routing only', received: `true for top-${topk}` }
+    return {
+      argument: 'applyRouterWeightOnInput',
+      expected: 'true for top-1 routing only',
+      received: `true for top-${topk}`,
+    }
   },
 ]
 

@@ -29,7 +29,10 @@ export async function gatherTensors(group: ProcessGroup, { label, tensors }: Gat
   const messages = sent.map((message) => {
     const bytes = Buffer.from(message.buffer, message.byteOffset, message.byteLength)
     const end = 4 + bytes.readUInt32LE(0)
-    const { form, rows } = JSON.parse(bytes.toString('utf8', 4, end)) as { readonly form: string; readonly rows: number }
+    const { form, rows } = JSON.parse(bytes.toString('utf8', 4, end)) as {
+      readonly form: string
+      readonly rows: number
+    }
     return { form, rows, body: bytes.subarray(end) }
   })
   const different = messages.findIndex(({ form: other }) => other !== messages[0]!.form)

@@ -1,4 +1,13 @@
-import { argumentError, type DType, dtypes, MoeEpError, requireInteger, requireTensor, type Stream, Tensor } from '@moe-ep/core'
+import {
+  argumentError,
+  type DType,
+  dtypes,
+  MoeEpError,
+  requireInteger,
+  requireTensor,
+  type Stream,
+  Tensor,
+} from '@moe-ep/core'
 import { contiguousWeightAndReduce, type QuantScheme } from '@moe-ep/experts'
 import type { DispatchHandle, DispatchResult, IntranodeBuffer } from '@moe-ep/intranode-ht'
 import type { FinalizeArguments, Prepared, PrepareAndFinalize, PrepareArguments } from './prepare-and-finalize.js'
@@ -81,7 +90,8 @@ export class HtPrepareAndFinalize implements PrepareAndFinalize {
     requireTensor('hiddenStates', hiddenStates, { dtype: 'bf16', shape: [null, null] })
     requireTensor('topkIdx', topkIdx, { dtype: ['i32', 'i64'], shape: [hiddenStates.shape[0]!, null] })
     requireTensor('topkWeights', topkWeights, { dtype: 'f32', shape: topkIdx.shape })
-    if (this.#inFlight.has(microBatch)) throw argumentError('microBatch', 'one that was finalized or released', microBatch)
+    if (this.#inFlight.has(microBatch))
+      throw argumentError('microBatch', 'one that was finalized or released', microBatch)
     const sent = args.applyRouterWeightOnInput === true ? weightInput(args) : { hiddenStates, topkWeights }
     const rows = quantizeInput(sent.hiddenStates, { quant: this.#quant, defer: deferInputQuant, stream })
     const comm = this.#enterComm(stream)
@@ -113,7 +123,8 @@ export class HtPrepareAndFinalize implements PrepareAndFinalize {
   finalizeAsync(args: FinalizeArguments): Receiver<void> {
     const { output, expertOutput, topkIdx, topkWeights, microBatch = 0, stream } = args
     const handle = this.#inFlight.get(microBatch)?.handle
-    if (handle === undefined) throw new MoeEpError('ERR_MOE_EP_ARGUMENT', `finalize: micro-batch ${microBatch} was not prepared`)
+    if (handle === undefined)
+      throw new MoeEpError('ERR_MOE_EP_ARGUMENT', `finalize: micro-batch ${microBatch} was not prepared`)
     this.#inFlight.delete(microBatch)
     try {
       const { weightAndReduce } = args

@@ -39,7 +39,10 @@ export class MicroBatches {
     this.#failure = undefined
     for (const seat of this.#seats) seat.ended = false
     try {
-      const results = await Promise.allSettled(this.#seats.map((_, microBatch) => this.#runOne(microBatch, body)))
+      const running = this.#seats.map((_, microBatch) => this.#runOne(microBatch, body))
+      // All of them wait by now, so that none misses its first turn.
+      this.#wakeNext(this.#seats.length - 1)
+      const results = await Promise.allSettled(running)
       if (this.#failure !== undefined) throw this.#failure
       return results.map((result) => (result as PromiseFulfilledResult<Result>).value)
     } finally {
@@ -50,7 +53,7 @@ export class MicroBatches {
   async #runOne<Result>(microBatch: number, body: (turn: MicroBatchTurn) => Promise<Result>): Promise<Result> {
     const seat = this.#seats[microBatch]!
     const waiting = (): Promise<void> => new Promise((resolve) => (seat.wake = resolve))
-    if (microBatch > 0) await waiting()
+    await waiting()
     try {
       this.#requireHealth()
       return await body({

@@ -1,4 +1,13 @@
-import { argumentError, type DType, decode, encode, MoeEpError, requireTensor, type StorageArray, Tensor } from '@moe-ep/core'
+import {
+  argumentError,
+  type DType,
+  decode,
+  encode,
+  MoeEpError,
+  requireTensor,
+  type StorageArray,
+  type Tensor,
+} from '@moe-ep/core'
 import { contiguousWeightAndReduce, type QuantScheme } from '@moe-ep/experts'
 import { linearPlacement } from '@moe-ep/layout'
 import type { ProcessGroup } from '@moe-ep/transport'
@@ -52,7 +61,8 @@ export class NaivePrepareAndFinalize implements PrepareAndFinalize {
     requireTensor('hiddenStates', hiddenStates, { dtype: floatDtypes, shape: [null, null] })
     requireTensor('topkIdx', topkIdx, { dtype: ['i32', 'i64'], shape: [hiddenStates.shape[0]!, null] })
     requireTensor('topkWeights', topkWeights, { dtype: 'f32', shape: topkIdx.shape })
-    if (this.#inFlight.has(microBatch)) throw argumentError('microBatch', 'one that was finalized or released', microBatch)
+    if (this.#inFlight.has(microBatch))
+      throw argumentError('microBatch', 'one that was finalized or released', microBatch)
     const placement = linearPlacement(numExperts, this.#group.worldSize)
     const rows = args.applyRouterWeightOnInput === true ? weightInput(args) : args
     const sent = quantizeInput(rows.hiddenStates, { quant: this.#quant, defer: deferInputQuant, stream })
@@ -74,7 +84,8 @@ export class NaivePrepareAndFinalize implements PrepareAndFinalize {
   async finalize(args: FinalizeArguments): Promise<void> {
     const { output, expertOutput, topkIdx, topkWeights, weightAndReduce, microBatch = 0, stream } = args
     const rows = this.#inFlight.get(microBatch)
-    if (rows === undefined) throw new MoeEpError('ERR_MOE_EP_ARGUMENT', `finalize: micro-batch ${microBatch} was not prepared`)
+    if (rows === undefined)
+      throw new MoeEpError('ERR_MOE_EP_ARGUMENT', `finalize: micro-batch ${microBatch} was not prepared`)
     this.#inFlight.delete(microBatch)
     const total = rows.reduce((sum, count) => sum + count, 0)
     // All ranks know that there is nothing to add, and none of them asks.
@@ -99,7 +110,11 @@ export class NaivePrepareAndFinalize implements PrepareAndFinalize {
 }
 
 /** Turns global ids into those of a rank that owns [begin, end), -1 for others'. */
-function makeLocal(ids: Tensor, numExperts: number, { begin, end }: { readonly begin: number; readonly end: number }): void {
+function makeLocal(
+  ids: Tensor,
+  numExperts: number,
+  { begin, end }: { readonly begin: number; readonly end: number },
+): void {
   const { data } = ids
   for (let i = 0; i < data.length; i++) {
     const id = Number(data[i])

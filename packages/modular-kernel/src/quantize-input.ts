@@ -31,7 +31,11 @@ export function quantSchemeOf(quant: InputQuant | undefined): QuantScheme {
 /** The rows quantised, or as they are: without `quant`, and when the experts want to do it themselves. */
 export function quantizeInput(
   hiddenStates: Tensor,
-  { quant, defer, stream }: { readonly quant: InputQuant | undefined; readonly defer: boolean; readonly stream: Stream },
+  {
+    quant,
+    defer,
+    stream,
+  }: { readonly quant: InputQuant | undefined; readonly defer: boolean; readonly stream: Stream },
 ): InputRows {
   if (quant === undefined || defer) return { hiddenStates, scales: undefined, groupSize: undefined }
   const { groupSize = 128 } = quant

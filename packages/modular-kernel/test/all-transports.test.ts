@@ -42,7 +42,8 @@ async function outputsOf(layer: Layer, transport: Transport, variant: Variant = 
     await Promise.all(
       ranks.map(async (world) => {
         const { rank, stream, buffer } = world
-        const commStream = transport === 'ht with a stream of its own' ? buffer.device.createStream({ threads: 1 }) : undefined
+        const commStream =
+          transport === 'ht with a stream of its own' ? buffer.device.createStream({ threads: 1 }) : undefined
         const own = experts(rank)
         const kernel = new ModularKernel(make(transport, world, { quant, commStream }), own, options)
         const output = await kernel.apply({ ...layer.argumentsOf(rank), ...extra, stream })
@@ -71,14 +72,19 @@ function make(
 async function throughFp8(rows: readonly Float32Array[], groupSize: number): Promise<Float32Array[]> {
   if (rows.length === 0) return []
   const shape = [rows.length, rows[0]!.length]
-  const x = Tensor.from(rows.flatMap((row) => Array.from(row)), shape, 'bf16')
+  const x = Tensor.from(
+    rows.flatMap((row) => Array.from(row)),
+    shape,
+    'bf16',
+  )
   const { values, scales } = quantizePerTokenGroup(x, { groupSize })
   const exact = dequantizePerTokenGroup(values, scales, { groupSize, dtype: 'f32' })
   await x.device.defaultStream.synchronize()
   return rowsOf(exact).map((row) => Float32Array.from(row))
 }
 
-const transportsFor = (numRanks: number): readonly Transport[] => transports.filter((one) => one !== 'local' || numRanks === 1)
+const transportsFor = (numRanks: number): readonly Transport[] =>
+  transports.filter((one) => one !== 'local' || numRanks === 1)
 const wide: LayerShape = { numTokens: [5, 0, 3], hidden: 48, intermediate: 6, numExperts: 5, topk: 3, seed: 11 }
 
 describe('every transport gives the dense loop, bit for bit', () => {
@@ -143,23 +149,27 @@ describe('router weights on the input', () => {
   const layer = new Layer({ ...wide, topk: 1 })
   const extra = { applyRouterWeightOnInput: true }
 
-  test.each(['ht', 'ht with a stream of its own', 'naive'] as const)('%s: rounded to bf16, the product too, and never again', async (transport) => {
-    const expected = layer.inputs.map(({ x, topkIdx, topkWeights }, rank) => {
-      const placement = linearPlacement(layer.shape.numExperts, layer.numRanks)
-      return x.map((row, token) => {
-        const id = topkIdx[token]![0]!
-        if (id < 0) return Array.from(row, () => 0)
-        expect(placement.rankOf(id)).toBeLessThan(3)
-        const weight = rounded('bf16', topkWeights[token]!)[0]!
-        const weighted = rounded('bf16', row.map((value) => value * weight))
-        // Whoever starts a sum at +0 leaves no -0.
-        return Array.from(layer.expertRow(id, weighted), (value) => value + 0)
+  test.each(['ht', 'ht with a stream of its own', 'naive'] as const)(
+    '%s: rounded to bf16, the product too, and never again',
+    async (transport) => {
+      const expected = layer.inputs.map(({ x, topkIdx, topkWeights }) => {
+        return x.map((row, token) => {
+          const id = topkIdx[token]![0]!
+          if (id < 0) return Array.from(row, () => 0)
+          const weight = rounded('bf16', topkWeights[token]!)[0]!
+          const weighted = rounded(
+            'bf16',
+            row.map((value) => value * weight),
+          )
+          // Whoever starts a sum at +0 leaves no -0.
+          return Array.from(layer.expertRow(id, weighted), (value) => value + 0)
+        })
       })
-    })
-    const outputs = await outputsOf(layer, transport, { extra })
-    expect(outputs).toEqual(expected)
-    expect(outputs).not.toEqual(layer.inputs.map((_, rank) => layer.expectedOf(rank)))
-  })
+      const outputs = await outputsOf(layer, transport, { extra })
+      expect(outputs).toEqual(expected)
+      expect(outputs).not.toEqual(layer.inputs.map((_, rank) => layer.expectedOf(rank)))
+    },
+  )
 
   test.each(['ht', 'naive'] as const)('%s: only for top-1, refused before anything is sent', async (transport) => {
     const error = await failureOf(outputsOf(new Layer(wide), transport, { extra }))
@@ -271,7 +281,10 @@ describe('batched prepare, experts and finalize', () => {
       const prepared = await prepare.call(inner, args)
       await args.stream.synchronize()
       const counts = Array.from(prepared.tokens!.numTokens.data, Number)
-      for (const [tensor, poison] of [[prepared.hiddenStates, quant ? 0x7f : 0x7fff], [prepared.scales, NaN]] as const) {
+      for (const [tensor, poison] of [
+        [prepared.hiddenStates, quant ? 0x7f : 0x7fff],
+        [prepared.scales, NaN],
+      ] as const) {
         if (tensor === undefined) continue
         const [, rows, columns] = tensor.shape as [number, number, number]
         for (const [expert, count] of counts.entries()) {
@@ -314,7 +327,14 @@ describe('batched prepare, experts and finalize', () => {
     )
     // The same two partial sums as two ranks would make, so the same bits.
     const pair = new Layer({ ...layer.shape, numTokens: [4, 0] })
-    const total = sums[0]!.map((row, token) => Array.from(rounded('bf16', row.map((value, i) => value + sums[1]![token]![i]!))))
+    const total = sums[0]!.map((row, token) =>
+      Array.from(
+        rounded(
+          'bf16',
+          row.map((value, i) => value + sums[1]![token]![i]!),
+        ),
+      ),
+    )
     expect(total).toEqual(pair.expectedOf(0))
     const own = layer.inputs[0]!.topkIdx.map((ids) => ids.some((id) => id >= 0 && id < 2))
     for (const [token, row] of sums[0]!.entries()) expect(row.some((value) => value !== 0)).toBe(own[token])

@@ -2,7 +2,13 @@ import { Tensor } from '@moe-ep/core'
 import { type Experts, GroupedExperts, noWeightAndReduce, referenceEngines } from '@moe-ep/experts'
 import { describe, expect, test } from 'vitest'
 import { failureOf, rowsOf, withWorld } from '../../intranode-ht/test/world.js'
-import { guardedReceiver, HtPrepareAndFinalize, ModularKernel, type PrepareAndFinalize, type Prepared } from '../src/index.js'
+import {
+  guardedReceiver,
+  HtPrepareAndFinalize,
+  ModularKernel,
+  type PrepareAndFinalize,
+  type Prepared,
+} from '../src/index.js'
 import { Layer, sizesFor } from './layer.js'
 
 const layer = new Layer({ numTokens: [4, 0, 3], hidden: 16, intermediate: 4, numExperts: 5, topk: 2, seed: 21 })
@@ -38,7 +44,11 @@ function recording(calls: string[], supportsAsync: boolean): { side: PrepareAndF
 }
 
 const tokens = {
-  ...{ hiddenStates: Tensor.zeros([1, 8], 'bf16'), topkIdx: Tensor.zeros([1, 1], 'i32'), topkWeights: Tensor.zeros([1, 1], 'f32') },
+  ...{
+    hiddenStates: Tensor.zeros([1, 8], 'bf16'),
+    topkIdx: Tensor.zeros([1, 1], 'i32'),
+    topkWeights: Tensor.zeros([1, 1], 'f32'),
+  },
   ...{ weights: { w13: Tensor.zeros([1, 2, 8], 'f32'), w2: Tensor.zeros([1, 8, 1], 'f32') }, numExperts: 1 },
 }
 const begun = ['prepareAsync', 'prepareAsync hook', 'prepareAsync receive', 'experts', 'finalizeAsync']
@@ -117,7 +127,9 @@ describe('HtPrepareAndFinalize in halves', () => {
           const side = new HtPrepareAndFinalize(buffer)
           const args = { ...layer.argumentsOf(rank), stream }
           const preparing = side.prepareAsync(args)
-          expect(() => side.prepareAsync(args)).toThrow(expect.objectContaining({ details: { argument: 'microBatch' } }))
+          expect(() => side.prepareAsync(args)).toThrow(
+            expect.objectContaining({ details: { argument: 'microBatch' } }),
+          )
           side.release()
           expect((await failureOf(preparing.receive())).code).toBe('ERR_MOE_EP_ABORTED')
           expect(buffer.freeSlots).toBe(2)
@@ -150,7 +162,9 @@ describe('HtPrepareAndFinalize in halves', () => {
 
   test('hidden sizes are rounded up to 512 bytes', () => {
     const round = HtPrepareAndFinalize.roundUpHiddenSize
-    expect([round(2880, 'bf16'), round(7168, 'bf16'), round(1, 'f32'), round(513, 'fp8e4m3')]).toEqual([3072, 7168, 128, 1024])
+    expect([round(2880, 'bf16'), round(7168, 'bf16'), round(1, 'f32'), round(513, 'fp8e4m3')]).toEqual([
+      3072, 7168, 128, 1024,
+    ])
     expect(() => round(0, 'bf16')).toThrow(expect.objectContaining({ code: 'ERR_MOE_EP_ARGUMENT' }))
   })
 })

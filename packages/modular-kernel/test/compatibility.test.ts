@@ -13,7 +13,11 @@ const prepareAndFinalize: PrepareAndFinalize = {
 }
 
 /** Each with one thing more wrong than the one below: the first reason must win over all that follow. */
-const reasons: [string, string, { side?: Partial<PrepareAndFinalize>; experts?: Partial<Experts>; config?: LayerConfig }][] = [
+const reasons: [
+  string,
+  string,
+  { side?: Partial<PrepareAndFinalize>; experts?: Partial<Experts>; config?: LayerConfig },
+][] = [
   ['the device', 'experts', { experts: { deviceKinds: ['cuda'] }, config: { deviceKind: 'cpu' } }],
   ['the activation', 'experts', { config: { activation: 'gelu' } }],
   ['the form of the rows', 'experts', { side: { quantScheme: 'fp8-block' } }],
@@ -31,13 +35,24 @@ const words = [/cpu/, /gelu/, /fp8-block/, /2 ranks/, /128/, /128/, /format stan
 describe('checkCompatibility', () => {
   test('finds nothing wrong where nothing is', () => {
     expect(checkCompatibility(prepareAndFinalize, experts)).toBeUndefined()
-    const config: LayerConfig = { deviceKind: 'cpu', hidden: 7, intermediate: 3, topk: 1, topkIdxDtype: 'i32', applyRouterWeightOnInput: true }
+    const config: LayerConfig = {
+      deviceKind: 'cpu',
+      hidden: 7,
+      intermediate: 3,
+      topk: 1,
+      topkIdxDtype: 'i32',
+      applyRouterWeightOnInput: true,
+    }
     expect(checkCompatibility(prepareAndFinalize, { ...experts, deviceKinds: ['cpu'] }, config)).toBeUndefined()
   })
 
   test.each(reasons)('names %s', (_, argument, wrong) => {
     const at = reasons.findIndex(([, , other]) => other === wrong)
-    const reason = checkCompatibility({ ...prepareAndFinalize, ...wrong.side }, { ...experts, ...wrong.experts }, wrong.config)
+    const reason = checkCompatibility(
+      { ...prepareAndFinalize, ...wrong.side },
+      { ...experts, ...wrong.experts },
+      wrong.config,
+    )
     expect(reason).toMatchObject({ argument, expected: expect.stringMatching(words[at]!) })
   })
 
@@ -66,12 +81,17 @@ describe('checkCompatibility', () => {
     const side = { ...prepareAndFinalize, activationFormat: 'batchedExperts', maxNumTokensPerRank: 8 } as const
     const batched = { ...experts, activationFormat: 'batchedExperts', maxNumTokens: 8 } as const
     expect(checkCompatibility(side, { ...batched, numDispatchers: 2 })).toBeUndefined()
-    expect(checkCompatibility(side, { ...batched, numDispatchers: 1 })).toMatchObject({ expected: '16 rows of an expert', received: 8 })
+    expect(checkCompatibility(side, { ...batched, numDispatchers: 1 })).toMatchObject({
+      expected: '16 rows of an expert',
+      received: 8,
+    })
   })
 
   test('a kernel says the same', () => {
     const make = (): unknown => new ModularKernel(prepareAndFinalize, experts, { config: { activation: 'swigluOai' } })
-    expect(make).toThrow(expect.objectContaining({ code: 'ERR_MOE_EP_ARGUMENT', message: expect.stringMatching(/swigluOai/) }))
+    expect(make).toThrow(
+      expect.objectContaining({ code: 'ERR_MOE_EP_ARGUMENT', message: expect.stringMatching(/swigluOai/) }),
+    )
     const chunks = (): unknown => new ModularKernel(prepareAndFinalize, experts, { maxRowsPerChunk: 0 })
     expect(chunks).toThrow(expect.objectContaining({ details: { argument: 'maxRowsPerChunk' } }))
   })

@@ -50,7 +50,9 @@ describe('MicroBatches', () => {
   })
 
   test('two halves of a layer take turns around dispatch and combine, many times', async () => {
-    const halves = [30, 31].map((seed) => new Layer({ numTokens: [3, 2], hidden: 16, intermediate: 2, numExperts: 4, topk: 2, seed }))
+    const halves = [30, 31].map(
+      (seed) => new Layer({ numTokens: [3, 2], hidden: 16, intermediate: 2, numExperts: 4, topk: 2, seed }),
+    )
     await withWorld(2, sizesFor(halves[0]!.shape), async (ranks) => {
       await Promise.all(
         ranks.map(async ({ rank, stream, buffer }) => {
@@ -76,7 +78,8 @@ describe('MicroBatches', () => {
             })
             await stream.synchronize()
             if (round % 10 > 0) continue
-            for (const [half, output] of outputs.entries()) expect(rowsOf(output)).toEqual(halves[half]!.expectedOf(rank))
+            for (const [half, output] of outputs.entries())
+              expect(rowsOf(output)).toEqual(halves[half]!.expectedOf(rank))
           }
           expect(buffer.freeSlots).toBe(2)
           await experts.close()

@@ -20,7 +20,11 @@ describe('WorkspaceManager', () => {
     const lease = new WorkspaceManager().enter({ device, microBatch: 0, stream })
     for (const one of [shapes(64, 8, 2), shapes(8, 8, 64)]) {
       const { workspace13, workspace2, output } = lease.takeAll(one)
-      expect([workspace13.numel, workspace2.numel, output.numel]).toEqual([one.workspace13.shape[0], 8, one.output.shape[0]])
+      expect([workspace13.numel, workspace2.numel, output.numel]).toEqual([
+        one.workspace13.shape[0],
+        8,
+        one.output.shape[0],
+      ])
       expect(output.memory).toBe(workspace13.memory)
       expect(workspace2.memory).not.toBe(output.memory)
     }
@@ -70,7 +74,15 @@ describe('WorkspaceManager', () => {
 })
 
 describe('a kernel', () => {
-  const layer = new Layer({ numTokens: [40], hidden: 64, intermediate: 8, numExperts: 4, topk: 2, seed: 3, weightDtype: 'bf16' })
+  const layer = new Layer({
+    numTokens: [40],
+    hidden: 64,
+    intermediate: 8,
+    numExperts: 4,
+    topk: 2,
+    seed: 3,
+    weightDtype: 'bf16',
+  })
 
   test('allocates nothing large once it is warm', async () => {
     const experts = new GroupedExperts(referenceEngines())
