@@ -1,60 +1,90 @@
 #include "cpu/combine.h"
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "cpu/meet_for_combine.h"
+#include "cpu/row_copy.h"
 #include "cpu/row_formats.h"
 #include "moe_ep/isa.h"
 
 namespace moe_ep::cpu {
 namespace {
 
-// Sum of `count` rows in order, the first one starting it (+0 without rows), then the biases;
-// rounded once.
+// The rows that stand for one token, in rank order, and what is added to their sum.
+template <typename Storage>
+struct Terms {
+  std::vector<const Storage*> rows;
+  std::vector<const Storage*> biases;
+};
+
+// Sum of the rows in order, the first one starting it (+0 without rows), then the biases; rounded
+// once.
 template <typename Format>
-MOE_EP_CLONES void SumRows(const typename Format::Storage* const* rows, int count,
-                           const typename Format::Storage* const* biases, int num_biases,
-                           int64_t columns, typename Format::Storage* out) {
+MOE_EP_CLONES void SumTerms(const Terms<typename Format::Storage>& terms, int64_t columns,
+                            typename Format::Storage* out, const RowCopy& copy) {
+  using Storage = typename Format::Storage;
   float sum[kColumnBlock];
+  Storage rounded[kColumnBlock];
   for (int64_t begin = 0; begin < columns; begin += kColumnBlock) {
     const int64_t size = std::min(kColumnBlock, columns - begin);
-    for (int64_t i = 0; i < size; ++i)
-      sum[i] = count == 0 ? 0.0f : Format::Load(rows[0][begin + i]);
-    for (int source = 1; source < count; ++source) {
-      const typename Format::Storage* row = rows[source] + begin;
+    const int64_t ahead = std::min(kColumnBlock, columns - begin - size);
+    for (const Storage* row : terms.rows)
+      PrefetchRow(row + begin + size, ahead * static_cast<int64_t>(sizeof(Storage)));
+    if (terms.rows.empty()) {
+      std::fill_n(sum, size, 0.0f);
+    } else {
+      const Storage* first = terms.rows[0] + begin;
+      for (int64_t i = 0; i < size; ++i) sum[i] = Format::Load(first[i]);
+    }
+    for (size_t source = 1; source < terms.rows.size(); ++source) {
+      const Storage* row = terms.rows[source] + begin;
       for (int64_t i = 0; i < size; ++i) sum[i] += Format::Load(row[i]);
     }
-    for (int bias = 0; bias < num_biases; ++bias) {
-      const typename Format::Storage* row = biases[bias] + begin;
+    for (const Storage* bias : terms.biases) {
+      const Storage* row = bias + begin;
       for (int64_t i = 0; i < size; ++i) sum[i] += Format::Load(row[i]);
     }
-    for (int64_t i = 0; i < size; ++i) out[begin + i] = Format::Store(sum[i]);
+    for (int64_t i = 0; i < size; ++i) rounded[i] = Format::Store(sum[i]);
+    copy.Piece(out + begin, rounded, size * static_cast<int64_t>(sizeof(Storage)));
+  }
+}
+
+template <typename Storage>
+void Collect(const CombineCall& call, int64_t token, Terms<Storage>* terms) {
+  const Buffer& buffer = *call.buffer;
+  const int ranks = buffer.routes.world_size();
+  const int64_t columns = call.out.size(1);
+  const auto* head = call.send_head.data<int32_t>() + token * ranks;
+  terms->rows.clear();
+  terms->biases.clear();
+  for (int rank = 0; rank < ranks; ++rank) {
+    if (head[rank] < 0) continue;
+    const auto* rows = reinterpret_cast<const Storage*>(buffer.Rows(rank, call.slot));
+    terms->rows.push_back(rows + int64_t{head[rank]} * columns);
+  }
+  for (const Tensor& bias : call.bias) {
+    if (bias) terms->biases.push_back(bias.data<Storage>() + token * columns);
   }
 }
 
 template <typename Format>
-void SumTokens(const CombineCall& call, int64_t begin, int64_t end) {
+void SumTokens(const CombineCall& call, const RowCopy& copy, int64_t begin, int64_t end) {
   using Storage = typename Format::Storage;
-  const Buffer& buffer = *call.buffer;
-  const int ranks = buffer.routes.world_size();
   const int64_t columns = call.out.size(1);
-  std::vector<const Storage*> rows(static_cast<size_t>(ranks));
+  const int64_t block_bytes =
+      std::min(kColumnBlock, columns) * static_cast<int64_t>(sizeof(Storage));
+  Terms<Storage> terms;
+  Terms<Storage> next;
+  if (begin < end) Collect(call, begin, &next);
   for (int64_t token = begin; token < end; ++token) {
-    const auto* head = call.send_head.data<int32_t>() + token * ranks;
-    int count = 0;
-    for (int rank = 0; rank < ranks; ++rank) {
-      if (head[rank] < 0) continue;
-      rows[count++] = reinterpret_cast<const Storage*>(buffer.Rows(rank, call.slot)) +
-                      int64_t{head[rank]} * columns;
+    std::swap(terms, next);
+    if (token + 1 < end) {
+      Collect(call, token + 1, &next);
+      for (const Storage* row : next.rows) PrefetchRow(row, block_bytes);
     }
-    const Storage* biases[2];
-    int num_biases = 0;
-    for (const Tensor& bias : call.bias) {
-      if (bias) biases[num_biases++] = bias.data<Storage>() + token * columns;
-    }
-    SumRows<Format>(rows.data(), count, biases, num_biases, columns,
-                    call.out.data<Storage>() + token * columns);
+    SumTerms<Format>(terms, columns, call.out.data<Storage>() + token * columns, copy);
   }
 }
 
@@ -106,10 +136,12 @@ void Combine(const Exec& exec, const CombineCall& call) {
   if (!MeetForCombine(exec, buffer, call.slot, arguments, call.num_tokens_per_rank, epoch,
                       deadline))
     return;
+  const RowCopy copy(call.out.size(1) * BitsOf(call.out.dtype()) / 8, call.out.size(0));
   exec.ParallelFor(call.out.size(0), 8, [&](int64_t begin, int64_t end) {
     WithFormat(call.out.dtype(),
-               [&](auto format) { SumTokens<decltype(format)>(call, begin, end); });
+               [&](auto format) { SumTokens<decltype(format)>(call, copy, begin, end); });
     if (call.topk_weights) SumWeights(call, begin, end);
+    copy.Finish();
   });
   buffer.SignalAll(call.slot, SignalKind::kCombineRead, epoch);
 }

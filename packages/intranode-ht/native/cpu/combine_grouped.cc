@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "cpu/meet_for_combine.h"
+#include "cpu/row_copy.h"
 #include "cpu/row_formats.h"
 #include "moe_ep/isa.h"
 #include "moe_ep/layout/placement.h"
@@ -24,11 +25,17 @@ struct Term {
 // leave it; then the sum of those over ranks, the first starting it, rounded once more.
 template <typename Format>
 MOE_EP_CLONES void SumTerms(const Term<typename Format::Storage>* terms, int count, int64_t columns,
-                            typename Format::Storage* out) {
+                            typename Format::Storage* out, const RowCopy& copy) {
+  using Storage = typename Format::Storage;
+  Storage rounded[kColumnBlock];
   float total[kColumnBlock];
   float partial[kColumnBlock];
   for (int64_t begin = 0; begin < columns; begin += kColumnBlock) {
     const int64_t size = std::min(kColumnBlock, columns - begin);
+    const int64_t ahead = std::min(kColumnBlock, columns - begin - size);
+    for (int term = 0; term < count; ++term) {
+      PrefetchRow(terms[term].row + begin + size, ahead * static_cast<int64_t>(sizeof(Storage)));
+    }
     for (int64_t i = 0; i < size; ++i) total[i] = 0.0f;
     bool first_rank = true;
     for (int term = 0; term < count;) {
@@ -46,12 +53,13 @@ MOE_EP_CLONES void SumTerms(const Term<typename Format::Storage>* terms, int cou
       }
       first_rank = false;
     }
-    for (int64_t i = 0; i < size; ++i) out[begin + i] = Format::Store(total[i]);
+    for (int64_t i = 0; i < size; ++i) rounded[i] = Format::Store(total[i]);
+    copy.Piece(out + begin, rounded, size * static_cast<int64_t>(sizeof(Storage)));
   }
 }
 
 template <typename Format>
-void SumTokens(const CombineGroupedCall& call, int64_t begin, int64_t end) {
+void SumTokens(const CombineGroupedCall& call, const RowCopy& copy, int64_t begin, int64_t end) {
   using Storage = typename Format::Storage;
   const Buffer& buffer = *call.buffer;
   const ExpertPlacement placement{call.experts, buffer.routes.world_size()};
@@ -72,7 +80,8 @@ void SumTokens(const CombineGroupedCall& call, int64_t begin, int64_t end) {
         first = false;
       }
     }
-    SumTerms<Format>(terms.data(), count, columns, call.out.data<Storage>() + token * columns);
+    SumTerms<Format>(terms.data(), count, columns, call.out.data<Storage>() + token * columns,
+                     copy);
   }
 }
 
@@ -94,9 +103,11 @@ void CombineGrouped(const Exec& exec, const CombineGroupedCall& call) {
   if (!MeetForCombine(exec, buffer, call.slot, arguments, call.num_tokens_per_rank, epoch,
                       deadline))
     return;
+  const RowCopy copy(call.out.size(1) * BitsOf(call.out.dtype()) / 8, call.out.size(0));
   exec.ParallelFor(call.out.size(0), 8, [&](int64_t begin, int64_t end) {
     WithFormat(call.out.dtype(),
-               [&](auto format) { SumTokens<decltype(format)>(call, begin, end); });
+               [&](auto format) { SumTokens<decltype(format)>(call, copy, begin, end); });
+    copy.Finish();
   });
   buffer.SignalAll(call.slot, SignalKind::kCombineRead, epoch);
 }

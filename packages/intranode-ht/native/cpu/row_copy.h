@@ -1,4 +1,4 @@
-// Copies of payload rows into slots.
+// Copies of payload rows into slots and results.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +23,15 @@ class RowCopy {
       StreamRow(target, source, row_bytes_);
     } else {
       std::memcpy(target, source, static_cast<size_t>(row_bytes_));
+    }
+  }
+
+  // The same for a piece of a row that was just computed.
+  void Piece(void* to, const void* from, int64_t bytes) const {
+    if (streaming_) {
+      StreamRow(static_cast<uint8_t*>(to), static_cast<const uint8_t*>(from), bytes);
+    } else {
+      std::memcpy(to, from, static_cast<size_t>(bytes));
     }
   }
 
