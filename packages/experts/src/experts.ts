@@ -69,6 +69,8 @@ export interface ExpertsCapabilities {
   readonly sizeMultiple?: number
   /** Whether prepare leaves quantising to them. @default false */
   readonly expectsUnquantizedInputs?: boolean
+  /** Whether `output` may lie on the memory of `hiddenStates`: all rows are read before one is written. @default false */
+  readonly outputMayReplaceInput?: boolean
   /** Batched experts: most tokens of one rank in one call, and the ranks that send. */
   readonly maxNumTokens?: number
   readonly numDispatchers?: number

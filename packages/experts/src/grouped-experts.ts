@@ -27,6 +27,7 @@ export class GroupedExperts implements Experts {
   readonly weightAndReduce = noWeightAndReduce
   readonly deviceKinds: readonly string[] = ['cpu']
   readonly quantSchemes: readonly QuantScheme[] = ['none', 'fp8-block']
+  readonly outputMayReplaceInput = true
   readonly #engines: EngineCache
 
   constructor(createEngine: ExpertEngineFactory) {

@@ -217,7 +217,8 @@ export class IntranodeBuffer implements Disposable {
     for (const bias of biases) requireTensor('bias', bias, { dtype: x.dtype, shape: combinedX.shape })
     const combinedTopkWeights = topkWeights && Tensor.zeros([plan.numTokens, topkWeights.shape[1]!], 'f32', this.device)
     const kernel = this.#enter(lease, options)
-    enqueueCombine(kernel, { x, topkWeights, biases, combinedX, combinedTopkWeights }, plan)
+    const staged = this.#views.isStaged(x, lease.slot)
+    enqueueCombine(kernel, { x, staged, topkWeights, biases, combinedX, combinedTopkWeights }, plan)
     return { combinedX, combinedTopkWeights, event: this.#leave(lease, kernel.stream) }
   }
 
@@ -233,7 +234,8 @@ export class IntranodeBuffer implements Disposable {
     const topkWeights = options.topkWeights ?? handle.topkWeights
     requireTensor('topkWeights', topkWeights, { dtype: 'f32', shape: topkIdx.shape })
     const kernel = this.#enter(lease, options)
-    enqueueCombineGrouped(kernel, { x, topkIdx, topkWeights, combinedX }, plan)
+    const staged = this.#views.isStaged(x, lease.slot)
+    enqueueCombineGrouped(kernel, { x, staged, topkIdx, topkWeights, combinedX }, plan)
     return { combinedX, combinedTopkWeights: undefined, event: this.#leave(lease, kernel.stream) }
   }
 

@@ -85,6 +85,8 @@ export function enqueueSendGrouped(call: KernelCall, sent: SentGroups, plan: Dis
 /** What a combine reads and writes. */
 export interface CombinedRows {
   readonly x: Tensor
+  /** Whether x must be copied to where peers read it. */
+  readonly staged: boolean
   readonly topkWeights: Tensor | undefined
   readonly biases: readonly Tensor[]
   readonly combinedX: Tensor
@@ -93,9 +95,9 @@ export interface CombinedRows {
 
 export function enqueueCombine(call: KernelCall, rows: CombinedRows, plan: DispatchPlan): void {
   const { buffer, slot, stream, timeoutMs } = call
-  const { x, topkWeights, biases, combinedX, combinedTopkWeights } = rows
-  // Staging reads and writes every received row, the sum reads every row that was sent and writes one for each token.
-  const numRows = (): number => 2 * plan.numRecvTokens + sum(plan.numTokensPerRank) + plan.numTokens
+  const { x, staged, topkWeights, biases, combinedX, combinedTopkWeights } = rows
+  // The sum reads every row that was sent and writes one for each token.
+  const numRows = (): number => stagedRows(staged, plan) + sum(plan.numTokensPerRank) + plan.numTokens
   traceOperation(
     'intranode.combine',
     stream,
@@ -112,6 +114,7 @@ export function enqueueCombine(call: KernelCall, rows: CombinedRows, plan: Dispa
 /** What a combine from grouped rows reads and writes. */
 export interface CombinedGroups {
   readonly x: Tensor
+  readonly staged: boolean
   readonly topkIdx: Tensor
   readonly topkWeights: Tensor
   readonly combinedX: Tensor
@@ -119,8 +122,8 @@ export interface CombinedGroups {
 
 export function enqueueCombineGrouped(call: KernelCall, rows: CombinedGroups, plan: DispatchPlan): void {
   const { buffer, slot, stream, timeoutMs } = call
-  const { x, topkIdx, topkWeights, combinedX } = rows
-  const numRows = (): number => 2 * plan.numRecvTokens + sum(plan.numTokensPerExpert) + plan.numTokens
+  const { x, staged, topkIdx, topkWeights, combinedX } = rows
+  const numRows = (): number => stagedRows(staged, plan) + sum(plan.numTokensPerExpert) + plan.numTokens
   traceOperation(
     'intranode.combineGrouped',
     stream,
@@ -132,6 +135,11 @@ export function enqueueCombineGrouped(call: KernelCall, rows: CombinedGroups, pl
         ...([combinedX.handle, timeoutMs] as const),
       ),
   )
+}
+
+/** Staging reads and writes every received row. */
+function stagedRows(staged: boolean, plan: DispatchPlan): number {
+  return staged ? 2 * plan.numRecvTokens : 0
 }
 
 /** Enqueues a copy of the first rows of `from`, as many as `to` has. */

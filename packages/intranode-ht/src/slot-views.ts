@@ -38,6 +38,11 @@ export class SlotViews {
     return tensor
   }
 
+  /** Whether results that lie in `x` must be copied into the slot, because they do not lie there already. */
+  isStaged(x: Tensor, slot: number): boolean {
+    return x.pointer !== this.tensor(slot, 'rows', [0], 'u8').pointer
+  }
+
   /** What a plain dispatch gives, of as many rows as the plan says. */
   dispatchResult({ x, lease, plan, event }: Filled, options: DispatchOptions): DispatchResult {
     const hidden = x.shape[1]!

@@ -1,6 +1,12 @@
 import { type DType, type Stream, Tensor } from '@moe-ep/core'
 import { countExpertNumTokens } from '@moe-ep/deepgemm-permute'
-import { type Experts, type ExpertsArguments, expertsProblem, type ExpertTokens } from '@moe-ep/experts'
+import {
+  type Experts,
+  type ExpertsArguments,
+  expertsProblem,
+  type ExpertTokens,
+  type WorkspaceShapes,
+} from '@moe-ep/experts'
 import type { Prepared } from './prepare-and-finalize.js'
 import type { WorkspaceLease } from './workspace-manager.js'
 
@@ -33,7 +39,9 @@ export async function runExperts(step: ExpertsStep): Promise<Tensor> {
       await experts.apply({ ...argumentsOf(step, prepared), output })
       return output
     }
-    const { output, ...workspaces } = workspace.takeAll(shapes)
+    const direct = directOutput(step, shapes)
+    const { output, ...workspaces } =
+      direct === undefined ? workspace.takeAll(shapes) : { ...workspace.takeScratch(shapes), output: direct }
     await experts.apply({ ...argumentsOf(step, prepared), output, workspaces })
     return output
   }
@@ -51,6 +59,14 @@ export async function runExperts(step: ExpertsStep): Promise<Tensor> {
     })
   }
   return output
+}
+
+/** Memory that finalize reads without a copy, where these experts may write there and leave what it asks for. */
+function directOutput({ experts, prepared }: ExpertsStep, { output }: WorkspaceShapes): Tensor | undefined {
+  const { expertOutput } = prepared
+  if (expertOutput === undefined || experts.outputMayReplaceInput !== true) return undefined
+  const fits = output.dtype === expertOutput.dtype && output.shape.join() === expertOutput.shape.join()
+  return fits ? expertOutput : undefined
 }
 
 function argumentsOf({ weights, stream, signal }: ExpertsStep, prepared: Prepared): Omit<ExpertsArguments, 'output'> {

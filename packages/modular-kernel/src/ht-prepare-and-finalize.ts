@@ -103,7 +103,7 @@ export class HtPrepareAndFinalize implements PrepareAndFinalize {
         ...(rows.scales !== undefined && { scales: rows.scales }),
       })
       .then(
-        (result) => this.#arrived(inFlight, result, rows),
+        (result) => this.#arrived(inFlight, result, rows, hiddenStates.dtype),
         (error: unknown) => {
           if (!inFlight.released) this.#inFlight.delete(microBatch)
           throw error
@@ -154,7 +154,7 @@ export class HtPrepareAndFinalize implements PrepareAndFinalize {
     inFlight.handle?.lease.release(inFlight.stream.closed ? undefined : inFlight.stream.record())
   }
 
-  #arrived(inFlight: InFlight, result: DispatchResult, { groupSize }: InputRows): Prepared {
+  #arrived(inFlight: InFlight, result: DispatchResult, { groupSize }: InputRows, dtype: DType): Prepared {
     const { handle, event } = result
     const { stream } = inFlight
     if (inFlight.released) {
@@ -168,6 +168,7 @@ export class HtPrepareAndFinalize implements PrepareAndFinalize {
       topkIdx: result.recvTopkIdx!,
       topkWeights: result.recvTopkWeights!,
       tokens: { numTokens: handle.plan.numRecvTokensPerExpert, numTokensHost: result.numRecvTokensPerExpert },
+      expertOutput: this.#buffer.combineInput(handle, { dtype }),
     }
   }
 

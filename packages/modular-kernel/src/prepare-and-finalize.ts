@@ -37,6 +37,11 @@ export interface Prepared {
   /** f32 [M', topk]: ones where the weights were applied to the rows. */
   readonly topkWeights: Tensor
   readonly tokens: ExpertTokens | undefined
+  /**
+   * [M', K], dtype of the layer: memory that finalize reads without a copy, for experts that leave one row for each row. It may be
+   * the memory of `hiddenStates`.
+   */
+  readonly expertOutput?: Tensor
 }
 
 export interface FinalizeArguments {
