@@ -69,11 +69,13 @@ describe('benchOptionsFrom', () => {
 
 describe('selectOperations', () => {
   it('takes full names, packages and operations, in the order of the report', () => {
-    expect(selectOperations('transport.put,quant')).toEqual([
-      'quant.quantizePerTokenGroup',
-      'quant.dequantizePerTokenGroup',
+    expect(selectOperations('transport.put,layout')).toEqual([
+      'layout.getDispatchLayout',
+      'layout.getRankPrefixMatrix',
+      'layout.getChannelPrefixMatrix',
       'transport.put',
     ])
+    expect(selectOperations('quant').every((name) => name.startsWith('quant.'))).toBe(true)
     expect(selectOperations('barrier, combine-staged')).toEqual(['intranode-ht.combine-staged', 'rendezvous.barrier'])
   })
 

@@ -1,11 +1,18 @@
 import fc from 'fast-check'
 import { describe, expect, it } from 'vitest'
 import {
+  channelPrefixBytes,
   combineBytes,
+  combineGroupedBytes,
+  countBytes,
   dispatchBytes,
+  dispatchGroupedBytes,
   layoutBytes,
+  moePermuteBytes,
+  moeUnpermuteBytes,
   permuteBytes,
-  quantizeBytes,
+  permuteMaskedBytes,
+  rankPrefixBytes,
   scaleBytesOf,
   unpermuteBytes,
 } from '../src/measure/byte-rules.js'
@@ -48,11 +55,13 @@ function pairsOf(routing: Routing, rank: number): { token: number; owner: number
 }
 
 describe('byte rules agree with a count of every element', () => {
-  it('layout and quant', () => {
+  it('layout and counts', () => {
     expect(layoutBytes({ tokens: 3, topk: 2, experts: 5, ranks: 4 })).toBe(6 * 4 + 12 + 4 * 4 + 5 * 4)
+    expect(rankPrefixBytes({ ranks: 3 })).toBe(9 * 4 + 9 * 4)
+    expect(channelPrefixBytes({ tokens: 7, ranks: 3, channels: 10 })).toBe(21 + 30 * 4)
+    expect(countBytes({ rows: 5, topk: 3 }, 4)).toBe(15 * 4 + 4 * 4)
     // 272 elements have groups of 128, 128 and 16.
     expect(scaleBytesOf(hidden)).toBe(12)
-    expect(quantizeBytes({ rows: 3, hidden })).toBe(3 * (544 + 272 + 12))
   })
 
   it('dispatch and combine', () => {
@@ -81,6 +90,19 @@ describe('byte rules agree with a count of every element', () => {
             wireBytes: remote * rowBytes,
             logicalBytes: pairs.length * rowBytes,
           })
+          const slots = [...slotsOf(routing, rank)]
+          const foreign = slots.filter(({ owner }) => owner !== rank).length
+          const selections = { ...sent, toRank: routing.selections[rank]! }
+          expect(dispatchGroupedBytes(selections, { payloadBytes: rowBytes, topk: shape.topk })).toEqual({
+            bytes: shape.tokens * (rowBytes + shape.topk * 4) + slots.length * (rowBytes + 4),
+            wireBytes: foreign * (rowBytes + 4),
+            logicalBytes: slots.length * (rowBytes + 4),
+          })
+          expect(combineGroupedBytes(selections, { tokens: shape.tokens, rowBytes, topk: shape.topk })).toEqual({
+            bytes: slots.length * (rowBytes + 8) + shape.tokens * rowBytes,
+            wireBytes: foreign * rowBytes,
+            logicalBytes: slots.length * rowBytes,
+          })
         }
       }),
     )
@@ -99,9 +121,14 @@ describe('byte rules agree with a count of every element', () => {
             rows += pairsOf(routing, source).filter(({ owner }) => owner === rank).length
             slots += [...slotsOf(routing, source)].filter(({ owner }) => owner === rank).length
           }
-          expect(permuteBytes({ ...received, topk }, rowBytes)).toBe(
-            rows * rowBytes + rows * topk * 4 + slots * rowBytes + slots * 4 + rows * topk * 4,
-          )
+          const ofRows = { ...received, topk }
+          const row = { read: rowBytes, written: rowBytes + 8 }
+          const slotIds = rows * topk * 4
+          const moved = rows * row.read + slots * row.written
+          expect(permuteBytes(ofRows, row)).toBe(moved + slotIds + slots * 4 + slotIds)
+          expect(permuteMaskedBytes(ofRows, row)).toBe(moved + slotIds + slotIds)
+          expect(moePermuteBytes(ofRows, row)).toBe(moved + slotIds + slotIds + slotIds)
+          expect(moeUnpermuteBytes(ofRows, rowBytes)).toBe(slots * rowBytes + 2 * slotIds + rows * rowBytes)
           expect(unpermuteBytes({ ...received, topk }, rowBytes)).toBe(
             slots * rowBytes + rows * topk * (4 + 4 + 4) + rows * rowBytes,
           )

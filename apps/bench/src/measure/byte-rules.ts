@@ -13,13 +13,30 @@ export function scaleBytesOf(hidden: number): number {
 
 export const rules = {
   layout: 'ids read; isTokenInRank and both count tables written',
-  quantize: 'bf16 rows read; fp8 rows and f32 scales written',
-  dequantize: 'fp8 rows and f32 scales read; bf16 rows written',
+  rankPrefix: 'counts of all ranks read, their sums written',
+  channelPrefix: 'isTokenInRank read, one count for each rank and channel written',
+  quantize: 'bf16 rows read; quantised rows with scales written',
+  quantizeDynamic: 'bf16 rows read twice, for no element can be written before all are known; fp8 rows written',
+  quantizeBlock: 'bf16 weight read; fp8 weight and a scale for each block written',
+  dequantize: 'quantised rows with scales read; bf16 rows written',
+  dequantizeBlock: 'fp8 weight and a scale for each block read; bf16 weight written',
+  siluMul: 'bf16 gates and ups read; bf16 rows of half the width written',
+  siluMulQuantize: 'bf16 gates and ups read; fp8 rows of half the width with scales written',
+  count: 'ids read; a count for each local expert written',
   permute:
     'received rows (with scales) and ids read once; one row (with scales) and id written for each local slot; inverse written',
+  permuteMasked:
+    'received rows (with scales) and ids read once; one row (with scales) written for each local slot; inverse written',
+  moePermute:
+    'received rows (with scales) and ids read once; one row (with scales) written for each local slot; inverse and ids of all slots written',
+  moeUnpermute: 'one row read for each local slot; weights and inverse read; one row written for each received row',
   unpermute: 'one row read for each local slot; ids, weights, inverse read; one row written for each received row',
   dispatch:
     'each sent token read once; row, scales, source index, ids and weights written once for each destination rank',
+  dispatchGrouped:
+    'each sent token with its ids read once; row, scales and expert id written once for each selection; padding not counted',
+  combineGrouped:
+    'one row read for each selection; ids and weights read; one row written for each token; staging copies not counted',
   combine: 'one row read for each (token, rank) pair; one row written for each token; staging copies not counted',
   put: 'source read, destination written',
 } as const
@@ -28,9 +45,13 @@ export function layoutBytes(s: { tokens: number; topk: number; experts: number; 
   return s.tokens * s.topk * idBytes + s.tokens * s.ranks + (s.ranks + s.experts) * 4
 }
 
-/** The same for both directions. */
-export function quantizeBytes({ rows, hidden }: { rows: number; hidden: number }): number {
-  return rows * (hidden * 2 + hidden + scaleBytesOf(hidden))
+/** Counts of each rank read, sums written. */
+export function rankPrefixBytes({ ranks }: { ranks: number }): number {
+  return 2 * ranks * ranks * 4
+}
+
+export function channelPrefixBytes(s: { tokens: number; ranks: number; channels: number }): number {
+  return s.tokens * s.ranks + s.ranks * s.channels * 4
 }
 
 /** Rows in the shape that a rank received them: `slots` is the number of slots that name a local expert. */
@@ -40,8 +61,31 @@ export interface ReceivedRows {
   readonly topk: number
 }
 
-export function permuteBytes({ rows, slots, topk }: ReceivedRows, movedRowBytes: number): number {
-  return rows * (movedRowBytes + 2 * topk * idBytes) + slots * (movedRowBytes + idBytes)
+/** Bytes of a row where it is read and where it is written: packed scales are other bytes than their exponents. */
+export interface MovedRow {
+  readonly read: number
+  readonly written: number
+}
+
+export function permuteBytes({ rows, slots, topk }: ReceivedRows, row: MovedRow): number {
+  return rows * (row.read + 2 * topk * idBytes) + slots * (row.written + idBytes)
+}
+
+export function permuteMaskedBytes({ rows, slots, topk }: ReceivedRows, row: MovedRow): number {
+  return rows * (row.read + 2 * topk * idBytes) + slots * row.written
+}
+
+/** Ids of all slots' rows are written, those of foreign slots included. */
+export function moePermuteBytes({ rows, slots, topk }: ReceivedRows, row: MovedRow): number {
+  return rows * (row.read + 3 * topk * idBytes) + slots * row.written
+}
+
+export function moeUnpermuteBytes({ rows, slots, topk }: ReceivedRows, rowBytes: number): number {
+  return slots * rowBytes + rows * (topk * (idBytes + weightBytes) + rowBytes)
+}
+
+export function countBytes({ rows, topk }: { rows: number; topk: number }, experts: number): number {
+  return (rows * topk + experts) * idBytes
 }
 
 export function unpermuteBytes({ rows, slots, topk }: ReceivedRows, rowBytes: number): number {
@@ -78,6 +122,22 @@ export function dispatchBytes(sent: SentTokens, row: { payloadBytes: number; top
 
 export function combineBytes(sent: SentTokens, { tokens, rowBytes }: { tokens: number; rowBytes: number }): LinkBytes {
   return { bytes: (total(sent) + tokens) * rowBytes, ...links(sent, rowBytes) }
+}
+
+/** `toRank` counts selections. The weights stay where they are. */
+export function dispatchGroupedBytes(sent: SentTokens, row: { payloadBytes: number; topk: number }): LinkBytes {
+  const written = row.payloadBytes + idBytes
+  const read = row.payloadBytes + row.topk * idBytes
+  return { bytes: sent.sentTokens * read + total(sent) * written, ...links(sent, written) }
+}
+
+/** `toRank` counts selections. */
+export function combineGroupedBytes(
+  sent: SentTokens,
+  { tokens, rowBytes, topk }: { tokens: number; rowBytes: number; topk: number },
+): LinkBytes {
+  const { bytes, ...others } = combineBytes(sent, { tokens, rowBytes })
+  return { bytes: bytes + tokens * topk * (idBytes + weightBytes), ...others }
 }
 
 function links(sent: SentTokens, rowBytes: number): { wireBytes: number; logicalBytes: number } {

@@ -17,7 +17,7 @@ export function combineOf({ staged }: { readonly staged: boolean }): Operation {
     const { options, group, stopwatch, routing } = context
     const { tokens, hidden, seed } = options
     const { stream } = stopwatch
-    const bench = await IntranodeBench.create(context, scope, 'bf16')
+    const bench = await IntranodeBench.create(context, scope, { kind: 'bf16' })
     const { buffer, slots } = bench
     const earlier = await bench.dispatchOnce()
     const { plan } = earlier.handle

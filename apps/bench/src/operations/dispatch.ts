@@ -1,3 +1,4 @@
+import type { Tensor } from '@moe-ep/core'
 import type { DispatchResult } from '@moe-ep/intranode-ht'
 import { dispatchBytes, dispatchedRowBytes, rules, scaleBytesOf } from '../measure/byte-rules.js'
 import { pushCeilings } from '../measure/push-ceilings.js'
@@ -8,18 +9,21 @@ import type { BenchContext, Operation } from './operation.js'
 
 export interface DispatchVariant {
   readonly kind: 'bf16' | 'fp8'
-  /** Whether the plan of an earlier dispatch is used: counts, ids and weights do not travel then. */
-  readonly cached: boolean
+  /**
+   * 'fresh': counts are exchanged, and the host waits for them. 'cached': the plan of an earlier dispatch is used; counts, ids
+   * and weights do not travel then. 'worst-case': counts are exchanged, the host does not wait.
+   */
+  readonly mode: 'fresh' | 'cached' | 'worst-case'
 }
 
-export function dispatchOf({ kind, cached }: DispatchVariant): Operation {
+export function dispatchOf({ kind, mode }: DispatchVariant): Operation {
   return async (context, scope) => {
     const { options, stopwatch, routing } = context
     const { hidden } = options
-    const bench = await IntranodeBench.create(context, scope, kind)
+    const bench = await IntranodeBench.create(context, scope, { kind })
     const earlier = await bench.dispatchOnce()
     const payloadBytes = kind === 'bf16' ? hidden * 2 : hidden + scaleBytesOf(hidden)
-    const row = { payloadBytes, topk: cached ? 0 : options.topk }
+    const row = { payloadBytes, topk: mode === 'cached' ? 0 : options.topk }
     const rowBytes = dispatchedRowBytes(row)
     let last = earlier
     return {
@@ -30,7 +34,8 @@ export function dispatchOf({ kind, cached }: DispatchVariant): Operation {
         ...{ name: 'dispatch', sets: bench.slots },
         async time(iteration) {
           const { streamUs } = await stopwatch.time(async () => {
-            last = await bench.dispatch(iteration, cached ? earlier : undefined)
+            if (mode === 'worst-case') last = bench.dispatchWorstCase(iteration)
+            else last = await bench.dispatch(iteration, mode === 'cached' ? earlier : undefined)
           })
           last.handle.lease.release()
           return streamUs
@@ -47,8 +52,12 @@ function checkDispatched(context: BenchContext, kind: 'bf16' | 'fp8', result: Di
   const { hidden, topk, seed } = options
   const { recvX, recvXScales, recvTopkIdx, recvTopkWeights, handle } = result
   const received = routing.received(group.rank)
-  if (!sameNumbers(handle.recvSrcIdx.data as Int32Array, received.sourceToken)) return 'recvSrcIdx is wrong'
-  if (recvTopkIdx && !sameNumbers(recvTopkIdx.data as Int32Array, received.topkIdx)) return 'recvTopkIdx is wrong'
+  // At worst-case size more rows follow, without experts.
+  const filled = (tensor: Tensor): Int32Array => tensor.slice(0, received.rows).data as Int32Array
+  if (!sameNumbers(filled(handle.recvSrcIdx), received.sourceToken)) return 'recvSrcIdx is wrong'
+  if (recvTopkIdx && !sameNumbers(filled(recvTopkIdx), received.topkIdx)) return 'recvTopkIdx is wrong'
+  const behind = recvTopkIdx?.slice(received.rows, recvTopkIdx.shape[0]!).data as Int32Array | undefined
+  if (behind?.some((id) => id !== -1)) return 'a row behind the last one has an expert'
   for (const row of sampleRows(received.rows)) {
     const keys = inputKeys(seed, received.sourceRank[row]!)
     const token = received.sourceToken[row]!

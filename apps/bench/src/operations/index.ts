@@ -1,28 +1,36 @@
 import type { OperationName } from '../command/operation-names.js'
+import { combineGroupedOf } from './combine-grouped.js'
 import { combineOf } from './combine.js'
+import { dispatchGroupedOf } from './dispatch-grouped.js'
 import { dispatchOf } from './dispatch.js'
 import { enqueueEmpty, enqueueOperation } from './enqueue.js'
 import { dispatchLayout } from './layout.js'
 import type { Operation } from './operation.js'
-import { permuteOf } from './permute.js'
-import { dequantize, quantize } from './quant.js'
+import { permuteOperations } from './permute/index.js'
+import { channelPrefixMatrix, rankPrefixMatrix } from './prefix-matrices.js'
+import { quantOperations } from './quant/index.js'
 import { allGather, barrier } from './rendezvous.js'
 import { put, signalRoundTrip } from './transport.js'
-import { unpermute } from './unpermute.js'
 
 export const operations: Readonly<Record<OperationName, Operation>> = {
   'layout.getDispatchLayout': dispatchLayout,
-  'quant.quantizePerTokenGroup': quantize,
-  'quant.dequantizePerTokenGroup': dequantize,
-  'deepgemm-permute.permute-bf16': permuteOf('bf16'),
-  'deepgemm-permute.permute-fp8': permuteOf('fp8'),
-  'deepgemm-permute.unpermuteAndReduce': unpermute,
-  'intranode-ht.dispatch-bf16': dispatchOf({ kind: 'bf16', cached: false }),
-  'intranode-ht.dispatch-fp8': dispatchOf({ kind: 'fp8', cached: false }),
-  'intranode-ht.dispatch-cached-bf16': dispatchOf({ kind: 'bf16', cached: true }),
-  'intranode-ht.dispatch-cached-fp8': dispatchOf({ kind: 'fp8', cached: true }),
+  'layout.getRankPrefixMatrix': rankPrefixMatrix,
+  'layout.getChannelPrefixMatrix': channelPrefixMatrix,
+  ...quantOperations,
+  ...permuteOperations,
+  'intranode-ht.dispatch-bf16': dispatchOf({ kind: 'bf16', mode: 'fresh' }),
+  'intranode-ht.dispatch-fp8': dispatchOf({ kind: 'fp8', mode: 'fresh' }),
+  'intranode-ht.dispatch-cached-bf16': dispatchOf({ kind: 'bf16', mode: 'cached' }),
+  'intranode-ht.dispatch-cached-fp8': dispatchOf({ kind: 'fp8', mode: 'cached' }),
+  'intranode-ht.dispatchWorstCase-bf16': dispatchOf({ kind: 'bf16', mode: 'worst-case' }),
+  'intranode-ht.dispatchWorstCase-fp8': dispatchOf({ kind: 'fp8', mode: 'worst-case' }),
   'intranode-ht.combine-staged': combineOf({ staged: true }),
   'intranode-ht.combine-zero-copy': combineOf({ staged: false }),
+  'intranode-ht.dispatchGrouped-bf16': dispatchGroupedOf({ kind: 'bf16', cached: false }),
+  'intranode-ht.dispatchGrouped-fp8': dispatchGroupedOf({ kind: 'fp8', cached: false }),
+  'intranode-ht.dispatchGrouped-cached-bf16': dispatchGroupedOf({ kind: 'bf16', cached: true }),
+  'intranode-ht.combineGrouped-staged': combineGroupedOf({ staged: true }),
+  'intranode-ht.combineGrouped-zero-copy': combineGroupedOf({ staged: false }),
   'transport.put': put,
   'transport.signalRoundTrip': signalRoundTrip,
   'rendezvous.allGather': allGather,

@@ -1,8 +1,9 @@
-import { Tensor } from '@moe-ep/core'
-import { type DispatchResult, IntranodeBuffer } from '@moe-ep/intranode-ht'
+import { type Stream, Tensor } from '@moe-ep/core'
+import { type DispatchResult, type GroupedDispatchResult, IntranodeBuffer } from '@moe-ep/intranode-ht'
 import { type SentTokens, scaleBytesOf } from '../measure/byte-rules.js'
 import { rotatingSets } from '../measure/rotation.js'
 import type { Scope } from '../measure/scope.js'
+import { expertRowsOf } from '../workload/expert-rows.js'
 import { fillRandom, patterns, randomKey } from '../workload/random-words.js'
 import type { BenchContext } from './operation.js'
 
@@ -49,10 +50,15 @@ export class IntranodeBench {
   }
 
   /** Collective. */
-  static async create(context: BenchContext, scope: Scope, kind: 'bf16' | 'fp8'): Promise<IntranodeBench> {
+  static async create(
+    context: BenchContext,
+    scope: Scope,
+    { kind, grouped = false }: { readonly kind: 'bf16' | 'fp8'; readonly grouped?: boolean },
+  ): Promise<IntranodeBench> {
     const { options, group, routing } = context
     const { tokens, topk, hidden, experts } = options
-    const capacity = routing.mostReceived
+    const groupedRows = (): number => Math.max(...routing.matrix.map((_, rank) => expertRowsOf(routing, rank).capacity))
+    const capacity = grouped ? groupedRows() : routing.mostReceived
     const maxElementBytes = kind === 'bf16' ? 2 : 1
     const buffer = await IntranodeBuffer.create(group, {
       ...{ hidden, maxTokensPerRank: tokens, capacity, maxElementBytes, maxTopk: topk, maxExperts: experts },
@@ -64,13 +70,22 @@ export class IntranodeBench {
 
   /** Enqueues a dispatch into the slot of this iteration: with an exchange of counts, or by the plan of an earlier one. */
   dispatch(iteration: number, earlier?: DispatchResult): Promise<DispatchResult> {
-    const { options, stopwatch } = this.#context
-    const slot = iteration % this.slots
-    const { x, scales } = this.#inputs[slot]!
-    const { topkIdx, topkWeights } = this
-    const routing =
-      earlier === undefined ? { topkIdx, topkWeights, numExperts: options.experts } : { plan: earlier.handle.plan }
-    return this.buffer.dispatch(x, { ...routing, ...(scales && { scales }), slot, stream: stopwatch.stream })
+    const { x, call } = this.#call(iteration)
+    const plan = earlier?.handle.plan
+    return this.buffer.dispatch(x, { ...(plan === undefined ? this.#routing : { plan }), ...call })
+  }
+
+  /** The same without a wait for counts on the host. */
+  dispatchWorstCase(iteration: number): DispatchResult {
+    const { x, call } = this.#call(iteration)
+    return this.buffer.dispatchWorstCase(x, { ...this.#routing, ...call })
+  }
+
+  /** Straight into the layout of grouped GEMMs. */
+  dispatchGrouped(iteration: number, earlier?: GroupedDispatchResult): Promise<GroupedDispatchResult> {
+    const { x, call } = this.#call(iteration)
+    const plan = earlier?.handle.plan
+    return this.buffer.dispatchGrouped(x, { ...this.#routing, ...(plan && { plan }), ...call })
   }
 
   /** A dispatch that has completed and holds no slot any more. */
@@ -81,10 +96,36 @@ export class IntranodeBench {
     return result
   }
 
+  async dispatchGroupedOnce(): Promise<GroupedDispatchResult> {
+    const result = await this.dispatchGrouped(0)
+    await result.event.synchronize()
+    result.handle.lease.release()
+    return result
+  }
+
   /** What this rank sends. */
   get sent(): SentTokens {
     const { group, options, routing } = this.#context
     // Every token has experts, so every token goes somewhere.
     return { rank: group.rank, toRank: routing.matrix[group.rank]!, sentTokens: options.tokens }
+  }
+
+  /** The same with a row for each selection. */
+  get sentSelections(): SentTokens {
+    const { group, routing } = this.#context
+    return { ...this.sent, toRank: routing.selections[group.rank]! }
+  }
+
+  get #routing(): { readonly topkIdx: Tensor; readonly topkWeights: Tensor; readonly numExperts: number } {
+    return { topkIdx: this.topkIdx, topkWeights: this.topkWeights, numExperts: this.#context.options.experts }
+  }
+
+  #call(iteration: number): {
+    readonly x: Tensor
+    readonly call: { readonly scales?: Tensor; readonly slot: number; readonly stream: Stream }
+  } {
+    const slot = iteration % this.slots
+    const { x, scales } = this.#inputs[slot]!
+    return { x, call: { ...(scales && { scales }), slot, stream: this.#context.stopwatch.stream } }
   }
 }

@@ -11,6 +11,14 @@ export const patterns = {
   bf16: { keep: 0x83ff83ff, set: 0x3c003c00 },
   /** Four e4m3, magnitudes below 2: the codes of NaN do not occur. */
   fp8: { keep: 0xbfbfbfbf, set: 0 },
+  /** Four e4m3 that are positive, as scales are. */
+  positiveFp8: { keep: 0x3f3f3f3f, set: 0x01010101 },
+  /** Codes of formats that have no NaN, or whose NaN is welcome. */
+  anyBits: { keep: -1, set: 0 },
+  /** Four exponents, 2^-7 to 1. */
+  exponent: { keep: 0x07070707, set: 0x78787878 },
+  /** A LogFMT range: bf16 in [2^-6, 2^-5), then one in [1, 2). */
+  range: { keep: 0x007f007f, set: 0x3f803c80 },
   /** One positive f32 in [2^-7, 2^-6). */
   scale: { keep: 0x007fffff, set: 0x3c000000 },
 } as const satisfies Record<string, Pattern>
@@ -51,7 +59,7 @@ export function bytesOf(tensor: Tensor): Uint8Array {
 
 function wordsOf(tensor: Tensor): Uint32Array {
   const { data } = tensor
-  return new Uint32Array(data.buffer, data.byteOffset, data.byteLength / 4)
+  return new Uint32Array(data.buffer, data.byteOffset, Math.floor(data.byteLength / 4))
 }
 
 /** One-to-one on 32-bit integers; every bit of the argument reaches every bit of the result. */

@@ -30,6 +30,8 @@ export class Routing {
   readonly placement: ExpertPlacement
   /** `matrix[i][j]`: tokens that rank i sends to rank j. */
   readonly matrix: readonly (readonly number[])[]
+  /** `selections[i][j]`: slots of rank i that name an expert of rank j. */
+  readonly selections: readonly (readonly number[])[]
   readonly #topkIdx: readonly Int32Array[]
 
   constructor(options: RoutingOptions) {
@@ -37,6 +39,7 @@ export class Routing {
     this.placement = linearPlacement(options.experts, options.ranks)
     this.#topkIdx = Array.from({ length: options.ranks }, (_, rank) => drawExperts(options, rank))
     this.matrix = this.#topkIdx.map((ids) => this.#destinations(ids))
+    this.selections = this.#topkIdx.map((ids) => this.#slotCounts(ids))
   }
 
   /** [T, K]: global expert ids of a rank's tokens. */
@@ -76,6 +79,12 @@ export class Routing {
       }
     })
     return { ...result, slots }
+  }
+
+  #slotCounts(ids: Int32Array): number[] {
+    const counts = Array.from({ length: this.options.ranks }, () => 0)
+    for (const id of ids) counts[this.placement.rankOf(id)]!++
+    return counts
   }
 
   #destinations(ids: Int32Array): number[] {
