@@ -59,7 +59,7 @@ export interface DispatchResult {
   readonly recvTopkIdx: Tensor | undefined
   /** f32 [rows, K]: 0 where the id is -1. */
   readonly recvTopkWeights: Tensor | undefined
-  /** Selections of each local expert, rounded up to expertAlignment. Undefined at worst-case size: the plan has them. */
+  /** Selections of each local expert, rounded up to expertAlignment. Empty at worst-case size: the plan has them. */
   readonly numRecvTokensPerExpert: Int32Array
   readonly handle: DispatchHandle
   /** Complete when the rows have arrived. */

@@ -9,10 +9,6 @@
 namespace moe_ep::cpu {
 namespace {
 
-// Below this the rows fit into the caches, and the GEMM that comes next finds them there.
-constexpr int64_t kStreamFromBytes = int64_t{8} << 20;
-constexpr int64_t kStreamFromRowBytes = 512;
-
 // The rows of one expert, and the padding behind them.
 struct Segment {
   int64_t begin;
@@ -67,7 +63,7 @@ void MoveRows(const Exec& exec, const PermuteRequest& request, const Placement& 
               int64_t needed) {
   const RowMove& move = request.rows;
   const int64_t row_bytes = move.row_bytes;
-  const bool stream = row_bytes >= kStreamFromRowBytes && needed * row_bytes >= kStreamFromBytes;
+  const bool stream = WorthStreaming(row_bytes, needed);
   const int64_t topk = request.placement.topk;
   const int64_t grain =
       std::max<int64_t>(1, (int64_t{64} << 10) / std::max<int64_t>(1, row_bytes * topk));

@@ -13,8 +13,7 @@ namespace moe_ep::cpu {
 class RowCopy {
  public:
   RowCopy(int64_t row_bytes, int64_t rows)
-      : row_bytes_(row_bytes),
-        streaming_(row_bytes >= kMinRowBytes && row_bytes * rows >= kMinTotalBytes) {}
+      : row_bytes_(row_bytes), streaming_(WorthStreaming(row_bytes, rows)) {}
 
   void operator()(uint8_t* to, int64_t to_row, const uint8_t* from, int64_t from_row) const {
     uint8_t* target = to + to_row * row_bytes_;
@@ -41,9 +40,6 @@ class RowCopy {
   }
 
  private:
-  static constexpr int64_t kMinRowBytes = 512;
-  static constexpr int64_t kMinTotalBytes = int64_t{8} << 20;
-
   int64_t row_bytes_;
   bool streaming_;
 };

@@ -11,6 +11,12 @@
 
 namespace moe_ep {
 
+// Whether `rows` rows of `row_bytes` leave the caches anyway. Below that they fit, and whoever
+// reads them next finds them there.
+constexpr bool WorthStreaming(int64_t row_bytes, int64_t rows) {
+  return row_bytes >= 512 && row_bytes * rows >= int64_t{8} << 20;
+}
+
 // Like memcpy, but past the caches where the machine can: the destination lines need not be read
 // first, which is a third of the traffic of a copy, and the source row stays cached for its next
 // destination. Call FinishStreaming() when done.
