@@ -21,7 +21,10 @@ export interface LaunchResult {
   readonly ranks: readonly RankResult[]
   /** Whether every rank ended with exit code 0 and nobody stopped the run. */
   readonly ok: boolean
-  /** The rank that failed before the others were stopped, if one did. */
+  /**
+   * The rank whose failure the launcher saw first, before the others were stopped. Ranks of a group hear of one another through their
+   * connections, so of failures a few milliseconds apart it need not be the cause: `ranks` has them all.
+   */
   readonly firstFailure?: RankResult
   /** Who stopped the run from outside: its deadline, its AbortSignal, or a signal that this process received. */
   readonly stoppedBy?: 'timeout' | 'abort' | NodeJS.Signals
