@@ -8,7 +8,7 @@
 #include <node_api.h>
 #include <stdint.h>
 
-#define MOE_EP_ABI_MAJOR 1
+#define MOE_EP_ABI_MAJOR 2
 #define MOE_EP_ABI_MINOR 0
 #define MOE_EP_MAX_DIMS 6
 
@@ -30,10 +30,29 @@ struct moe_ep_tensor {
   uint64_t byte_offset;
 };
 
-// What a running command sees of the stream that runs it.
+// What a running command sees of the stream that runs it. On a cpu device the command does its work
+// when it runs; on a cuda device it launches the work onto `cuda_stream` and returns.
 struct moe_ep_exec {
   const moe_ep_core_api* api;
   void* state;
+  int32_t device;     // -1: cpu, otherwise the CUDA ordinal, which is the thread's current device
+  void* cuda_stream;  // cudaStream_t; null on the cpu and for CUDA's default stream
+};
+
+// How device code tells of a failure: a record in device memory that later kernels of the stream
+// look at before they write anything, and that the next await of the stream turns into an error.
+// moe_ep/cuda/failure.cuh has the device side.
+#define MOE_EP_FAILURE_VALUES 6
+struct moe_ep_failure_text {
+  char code[48];
+  char message[464];
+};
+typedef void (*moe_ep_describe_failure)(const int64_t* values, moe_ep_failure_text* text);
+struct moe_ep_failure_record {
+  uint32_t failed;
+  uint32_t reserved;
+  moe_ep_describe_failure describe;  // of the addon whose kernel failed; called on the host
+  int64_t values[MOE_EP_FAILURE_VALUES];
 };
 
 // A piece of work. `run` may be called many times (graph replay); `destroy` once, on any thread.
@@ -59,7 +78,7 @@ struct moe_ep_core_api {
   void* (*memory_pin)(moe_ep_memory*);  // null when closed
   void (*memory_unpin)(moe_ep_memory*);
   uint64_t (*memory_bytes)(const moe_ep_memory*);
-  napi_status (*memory_to_js)(napi_env, moe_ep_memory*,
+  napi_status (*memory_to_js)(napi_env, moe_ep_memory*, int32_t device,
                               napi_value* result);  // takes a reference of its own
 
   // Views of JavaScript handles; null when the value is not one of ours.
@@ -76,7 +95,20 @@ struct moe_ep_core_api {
   void (*parallel_for)(moe_ep_exec*, int64_t count, int64_t grain,
                        void (*body)(void*, int64_t begin, int64_t end), void*);
   void (*fail)(moe_ep_exec*, const char* code, const char* message);
-  // Non-zero once the stream's owner went away: waits must end soon.
+  // Non-zero once the stream's owner went away: waits must end soon. Device code can read it too.
   const uint32_t* (*abort_word)(moe_ep_exec*);
+
+  // CUDA ordinal of the stream's device, -1 for the cpu.
+  int32_t (*stream_device)(moe_ep_stream*);
+  // The stream's failure record in device memory. Asking for it says that the command may fail,
+  // which makes the stream's awaits look.
+  moe_ep_failure_record* (*cuda_failure)(moe_ep_exec*);
+  // `bytes` of device memory that stays as it is until work enqueued later on this stream asks for
+  // scratch again: for what one command's launches hand to one another. Zeroed when it is new; the
+  // commands of one addon leave it zeroed again. `key` tells addons' uses apart. Null: out of
+  // memory.
+  void* (*cuda_scratch)(moe_ep_exec*, uint64_t key, uint64_t bytes);
+  // Keeps `self` until all work that was enqueued on the device so far is done.
+  void (*cuda_retire)(moe_ep_exec*, void* self, void (*destroy)(void* self));
 };
 }

@@ -15,6 +15,11 @@
 #include "moe_ep/core.h"
 #include "moe_ep/tensor.h"
 
+// Whether this addon was built with its CUDA files (tooling/native).
+#ifndef MOE_EP_CUDA
+#define MOE_EP_CUDA 0
+#endif
+
 namespace moe_ep {
 
 // initialize(coreApi): src/native.ts calls it once an environment before anything else.
@@ -54,7 +59,11 @@ inline void ExportInitialize(Napi::Env env, Napi::Object exports) {
 // here keeps a wrong call from crashing the process.
 class Arguments {
  public:
-  explicit Arguments(const Napi::CallbackInfo& info) : info_(info) {}
+  // Where the first argument is a stream, tensors must be on its device.
+  explicit Arguments(const Napi::CallbackInfo& info) : info_(info) {
+    moe_ep_stream* stream = Core().stream_from_js(info.Env(), info[0]);
+    if (stream != nullptr) device_ = Core().stream_device(stream);
+  }
 
   Napi::Env env() const { return info_.Env(); }
   bool present(size_t index) const { return !info_[index].IsUndefined() && !info_[index].IsNull(); }
@@ -66,6 +75,11 @@ class Arguments {
     Tensor tensor(*native);
     if (!tensor.valid())
       Throw(env(), "ERR_MOE_EP_RELEASED", Position(index) + "the tensor's memory was closed");
+    if (device_ != kNoStream && tensor.device() != device_) {
+      Throw(env(), "ERR_MOE_EP_ARGUMENT",
+            Position(index) + "expected a tensor on " + NameOf(device_) +
+                ", the stream's device, received one on " + NameOf(tensor.device()));
+    }
     return tensor;
   }
   // An absent tensor: data() is null.
@@ -75,6 +89,10 @@ class Arguments {
     moe_ep_stream* stream = Core().stream_from_js(env(), info_[index]);
     if (stream == nullptr)
       Throw(env(), "ERR_MOE_EP_ARGUMENT", Position(index) + "expected a native stream handle");
+    if (!MOE_EP_CUDA && Core().stream_device(stream) >= 0) {
+      Throw(env(), "ERR_MOE_EP_UNSUPPORTED",
+            "this addon was built without CUDA: it has the cpu device only");
+    }
     return stream;
   }
 
@@ -87,7 +105,14 @@ class Arguments {
  private:
   static std::string Position(size_t index) { return "argument " + std::to_string(index) + ": "; }
 
+  static std::string NameOf(int32_t device) {
+    return device < 0 ? "cpu" : "cuda:" + std::to_string(device);
+  }
+
+  static constexpr int32_t kNoStream = -2;
+
   const Napi::CallbackInfo& info_;
+  int32_t device_ = kNoStream;
 };
 
 // Appends `body`, a callable that takes Exec&, to the stream. What it captures lives until it has

@@ -74,6 +74,29 @@ class Exec {
   // Non-zero once the stream's owner went away.
   const uint32_t* abort_word() const { return exec_->api->abort_word(exec_); }
 
+  // Whether the command has to launch its work instead of doing it.
+  bool on_cuda() const { return exec_->device >= 0; }
+  int32_t device() const { return exec_->device; }
+  // A cudaStream_t.
+  void* cuda_stream() const { return exec_->cuda_stream; }
+  // For kernels that may fail; see moe_ep/cuda/failure.cuh.
+  moe_ep_failure_record* cuda_failure() const { return exec_->api->cuda_failure(exec_); }
+  // Device memory for this command's launches, zeroed at first: they leave it zeroed. Throws
+  // std::bad_alloc.
+  template <typename T>
+  T* CudaScratch(uint64_t key, int64_t count) const {
+    void* memory = exec_->api->cuda_scratch(exec_, key, sizeof(T) * static_cast<uint64_t>(count));
+    if (memory == nullptr) throw std::bad_alloc();
+    return static_cast<T*>(memory);
+  }
+  // Keeps a copy of `value` until the launched work is done: for host memory that it uses. Device
+  // memory needs no such care.
+  template <typename T>
+  void KeepUntilDone(T value) const {
+    exec_->api->cuda_retire(exec_, new T(std::move(value)),
+                            [](void* self) { delete static_cast<T*>(self); });
+  }
+
  private:
   moe_ep_exec* exec_;
 };

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <limits>
 
+#include "moe_ep/host_device.h"
+
 namespace moe_ep {
 
 // Values are part of the native interface; src/dtype.ts carries the same numbers.
@@ -23,7 +25,7 @@ enum class DType : int32_t {
   kBool = 10,
 };
 
-constexpr int BitsOf(DType dtype) {
+MOE_EP_CONSTEXPR int BitsOf(DType dtype) {
   switch (dtype) {
     case DType::kI64:
       return 64;
@@ -42,19 +44,21 @@ constexpr int BitsOf(DType dtype) {
 
 inline constexpr uint32_t kCanonicalNaNF32 = 0x7fffffffu;
 
-inline uint32_t BitsOfFloat(float value) { return std::bit_cast<uint32_t>(value); }
-inline float FloatOfBits(uint32_t bits) { return std::bit_cast<float>(bits); }
-inline bool IsNaNBits(uint32_t bits) { return (bits & 0x7fffffffu) > 0x7f800000u; }
+MOE_EP_HOST_DEVICE uint32_t BitsOfFloat(float value) { return std::bit_cast<uint32_t>(value); }
+MOE_EP_HOST_DEVICE float FloatOfBits(uint32_t bits) { return std::bit_cast<float>(bits); }
+MOE_EP_HOST_DEVICE bool IsNaNBits(uint32_t bits) { return (bits & 0x7fffffffu) > 0x7f800000u; }
 
 // Branch-free so that loops over rows vectorise.
-inline uint16_t FloatToBF16(float value) {
+MOE_EP_HOST_DEVICE uint16_t FloatToBF16(float value) {
   const uint32_t bits = BitsOfFloat(value);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   return static_cast<uint16_t>(IsNaNBits(bits) ? 0x7fffu : rounded);
 }
-inline float BF16ToFloat(uint16_t bits) { return FloatOfBits(static_cast<uint32_t>(bits) << 16); }
+MOE_EP_HOST_DEVICE float BF16ToFloat(uint16_t bits) {
+  return FloatOfBits(static_cast<uint32_t>(bits) << 16);
+}
 
-inline uint32_t CanonicalF32Bits(float value) {
+MOE_EP_HOST_DEVICE uint32_t CanonicalF32Bits(float value) {
   const uint32_t bits = BitsOfFloat(value);
   return IsNaNBits(bits) ? kCanonicalNaNF32 : bits;
 }
@@ -65,7 +69,7 @@ namespace detail {
 // treats overflow. Adding a power of two whose unit in the last place is the format's step makes
 // the hardware round for us.
 template <int kExponentBits, int kMantissaBits>
-inline uint32_t RoundMagnitude(uint32_t magnitude) {
+MOE_EP_HOST_DEVICE uint32_t RoundMagnitude(uint32_t magnitude) {
   constexpr int kBias = (1 << (kExponentBits - 1)) - 1;
   constexpr int kShift = 23 - kMantissaBits;
   constexpr uint32_t kSmallestNormal = static_cast<uint32_t>(127 + 1 - kBias) << 23;
@@ -80,7 +84,7 @@ inline uint32_t RoundMagnitude(uint32_t magnitude) {
 
 }  // namespace detail
 
-inline uint16_t FloatToF16(float value) {
+MOE_EP_HOST_DEVICE uint16_t FloatToF16(float value) {
   const uint32_t bits = BitsOfFloat(value);
   const uint32_t sign = (bits >> 16) & 0x8000u;
   const uint32_t magnitude = bits & 0x7fffffffu;
@@ -89,7 +93,7 @@ inline uint16_t FloatToF16(float value) {
   return static_cast<uint16_t>(sign | detail::RoundMagnitude<5, 10>(magnitude));
 }
 
-inline float F16ToFloat(uint16_t bits) {
+MOE_EP_HOST_DEVICE float F16ToFloat(uint16_t bits) {
   const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16;
   const uint32_t magnitude = bits & 0x7fffu;
   if (magnitude >= 0x7c00u)
@@ -101,7 +105,7 @@ inline float F16ToFloat(uint16_t bits) {
   return FloatOfBits(sign | ((magnitude << 13) + (static_cast<uint32_t>(127 - 15) << 23)));
 }
 
-inline uint8_t FloatToFp8E4M3(float value) {
+MOE_EP_HOST_DEVICE uint8_t FloatToFp8E4M3(float value) {
   const uint32_t bits = BitsOfFloat(value);
   const uint32_t sign = (bits >> 24) & 0x80u;
   const uint32_t magnitude = bits & 0x7fffffffu;
@@ -110,7 +114,7 @@ inline uint8_t FloatToFp8E4M3(float value) {
   return static_cast<uint8_t>(sign | detail::RoundMagnitude<4, 3>(magnitude));
 }
 
-inline float Fp8E4M3ToFloat(uint8_t bits) {
+MOE_EP_HOST_DEVICE float Fp8E4M3ToFloat(uint8_t bits) {
   const uint32_t sign = static_cast<uint32_t>(bits & 0x80u) << 24;
   const uint32_t magnitude = bits & 0x7fu;
   if (magnitude == 0x7fu) return FloatOfBits(kCanonicalNaNF32);
@@ -119,7 +123,7 @@ inline float Fp8E4M3ToFloat(uint8_t bits) {
   return FloatOfBits(sign | ((magnitude << 20) + (static_cast<uint32_t>(127 - 7) << 23)));
 }
 
-inline uint8_t FloatToFp8E5M2(float value) {
+MOE_EP_HOST_DEVICE uint8_t FloatToFp8E5M2(float value) {
   const uint32_t bits = BitsOfFloat(value);
   const uint32_t sign = (bits >> 24) & 0x80u;
   const uint32_t magnitude = bits & 0x7fffffffu;
@@ -128,9 +132,11 @@ inline uint8_t FloatToFp8E5M2(float value) {
   return static_cast<uint8_t>(sign | detail::RoundMagnitude<5, 2>(magnitude));
 }
 
-inline float Fp8E5M2ToFloat(uint8_t bits) { return F16ToFloat(static_cast<uint16_t>(bits << 8)); }
+MOE_EP_HOST_DEVICE float Fp8E5M2ToFloat(uint8_t bits) {
+  return F16ToFloat(static_cast<uint16_t>(bits << 8));
+}
 
-inline uint8_t FloatToFp4E2M1(float value) {
+MOE_EP_HOST_DEVICE uint8_t FloatToFp4E2M1(float value) {
   const uint32_t bits = BitsOfFloat(value);
   const uint32_t magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return 0x7;
@@ -140,7 +146,7 @@ inline uint8_t FloatToFp4E2M1(float value) {
   return static_cast<uint8_t>(sign | detail::RoundMagnitude<2, 1>(magnitude));
 }
 
-inline float E8M0ToFloat(uint8_t bits) {
+MOE_EP_HOST_DEVICE float E8M0ToFloat(uint8_t bits) {
   if (bits == 0xff) return FloatOfBits(kCanonicalNaNF32);
   return FloatOfBits(bits == 0 ? 0x00400000u : static_cast<uint32_t>(bits) << 23);
 }

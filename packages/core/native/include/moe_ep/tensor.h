@@ -28,6 +28,7 @@ class Tensor {
   bool valid() const { return data_ != nullptr; }
   explicit operator bool() const { return valid(); }
   DType dtype() const { return static_cast<DType>(view_.dtype); }
+  int32_t device() const { return view_.device; }  // -1: cpu
   int dims() const { return view_.dims; }
   int64_t size(int dim) const { return view_.shape[dim]; }
   int64_t stride(int dim) const { return view_.strides[dim]; }
