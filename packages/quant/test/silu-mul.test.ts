@@ -176,6 +176,19 @@ describe('siluMulQuantize', () => {
     }
   })
 
+  test("'f32' multiplies by 1 / 448 where 'vllm-contiguous' divides by 448, and does not round to bf16", async () => {
+    // silu(64) * 3 / 64 is 3; silu(1) is 0.731..., of which bf16 keeps 0.73046875.
+    const x = Tensor.from([64, 1, 3 / 64, 1], [1, 4], 'bf16')
+    const [f32, contiguous] = [siluMulQuantize(x, { numerics: 'f32' }), siluMulQuantize(x)]
+    await stream.synchronize()
+    expect([f32.scales.data[0], contiguous.scales.data[0]]).toEqual([0.0066964291036129, 0.0066964286379516125])
+    const silu = siluMul(x)
+    const alone = siluMulQuantize(x, { numerics: 'f32', groupSize: 1 })
+    await stream.synchronize()
+    expect(silu.toNumbers()[1]).toBe(0.73046875)
+    expect(Number(alone.scales.data[1]) * 448).toBeCloseTo(1 / (1 + Math.exp(-1)), 6)
+  })
+
   test.each([
     ['vllm-contiguous', 2 ** -33],
     ['f32', 2 ** -42],
