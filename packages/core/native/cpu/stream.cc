@@ -69,7 +69,7 @@ MaybeFailure Stream::Record(const std::shared_ptr<Event>& event) {
   return std::nullopt;
 }
 
-MaybeFailure Stream::WaitFor(const std::shared_ptr<Event>& event) {
+MaybeFailure Stream::WaitFor(const std::shared_ptr<Event>& event, bool take_failure) {
   {
     std::lock_guard lock(mutex_);
     if (closed_) return Closed();
@@ -87,10 +87,10 @@ MaybeFailure Stream::WaitFor(const std::shared_ptr<Event>& event) {
   }
   const std::shared_ptr<Recording> recording = event->newest();
   if (recording == nullptr) return std::nullopt;
-  const bool enqueued = Enqueue(Marker([recording](moe_ep_exec* exec) {
+  const bool enqueued = Enqueue(Marker([recording, take_failure](moe_ep_exec* exec) {
     Stream* const stream = Running(exec);
     MaybeFailure failure = recording->Wait(stream->abort_word());
-    if (failure) stream->Fail(*std::move(failure));
+    if (failure && take_failure) stream->Fail(*std::move(failure));
   }));
   return enqueued ? std::nullopt : MaybeFailure(Closed());
 }

@@ -36,7 +36,8 @@ class Stream : public std::enable_shared_from_this<Stream> {
 
   // The failure is the caller's, not the stream's: closed, or a broken rule of captures.
   MaybeFailure Record(const std::shared_ptr<Event>& event);
-  MaybeFailure WaitFor(const std::shared_ptr<Event>& event);
+  // With `take_failure`, what failed before the event fails here, too.
+  MaybeFailure WaitFor(const std::shared_ptr<Event>& event, bool take_failure);
   MaybeFailure Launch(const std::shared_ptr<const Graph>& graph);
   MaybeFailure BeginCapture();
   MaybeFailure EndCapture(Graph* graph);
