@@ -138,19 +138,17 @@ std::shared_ptr<Recording> CudaStream::Mark() {
   return std::make_shared<CudaRecording>(PartsOfMark());
 }
 
-bool CudaStream::Await(const std::shared_ptr<Recording>& recording) {
+bool CudaStream::Await(const std::shared_ptr<Recording>& recording, bool take_failure) {
   if (const auto cuda = std::dynamic_pointer_cast<CudaRecording>(recording)) {
-    for (const AbortPtr& abort : cuda->parts().aborts) {
-      if (!awaited_.insert(abort).second && cuda->completed()) continue;
-      abort->AddDependent(std::static_pointer_cast<CudaStream>(shared_from_this()),
-                          cuda->parts().done);
-    }
-    return Enqueue(MarkerCommand([cuda](moe_ep_exec* exec) { Running(exec)->AwaitDevice(*cuda); }));
+    if (take_failure) ShareAborts(*cuda);
+    return Enqueue(MarkerCommand([cuda, take_failure](moe_ep_exec* exec) {
+      Running(exec)->AwaitDevice(*cuda, take_failure);
+    }));
   }
   // Of a cpu stream: its thread sets a signal that a kernel looks at.
   const auto signal = NewPinned<HostSignal>(device_);
-  recording->WhenComplete([signal](MaybeFailure failure) {
-    if (failure) signal->failure = RecordOf(*std::move(failure));
+  recording->WhenComplete([signal, take_failure](MaybeFailure failure) {
+    if (failure && take_failure) signal->failure = RecordOf(*std::move(failure));
     __atomic_store_n(&signal->ready, 1u, __ATOMIC_RELEASE);
   });
   return Enqueue(MarkerCommand([signal](moe_ep_exec* exec) {
@@ -160,10 +158,19 @@ bool CudaStream::Await(const std::shared_ptr<Recording>& recording) {
   }));
 }
 
-void CudaStream::AwaitDevice(const CudaRecording& recording) {
+// An abort of the recorded stream, or of one that it waits for itself, reaches this one too.
+void CudaStream::ShareAborts(const CudaRecording& recording) {
+  for (const AbortPtr& abort : recording.parts().aborts) {
+    awaited_.insert(abort);
+    abort->AddDependent(std::static_pointer_cast<CudaStream>(shared_from_this()),
+                        recording.parts().done);
+  }
+}
+
+void CudaStream::AwaitDevice(const CudaRecording& recording, bool take_failure) {
   const unsigned flags = captured_ != nullptr ? cudaEventWaitExternal : cudaEventWaitDefault;
   Check(cudaStreamWaitEvent(stream_, recording.parts().done.get(), flags), "cudaStreamWaitEvent");
-  if (recording.parts().failure == nullptr) return;
+  if (recording.parts().failure == nullptr || !take_failure) return;
   MayFail();
   LaunchMergeFailure(stream_, recording.parts().failure.get(), failure(), /*clear=*/false);
 }
