@@ -2,8 +2,8 @@ import { styleText } from 'node:util'
 import type { BenchResult, OperationResult } from './bench-result.js'
 
 /** The result as a person reads it. */
-export function terminalReport({ ok, device, machine, config, results }: BenchResult): string {
-  const { ranks, threads, tokens, hidden, topk, experts, iters } = config
+export function terminalReport({ ok, device, gpu, machine, config, results }: BenchResult): string {
+  const { ranks, world, launch, threads, tokens, hidden, topk, experts, iters } = config
   const header = [
     'operation',
     'median us',
@@ -23,7 +23,9 @@ export function terminalReport({ ok, device, machine, config, results }: BenchRe
     ? `${styleText('green', 'ok')}: all results are correct`
     : styleText('red', 'FAILED: a result is wrong')
   return [
-    `${device}, ${machine.cores} cores of ${machine.model}; ${ranks} ranks with ${threads} threads each`,
+    `${device}, ${gpu ?? `${machine.cores} cores of ${machine.model}`}; ${ranks} ranks${world === ranks ? '' : ` of ${world}`} ${
+      gpu === undefined ? `with ${threads} threads each` : `, launched as ${launch}`
+    }`,
     `${tokens} tokens a rank, hidden ${hidden}, top-${topk} of ${experts} experts; ${iters} iterations, slowest rank`,
     '',
     ...table([header, ...results.map(cells)]),
@@ -48,6 +50,26 @@ function cells(result: OperationResult): string[] {
 
 function microseconds(value: number): string {
   return value.toFixed(value < 100 ? 2 : 0)
+}
+
+/** One operation in a line, for those who wait. */
+export function progressLine({
+  name,
+  error,
+  medianUs,
+  bytes,
+  gbPerSec,
+  ceiling,
+  ratio,
+  emptyLaunchUs,
+}: OperationResult): string {
+  if (error !== undefined) return `${name}: ${error}`
+  return [
+    `${name}: ${microseconds(medianUs)} us`,
+    ...(bytes === 0 ? [] : [`${gbPerSec.toFixed(0)} GB/s`]),
+    ...(ratio === null ? [] : [`ratio ${ratio.toFixed(2)} to ${ceiling}`]),
+    ...(emptyLaunchUs === undefined ? [] : [`empty launch ${microseconds(emptyLaunchUs)} us`]),
+  ].join(', ')
 }
 
 /** First column to the left, the others to the right. */
