@@ -34,7 +34,8 @@ async function measureOperation(context: BenchContext, name: OperationName): Pro
   } catch (error) {
     // On cuda an operation is a matter of one rank: the others of the list can still be measured.
     if (device.kind === 'cpu') throw error
-    return { name, rule: '', bytes: 0, samples: [], ceilings: [], error: MoeEpError.from(error).message }
+    const { code, message } = MoeEpError.from(error)
+    return { name, rule: '', bytes: 0, samples: [], ceilings: [], error: `${code}: ${message}` }
   } finally {
     await scope.close()
   }

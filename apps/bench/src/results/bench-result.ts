@@ -78,7 +78,7 @@ export function summarizeOperation(measurements: readonly RankMeasurement[]): Op
   const wireBytes = busiest(measurements, 'wireBytes')
   const logicalBytes = busiest(measurements, 'logicalBytes')
   const medians = ceilings.map((ceiling, index) => {
-    const ofRanks = measurements.map((one) => one.ceilings[index]!.samples)
+    const ofRanks = measurements.map((one) => one.ceilings[index]?.samples ?? [])
     return { name: ceiling.name, microseconds: percentile(slowestRank(ofRanks), 50) }
   })
   const [fastest] = medians.sort((a, b) => a.microseconds - b.microseconds)
