@@ -43,9 +43,9 @@ async function measureOperation(context: BenchContext, name: OperationName): Pro
 
 async function measureAll({ options }: RunSpec, group: ProcessGroup): Promise<RankSuccess> {
   const { ops, world, timeoutMs } = options
+  const device = deviceOfRank(options, group)
   // The launcher's variables describe the world of all ranks.
   const solo = await connect({ environment: {}, timeoutMs })
-  const device = deviceOfRank(options, group)
   const stopwatch = await createStopwatch(device, group, options)
   try {
     const routing = new Routing({ ...options, ranks: world })
