@@ -1,30 +1,25 @@
 import { availableParallelism } from 'node:os'
 import { argumentError, MoeEpError } from './error.js'
-import { unsupportedPlatform } from './load-addon.js'
 import { Memory } from './memory.js'
 import { native } from './native.js'
 import { Stream, type StreamOptions } from './stream.js'
 
-/** What `listDevices()` says of one device. */
-export interface DeviceInfo {
-  /** `cpu` or `cuda:<ordinal>`. */
-  readonly name: string
-  readonly available: boolean
-  /** Why it is not available. */
-  readonly reason?: string
+/** How memory is allocated. */
+export interface AllocateOptions {
+  /** @default true. Memory that is not zeroed holds anything. */
+  readonly zeroed?: boolean
+  /** On cuda devices, zeroes in the order of this stream; without it the bytes are zero when the call returns, which waits for them. */
+  readonly stream?: Stream
 }
 
 /** A place where memory lives and work runs. Get one from {@link getDevice}. */
-export class Device {
-  readonly name: string
-  readonly kind: 'cpu'
+export abstract class Device {
+  /** `cpu` or `cuda:<ordinal>`. */
+  abstract readonly name: string
+  abstract readonly kind: 'cpu' | 'cuda'
+  /** CUDA ordinal, -1 for the cpu. */
+  abstract readonly ordinal: number
   #defaultStream: Stream | undefined
-
-  /** @internal Use {@link getDevice}. */
-  constructor(name: 'cpu') {
-    this.name = name
-    this.kind = 'cpu'
-  }
 
   /** The stream that operations use when none is given; made at first use. */
   get defaultStream(): Stream {
@@ -32,24 +27,43 @@ export class Device {
     return this.#defaultStream
   }
 
-  /** A new ordered queue with native threads of its own. */
-  createStream(options: StreamOptions = {}): Stream {
-    return new Stream(this, { threads: options.threads ?? defaultThreads() })
-  }
+  /** A new ordered queue of work. */
+  abstract createStream(options?: StreamOptions): Stream
 
   /**
-   * Zeroed memory, aligned to 128 bytes or more.
+   * Memory of the device, aligned to 128 bytes or more, zeroed unless asked otherwise.
    * @throws ERR_MOE_EP_OUT_OF_MEMORY.
    */
-  allocate(byteLength: number): Memory {
-    if (!Number.isSafeInteger(byteLength) || byteLength < 0)
-      throw argumentError('byteLength', 'bytes, 0 or more', byteLength)
-    return new Memory(this, native().allocate(byteLength))
-  }
+  abstract allocate(byteLength: number, options?: AllocateOptions): Memory
 
   toString(): string {
     return this.name
   }
+}
+
+/** The host's processor: streams are native threads. */
+export class CpuDevice extends Device {
+  readonly name = 'cpu'
+  readonly kind = 'cpu'
+  readonly ordinal = -1
+
+  /** A new ordered queue with native threads of its own. */
+  createStream(options: StreamOptions = {}): Stream {
+    const { threads = defaultThreads() } = options
+    if (!Number.isInteger(threads) || threads < 1 || threads > 256) throw argumentError('threads', '1 to 256', threads)
+    return new Stream(this, threads, native().createStream(threads))
+  }
+
+  allocate(byteLength: number): Memory {
+    return new Memory(this, native().allocate(requireByteLength(byteLength)))
+  }
+}
+
+/** @throws ERR_MOE_EP_ARGUMENT. */
+export function requireByteLength(byteLength: number): number {
+  if (!Number.isSafeInteger(byteLength) || byteLength < 0)
+    throw argumentError('byteLength', 'bytes, 0 or more', byteLength)
+  return byteLength
 }
 
 /**
@@ -63,40 +77,17 @@ function defaultThreads(): number {
   return Math.max(1, Math.floor(availableParallelism() / (ranks >= 1 ? ranks : 1)))
 }
 
-let cpu: Device | undefined
-
-/** All devices that this build knows of, with the reason for each that cannot be used. Never throws. */
-export function listDevices(): readonly DeviceInfo[] {
-  const reason = cpuFailure()?.message
-  return [reason === undefined ? { name: 'cpu', available: true } : { name: 'cpu', available: false, reason }]
+/** @throws ERR_MOE_EP_ARGUMENT unless the device is the cpu. */
+export function requireCpu(device: Device): void {
+  if (device.kind !== 'cpu') throw argumentError('device', 'the cpu device', device.name)
 }
 
-function cpuFailure(): MoeEpError | undefined {
-  const unsupported = unsupportedPlatform()
-  if (unsupported !== undefined) return new MoeEpError('ERR_MOE_EP_NO_DEVICE', unsupported)
-  try {
-    native()
-    return undefined
-  } catch (error) {
-    return MoeEpError.from(error)
-  }
+/** @throws ERR_MOE_EP_ARGUMENT unless the device is a cuda device. */
+export function requireCuda(device: Device): asserts device is Device & { readonly kind: 'cuda' } {
+  if (device.kind !== 'cuda') throw argumentError('device', 'a cuda device', device.name)
 }
 
-/**
- * The device of this name.
- * @throws ERR_MOE_EP_NO_DEVICE when it is not there, with the reason; ERR_MOE_EP_DUPLICATE_CORE; ERR_MOE_EP_ARGUMENT for a name that
- * is none.
- */
-export function getDevice(name: string): Device {
-  if (name === 'cpu') {
-    const failure = cpu === undefined ? cpuFailure() : undefined
-    if (failure?.code === 'ERR_MOE_EP_DUPLICATE_CORE') throw failure
-    if (failure !== undefined)
-      throw new MoeEpError('ERR_MOE_EP_NO_DEVICE', `cpu: ${failure.message}`, { cause: failure })
-    return (cpu ??= new Device('cpu'))
-  }
-  if (/^cuda:\d+$/.test(name)) {
-    throw new MoeEpError('ERR_MOE_EP_NO_DEVICE', `${name}: this build of @moe-ep/core has the cpu device only`)
-  }
-  throw argumentError('name', '"cpu" or "cuda:<ordinal>"', name)
+/** An error of a device that is not there. */
+export function noDevice(name: string, reason: string, cause?: unknown): MoeEpError {
+  return new MoeEpError('ERR_MOE_EP_NO_DEVICE', `${name}: ${reason}`, { cause })
 }

@@ -1,5 +1,15 @@
 export * from './convert.js'
-export { Device, type DeviceInfo, getDevice, listDevices } from './device.js'
+export { copyTensor } from './copy.js'
+export { CudaDevice, exportMemory } from './cuda-device.js'
+export { type AllocateOptions, CpuDevice, Device } from './device.js'
+export {
+  type DeviceInfo,
+  getCudaDeviceOfRank,
+  getDefaultDevice,
+  getDevice,
+  listDevices,
+  type LocalRank,
+} from './devices.js'
 export * from './dtype.js'
 export * from './error-codes.js'
 export * from './error.js'
@@ -10,6 +20,7 @@ export { Graph } from './graph.js'
 export type { AddonLocation } from './load-addon.js'
 export { exp2F32, expF32, log2F32, siluF32 } from './math.js'
 export { Memory, wrapArrayBuffer, wrapPointer } from './memory.js'
+export { Plan } from './plan.js'
 export type { EventHandle, GraphHandle, MemoryHandle, NativeHandle, StreamHandle, TensorHandle } from './native.js'
 export { Stream, type StreamOptions } from './stream.js'
 export { contiguousStrides, maxDimensions, Tensor, type TensorOptions } from './tensor.js'

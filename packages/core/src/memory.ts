@@ -2,7 +2,7 @@ import { markAsUntransferable } from 'node:worker_threads'
 import { argumentError, MoeEpError } from './error.js'
 import { type MemoryRange, MemoryViews } from './memory-views.js'
 import { type MemoryHandle, native } from './native.js'
-import type { Device } from './device.js'
+import { type Device, requireByteLength, requireCpu } from './device.js'
 
 /**
  * A range of bytes on a device.
@@ -37,8 +37,9 @@ export class Memory implements Disposable {
   }
 
   /**
-   * The bytes themselves, without a copy. `close()` detaches it.
-   * @throws ERR_MOE_EP_UNSUPPORTED when they are more than an ArrayBuffer can hold; `data` of tensors in the memory still works.
+   * The bytes themselves, without a copy (cpu memory). `close()` detaches it.
+   * @throws ERR_MOE_EP_UNSUPPORTED when they are more than an ArrayBuffer can hold, where `data` of tensors in the memory still works, and
+   * for memory of a cuda device.
    */
   get arrayBuffer(): ArrayBuffer {
     this.#requireOpen()
@@ -100,15 +101,12 @@ export function wrapArrayBuffer(device: Device, source: ArrayBufferView | ArrayB
 }
 
 /**
- * Memory that somebody else owns: `byteLength` bytes at `pointer`. The caller keeps it mapped until the memory was closed and
- * the streams that use it were awaited.
+ * Memory that somebody else owns: `byteLength` bytes at `pointer`, which means something on `device`. The caller keeps it mapped until
+ * the memory was closed and the streams that use it were awaited.
  */
 export function wrapPointer(device: Device, pointer: bigint, byteLength: number): Memory {
-  requireCpu(device)
   if (typeof pointer !== 'bigint' || pointer <= 0n) throw argumentError('pointer', 'a positive bigint', pointer)
-  if (!Number.isSafeInteger(byteLength) || byteLength < 0)
-    throw argumentError('byteLength', 'bytes, 0 or more', byteLength)
-  return new Memory(device, native().wrapPointer(pointer, byteLength))
+  return new Memory(device, native().wrapPointer(device.ordinal, pointer, requireByteLength(byteLength)))
 }
 
 /** Lengths do not tell: an empty buffer has none either. */
@@ -118,8 +116,4 @@ function requireAttached(buffer: ArrayBufferLike): void {
   } catch {
     throw argumentError('source', 'a buffer that is not detached', buffer)
   }
-}
-
-function requireCpu(device: Device): void {
-  if (device.kind !== 'cpu') throw argumentError('device', 'the cpu device', device.name)
 }

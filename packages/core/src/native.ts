@@ -12,6 +12,17 @@ export type TensorHandle = NativeHandle<'tensor'>
 export type StreamHandle = NativeHandle<'stream'>
 export type EventHandle = NativeHandle<'event'>
 export type GraphHandle = NativeHandle<'graph'>
+export type PlanHandle = NativeHandle<'plan'>
+
+/** What the driver says of one GPU. */
+export interface NativeCudaDevice {
+  readonly gpu: string
+  readonly memoryBytes: number
+  readonly multiprocessors: number
+  readonly computeCapability: number
+  /** Why this build cannot use it. */
+  readonly reason?: string
+}
 
 /** Typed view of core's addon; the only file that touches it. */
 interface CoreNative {
@@ -19,7 +30,7 @@ interface CoreNative {
   readonly coreApi: NativeHandle<'coreApi'>
   allocate(byteLength: number): MemoryHandle
   wrapBuffer(buffer: ArrayBufferLike, byteOffset: number, byteLength: number): MemoryHandle
-  wrapPointer(address: bigint, byteLength: number): MemoryHandle
+  wrapPointer(device: number, address: bigint, byteLength: number): MemoryHandle
   memoryPointer(memory: MemoryHandle): bigint
   memoryByteLength(memory: MemoryHandle): number
   memoryView(memory: MemoryHandle, byteOffset: number, byteLength: number): ArrayBuffer
@@ -48,6 +59,27 @@ interface CoreNative {
   graphSize(graph: GraphHandle): number
   graphLaunch(graph: GraphHandle, stream: StreamHandle): void
   graphClose(graph: GraphHandle): void
+  beginPlan(stream: StreamHandle): void
+  endPlan(stream: StreamHandle): PlanHandle
+  planSize(plan: PlanHandle): number
+  planLaunch(plan: PlanHandle, stream: StreamHandle): void
+  planLaunchTimes(plan: PlanHandle, stream: StreamHandle, count: number): number
+  planClose(plan: PlanHandle): void
+  copy(stream: StreamHandle, from: TensorHandle, to: TensorHandle): void
+  cudaDevices(): { readonly devices: readonly NativeCudaDevice[]; readonly reason: string }
+  // The rest is there in builds with CUDA only, and asked for only where cudaDevices() lists a device.
+  cudaAllocate(ordinal: number, byteLength: number, stream: StreamHandle | undefined, zeroed: boolean): MemoryHandle
+  cudaAllocatePinned(ordinal: number, byteLength: number): MemoryHandle
+  cudaUpload(memory: MemoryHandle, byteOffset: number, bytes: ArrayBufferView): void
+  cudaCreateStream(ordinal: number): StreamHandle
+  cudaWrapStream(ordinal: number, handle: bigint): StreamHandle
+  cudaStreamHandle(stream: StreamHandle): bigint
+  cudaMemoryUse(ordinal: number): { readonly reservedBytes: number; readonly usedBytes: number }
+  cudaAllocateExportable(ordinal: number, byteLength: number): MemoryHandle
+  cudaExportMemory(memory: MemoryHandle): number
+  cudaImportMemory(ordinal: number, descriptor: number, byteLength: number): MemoryHandle
+  cudaCanAccessPeer(ordinal: number, peer: number): boolean
+  cudaEnablePeerAccess(ordinal: number, peer: number): void
 }
 
 let loaded: CoreNative | undefined

@@ -7,7 +7,7 @@ import { requireWaitOptions, type WaitOptions, withWaitOptions } from './wait-op
 
 /** How a stream is made. */
 export interface StreamOptions {
-  /** Native threads that share the loops of one operation (1 to 256). Results never depend on it. */
+  /** Native threads that share the loops of one operation (1 to 256); without effect on cuda. Results never depend on it. */
   readonly threads?: number
 }
 
@@ -24,12 +24,18 @@ export class Stream implements AsyncDisposable {
   #closed = false
 
   /** @internal Use `device.createStream`. */
-  constructor(device: Device, options: Required<StreamOptions>) {
-    const { threads } = options
-    if (!Number.isInteger(threads) || threads < 1 || threads > 256) throw argumentError('threads', '1 to 256', threads)
+  constructor(device: Device, threads: number, handle: StreamHandle) {
     this.device = device
     this.threads = threads
-    this.handle = native().createStream(threads)
+    this.handle = handle
+  }
+
+  /**
+   * The `cudaStream_t` behind a cuda stream, for work of others.
+   * @throws ERR_MOE_EP_ARGUMENT for a cpu stream.
+   */
+  get cudaHandle(): bigint {
+    return native().cudaStreamHandle(this.handle)
   }
 
   get closed(): boolean {

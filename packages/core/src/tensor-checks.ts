@@ -1,3 +1,4 @@
+import type { Device } from './device.js'
 import type { DType } from './dtype.js'
 import { argumentError, MoeEpError } from './error.js'
 import { Tensor } from './tensor.js'
@@ -8,6 +9,8 @@ export interface TensorRequirement {
   readonly shape?: readonly (number | null)[]
   /** Default true: operations address rows by row-major offsets. */
   readonly contiguous?: boolean
+  /** Where the operation runs. */
+  readonly device?: Device
 }
 
 /**
@@ -20,7 +23,7 @@ export function requireTensor(
   requirement: TensorRequirement = {},
 ): asserts value is Tensor {
   if (!isTensor(value)) throw argumentError(argument, 'a Tensor', value)
-  const { dtype, shape, contiguous = true } = requirement
+  const { dtype, shape, contiguous = true, device } = requirement
   const accepted = dtype === undefined || typeof dtype === 'string' ? dtype : dtype.join(' or ')
   if (accepted !== undefined && ![dtype].flat().includes(value.dtype)) {
     throw argumentError(argument, `dtype ${accepted}`, value.toString())
@@ -30,6 +33,10 @@ export function requireTensor(
       value.shape.length === shape.length && shape.every((size, d) => size === null || size === value.shape[d])
     if (!fits)
       throw argumentError(argument, `shape [${shape.map((size) => size ?? 'any').join(', ')}]`, value.toString())
+  }
+  // By name: the other module format's copy of a device is another object.
+  if (device !== undefined && value.device.name !== device.name) {
+    throw argumentError(argument, `a tensor on ${device}`, value.toString())
   }
   if (contiguous && !value.isContiguous) {
     throw argumentError(argument, 'a contiguous tensor', `${value} with strides [${value.strides.join(', ')}]`)

@@ -1,9 +1,11 @@
 import { decode, encode } from './convert.js'
-import { type Device, getDevice } from './device.js'
+import type { AllocateOptions, Device } from './device.js'
+import { getDefaultDevice, getDevice } from './devices.js'
 import { byteLengthOf, type DType, dtypes, isDType, type StorageArray } from './dtype.js'
 import { argumentError, MoeEpError } from './error.js'
 import { type Memory, wrapArrayBuffer } from './memory.js'
 import { native, type TensorHandle } from './native.js'
+import type { Stream } from './stream.js'
 
 /** Most dimensions a tensor can have. */
 export const maxDimensions = 6
@@ -58,10 +60,24 @@ export class Tensor {
     this.byteOffset = byteOffset
   }
 
-  /** A new zeroed tensor. */
-  static zeros(shape: readonly number[], dtype: DType, device: Device = getDevice('cpu')): Tensor {
+  /**
+   * A new zeroed tensor, on the default device unless one is named.
+   * @param options.stream on cuda, zeroed in the order of this stream; else zero when the call returns.
+   */
+  static zeros(
+    shape: readonly number[],
+    dtype: DType,
+    device: Device = getDefaultDevice(),
+    options: Pick<AllocateOptions, 'stream'> = {},
+  ): Tensor {
     requireShape(shape)
-    return new Tensor({ memory: device.allocate(byteLengthOf(dtype, product(shape))), dtype, shape })
+    return new Tensor({ memory: device.allocate(byteLengthOf(dtype, product(shape)), options), dtype, shape })
+  }
+
+  /** A new tensor whose elements are anything: for results that are written completely. */
+  static empty(shape: readonly number[], dtype: DType, device: Device = getDefaultDevice()): Tensor {
+    requireShape(shape)
+    return new Tensor({ memory: device.allocate(byteLengthOf(dtype, product(shape)), { zeroed: false }), dtype, shape })
   }
 
   /** A new tensor of these numbers in row-major order, rounded to nearest even. */
@@ -69,12 +85,15 @@ export class Tensor {
     values: ArrayLike<number | bigint>,
     shape: readonly number[],
     dtype: DType,
-    device: Device = getDevice('cpu'),
+    device: Device = getDefaultDevice(),
   ): Tensor {
     requireShape(shape)
     if (values.length !== product(shape))
       throw argumentError('values', `${product(shape)} numbers for ${format(shape)}`, values.length)
-    return Tensor.wrap(encode(dtype, values), shape, dtype, device)
+    const stored = encode(dtype, values)
+    return device.kind === 'cpu'
+      ? Tensor.wrap(stored, shape, dtype, device)
+      : Tensor.copyOf(stored, shape, dtype, device)
   }
 
   /** A tensor over the caller's own typed array in storage form (bf16: Uint16Array, fp8: Uint8Array, ...), without a copy. */
@@ -85,6 +104,31 @@ export class Tensor {
     device: Device = getDevice('cpu'),
   ): Tensor {
     return new Tensor({ memory: wrapArrayBuffer(device, stored), dtype, shape })
+  }
+
+  /**
+   * A new tensor with the elements of a typed array in storage form, on any device. They are there when the call returns.
+   * @throws ERR_MOE_EP_ARGUMENT when the array has other bytes than the shape asks for.
+   */
+  static copyOf(
+    stored: ArrayBufferView,
+    shape: readonly number[],
+    dtype: DType,
+    device: Device = getDefaultDevice(),
+  ): Tensor {
+    const tensor = Tensor.empty(shape, dtype, device)
+    if (stored.byteLength !== tensor.byteLength)
+      throw argumentError('stored', `${tensor.byteLength} bytes for ${tensor}`, stored.byteLength)
+    if (stored.byteLength === 0) return tensor
+    if (device.kind === 'cuda') {
+      native().cudaUpload(tensor.memory.handle, 0, stored)
+    } else {
+      const { buffer, byteOffset } = tensor.data
+      new Uint8Array(buffer, byteOffset, stored.byteLength).set(
+        new Uint8Array(stored.buffer, stored.byteOffset, stored.byteLength),
+      )
+    }
+    return tensor
   }
 
   get device(): Device {
@@ -125,7 +169,7 @@ export class Tensor {
   /**
    * The stored elements, without a copy (contiguous cpu tensors). Await the stream that writes them first.
    * @throws ERR_MOE_EP_ARGUMENT when not contiguous; ERR_MOE_EP_RELEASED; ERR_MOE_EP_UNSUPPORTED when the bytes are more than an
-   * ArrayBuffer can hold.
+   * ArrayBuffer can hold, or on a cuda device: see {@link read}.
    */
   get data(): StorageArray {
     this.#requireContiguous('data')
@@ -133,6 +177,27 @@ export class Tensor {
     const length = this.byteLength / Storage.BYTES_PER_ELEMENT
     const { buffer, byteOffset } = this.memory.range(length === 0 ? 0 : this.byteOffset, this.byteLength)
     return new Storage(buffer, byteOffset, length)
+  }
+
+  /**
+   * The elements in storage form, copied to the host behind all work enqueued so far (contiguous tensors, any device).
+   * @param options.stream whose work is waited for. @default the device's default stream
+   * @throws the failure of that work; ERR_MOE_EP_ARGUMENT, ERR_MOE_EP_RELEASED.
+   */
+  async read(options: { readonly stream?: Stream } = {}): Promise<StorageArray> {
+    this.#requireContiguous('read')
+    const { stream = this.device.defaultStream } = options
+    const { storage: Storage } = dtypes[this.dtype]
+    const copy = new Storage(this.byteLength / Storage.BYTES_PER_ELEMENT)
+    const host = Tensor.wrap(copy, this.shape, this.dtype)
+    native().copy(stream.handle, this.handle, host.handle)
+    await stream.synchronize()
+    return copy
+  }
+
+  /** The elements as numbers, copied to the host as {@link read} does. */
+  async readNumbers(options: { readonly stream?: Stream } = {}): Promise<ReturnType<Tensor['toNumbers']>> {
+    return decode(this.dtype, await this.read(options))
   }
 
   /** The elements as numbers, copied (contiguous cpu tensors). */

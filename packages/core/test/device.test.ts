@@ -2,7 +2,7 @@ import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { afterEach, describe, expect, test, vi } from 'vitest'
-import { getDevice, listDevices } from '../src/index.js'
+import { getCudaDeviceOfRank, getDevice, listDevices } from '../src/index.js'
 import { runProgram, useCopies } from './support.js'
 
 const cpu = getDevice('cpu')
@@ -10,13 +10,25 @@ afterEach(() => vi.unstubAllEnvs())
 
 describe('devices', () => {
   test('the cpu is there, and one object stands for it', () => {
-    expect(listDevices()).toEqual([{ name: 'cpu', available: true }])
+    expect(listDevices()[0]).toEqual({ name: 'cpu', available: true })
     expect(getDevice('cpu')).toBe(cpu)
     expect([cpu.name, cpu.kind, String(cpu)]).toEqual(['cpu', 'cpu', 'cpu'])
   })
 
-  test('a cuda device is a plain no, other names are errors', () => {
-    expect(() => getDevice('cuda:0')).toThrow(expect.objectContaining({ code: 'ERR_MOE_EP_NO_DEVICE' }))
+  test('a cuda device that is not there is a plain no with the reason, other names are errors', () => {
+    expect(listDevices().length).toBeGreaterThanOrEqual(2)
+    for (const { name, available, reason } of listDevices().slice(1)) {
+      expect(name).toMatch(/^cuda(:\d+)?$/)
+      expect(available ? undefined : reason).toEqual(available ? undefined : expect.stringMatching(/\w/))
+    }
+    const missing = expect.objectContaining({
+      code: 'ERR_MOE_EP_NO_DEVICE',
+      message: expect.stringMatching(/^cuda:99: ./),
+    })
+    expect(() => getDevice('cuda:99')).toThrow(missing)
+    expect(() => getCudaDeviceOfRank({ localRank: 0, localWorldSize: 99 })).toThrow(
+      expect.objectContaining({ code: 'ERR_MOE_EP_NO_DEVICE' }),
+    )
     for (const name of ['cuda', 'cuda:', 'cuda:-1', 'cuda:x', 'CPU', '', 'gpu']) {
       expect(() => getDevice(name)).toThrow(expect.objectContaining({ code: 'ERR_MOE_EP_ARGUMENT' }))
     }
@@ -65,7 +77,9 @@ describe('without its native part', () => {
       }))
     `)
     const { devices, device, tensor, encoded } = JSON.parse(output) as Record<string, never>
-    expect(devices).toEqual([{ name: 'cpu', available: false, reason: expect.stringContaining('moe_ep_core.node') }])
+    expect(devices).toEqual(
+      ['cpu', 'cuda'].map((name) => ({ name, available: false, reason: expect.stringContaining('moe_ep_core.node') })),
+    )
     expect(device).toEqual({
       code: 'ERR_MOE_EP_NO_DEVICE',
       message: expect.stringMatching(/Reinstall @moe-ep\/core.*npm run build/s),

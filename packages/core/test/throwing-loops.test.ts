@@ -20,9 +20,11 @@ afterAll(() => rm(folder, { recursive: true, force: true }))
 test('what any part of a loop throws fails the stream, the earliest part first, and ends nothing else', async () => {
   const headers = join(dirname(tools.resolve('node-api-headers/package.json')), 'include')
   const includes = [native, join(native, 'include'), headers].flatMap((path) => ['-I', path])
-  const sources = readdirSync(join(native, 'cpu')).filter((name) => name.endsWith('.cc'))
+  const sources = ['cpu', 'runtime'].flatMap((part) =>
+    readdirSync(join(native, part)).map((name) => join(native, part, name)),
+  )
   const binary = join(folder, 'throwing_loops')
-  const inputs = [program, ...sources.map((name) => join(native, 'cpu', name))]
+  const inputs = [program, ...sources.filter((name) => name.endsWith('.cc'))]
   await run('c++', ['-std=c++20', '-O0', '-pthread', ...includes, ...inputs, '-o', binary], { timeout: 50_000 })
   const { stdout } = await run(binary, [], { timeout: 10_000, killSignal: 'SIGKILL' })
   const round = [

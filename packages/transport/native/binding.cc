@@ -36,7 +36,7 @@ Napi::Value WrapSegment(Napi::Env env, const cpu::Segment& segment) {
         munmap(mapping->base, mapping->bytes);
         delete mapping;
       },
-      new Mapping{segment.base, segment.bytes});
+      new Mapping{segment.base, segment.bytes}, /*device=*/-1);
   napi_value handle;
   Core().memory_to_js(env, memory, &handle);
   Core().memory_release(memory);

@@ -1,10 +1,20 @@
 // The table that other addons take at load.
 #include "binding/handles.h"
+#include "cpu/cpu_stream.h"
+#if MOE_EP_CUDA
+#include "cuda/cuda_stream.h"
+#endif
 
 namespace moe_ep {
 namespace {
 
 Stream* StreamOf(moe_ep_exec* exec) { return static_cast<Stream*>(exec->state); }
+CpuStream* CpuStreamOf(moe_ep_exec* exec) { return static_cast<CpuStream*>(StreamOf(exec)); }
+#if MOE_EP_CUDA
+cuda::CudaStream* CudaStreamOf(moe_ep_exec* exec) {
+  return static_cast<cuda::CudaStream*>(StreamOf(exec));
+}
+#endif
 
 // The opaque stream of the table is the JavaScript handle's shared pointer.
 StreamHandle* HandleOf(moe_ep_stream* stream) { return reinterpret_cast<StreamHandle*>(stream); }
@@ -13,8 +23,10 @@ const moe_ep_core_api kApi = {
     .size = sizeof(moe_ep_core_api),
     .major = MOE_EP_ABI_MAJOR,
     .minor = MOE_EP_ABI_MINOR,
-    .memory_create = [](void* data, uint64_t bytes, void (*deleter)(void*),
-                        void* context) { return new moe_ep_memory(data, bytes, deleter, context); },
+    .memory_create =
+        [](void* data, uint64_t bytes, void (*deleter)(void*), void* context, int32_t device) {
+          return new moe_ep_memory(data, bytes, deleter, context, device);
+        },
     .memory_retain = [](moe_ep_memory* memory) { memory->Retain(); },
     .memory_release = [](moe_ep_memory* memory) { memory->Release(); },
     .memory_pin = [](moe_ep_memory* memory) { return memory->Pin(); },
@@ -49,10 +61,24 @@ const moe_ep_core_api kApi = {
         },
     .parallel_for = [](moe_ep_exec* exec, int64_t count, int64_t grain,
                        void (*body)(void*, int64_t, int64_t),
-                       void* self) { StreamOf(exec)->ParallelFor(count, grain, body, self); },
+                       void* self) { CpuStreamOf(exec)->ParallelFor(count, grain, body, self); },
     .fail = [](moe_ep_exec* exec, const char* code,
                const char* message) { StreamOf(exec)->Fail({code, message}); },
     .abort_word = [](moe_ep_exec* exec) { return StreamOf(exec)->abort_word(); },
+    .stream_device = [](moe_ep_stream* stream) -> int32_t { return (*HandleOf(stream))->device(); },
+#if MOE_EP_CUDA
+    .cuda_may_fail = [](moe_ep_exec* exec) { CudaStreamOf(exec)->MayFail(); },
+    .cuda_scratch = [](moe_ep_exec* exec, uint64_t key,
+                       uint64_t bytes) { return CudaStreamOf(exec)->GetScratch(key, bytes); },
+    .cuda_retire =
+        [](moe_ep_exec* exec, void* self, void (*destroy)(void*)) {
+          CudaStreamOf(exec)->cuda_device().Retire([self, destroy] { destroy(self); });
+        },
+#else
+    .cuda_may_fail = nullptr,
+    .cuda_scratch = nullptr,
+    .cuda_retire = nullptr,
+#endif
 };
 
 }  // namespace
@@ -67,6 +93,8 @@ Napi::Object Initialize(Napi::Env env, Napi::Object exports) {
   RegisterMemory(env, exports);
   RegisterStream(env, exports);
   RegisterGraph(env, exports);
+  RegisterCopy(env, exports);
+  RegisterCuda(env, exports);
   exports.Set("abiVersion", Napi::Number::New(env, MOE_EP_ABI_MAJOR));
   Napi::Value table =
       Napi::External<moe_ep_core_api>::New(env, const_cast<moe_ep_core_api*>(&kApi));

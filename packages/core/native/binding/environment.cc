@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "binding/handles.h"
+#include "cpu/cpu_stream.h"
 
 namespace moe_ep {
 
@@ -69,7 +70,7 @@ std::shared_ptr<Stream> Environment::CreateStream(int threads) {
     if (mailbox == nullptr) return;
     mailbox->Post([](Napi::Env env) { Of(env).ForgetEndedStreams(); });
   };
-  streams_.push_back(Stream::Create(CoreApi(), threads, ended));
+  streams_.push_back(CpuStream::Create(CoreApi(), threads, ended));
   return streams_.back();
 }
 

@@ -9,9 +9,9 @@
 #include <mutex>
 #include <vector>
 
-#include "cpu/failure.h"
-#include "cpu/stream.h"
 #include "moe_ep/binding.h"
+#include "runtime/failure.h"
+#include "runtime/stream.h"
 
 namespace moe_ep {
 
@@ -52,8 +52,11 @@ class Environment {
   ~Environment();
 
   const std::shared_ptr<Mailbox>& mailbox() const { return mailbox_; }
-  // A stream that lives until its thread has ended, also when JavaScript forgets it before.
+  // A cpu stream that lives until its thread has ended, also when JavaScript forgets it before.
   std::shared_ptr<Stream> CreateStream(int threads);
+  // A stream of another device, which is forgotten when JavaScript closes it.
+  void Keep(std::shared_ptr<Stream> stream) { streams_.push_back(std::move(stream)); }
+  void Forget(const std::shared_ptr<Stream>& stream) { std::erase(streams_, stream); }
   // Ends all streams of this environment; also when a worker is terminated in mid operation.
   void Shutdown();
 

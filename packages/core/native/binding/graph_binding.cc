@@ -1,4 +1,6 @@
-// Graph capture and replay.
+// Graphs and plans: work that was recorded once.
+#include <chrono>
+
 #include "binding/handles.h"
 
 namespace moe_ep {
@@ -39,6 +41,52 @@ Napi::Value GraphClose(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+const PlanHandle& PlanArgument(const Napi::Value& value) {
+  const auto& plan = Unwrap<PlanHandle>(value, kPlanTag, "plan");
+  if (plan == nullptr) Throw(value.Env(), "ERR_MOE_EP_RELEASED", "the plan was closed");
+  return plan;
+}
+
+Napi::Value BeginPlan(const Napi::CallbackInfo& info) {
+  Require(info.Env(), StreamArgument(info[0]).BeginPlan());
+  return info.Env().Undefined();
+}
+
+Napi::Value EndPlan(const Napi::CallbackInfo& info) {
+  auto plan = std::make_shared<Plan>();
+  Require(info.Env(), StreamArgument(info[0]).EndPlan(plan.get()));
+  return Wrap<PlanHandle>(info.Env(), kPlanTag, new PlanHandle(std::move(plan)),
+                          [](Napi::Env, PlanHandle* held) { delete held; });
+}
+
+Napi::Value PlanSize(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), static_cast<double>(PlanArgument(info[0])->commands.size()));
+}
+
+// planLaunch(plan, stream)
+Napi::Value PlanLaunch(const Napi::CallbackInfo& info) {
+  const PlanHandle& plan = PlanArgument(info[0]);
+  Require(info.Env(), StreamArgument(info[1]).Launch(*plan));
+  return info.Env().Undefined();
+}
+
+// planLaunchTimes(plan, stream, count) -> nanoseconds that the host took: what launches cost
+// without JavaScript.
+Napi::Value PlanLaunchTimes(const Napi::CallbackInfo& info) {
+  const PlanHandle& plan = PlanArgument(info[0]);
+  Stream& stream = StreamArgument(info[1]);
+  const int64_t count = info[2].As<Napi::Number>().Int64Value();
+  const auto begin = std::chrono::steady_clock::now();
+  for (int64_t i = 0; i < count; ++i) Require(info.Env(), stream.Launch(*plan));
+  const std::chrono::nanoseconds time = std::chrono::steady_clock::now() - begin;
+  return Napi::Number::New(info.Env(), static_cast<double>(time.count()));
+}
+
+Napi::Value PlanClose(const Napi::CallbackInfo& info) {
+  Unwrap<PlanHandle>(info[0], kPlanTag, "plan").reset();
+  return info.Env().Undefined();
+}
+
 }  // namespace
 
 void RegisterGraph(Napi::Env env, Napi::Object exports) {
@@ -47,6 +95,12 @@ void RegisterGraph(Napi::Env env, Napi::Object exports) {
   Export(env, exports, "graphSize", GraphSize);
   Export(env, exports, "graphLaunch", GraphLaunch);
   Export(env, exports, "graphClose", GraphClose);
+  Export(env, exports, "beginPlan", BeginPlan);
+  Export(env, exports, "endPlan", EndPlan);
+  Export(env, exports, "planSize", PlanSize);
+  Export(env, exports, "planLaunch", PlanLaunch);
+  Export(env, exports, "planLaunchTimes", PlanLaunchTimes);
+  Export(env, exports, "planClose", PlanClose);
 }
 
 }  // namespace moe_ep

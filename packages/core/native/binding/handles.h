@@ -7,8 +7,8 @@
 #include <memory>
 
 #include "binding/environment.h"
-#include "cpu/memory.h"
-#include "cpu/stream.h"
+#include "runtime/memory.h"
+#include "runtime/stream.h"
 
 namespace moe_ep {
 
@@ -17,6 +17,7 @@ inline constexpr napi_type_tag kTensorTag = {0x6d6f652d65700002, 0x9d3c1f2ab7e84
 inline constexpr napi_type_tag kStreamTag = {0x6d6f652d65700003, 0x9d3c1f2ab7e84c03};
 inline constexpr napi_type_tag kEventTag = {0x6d6f652d65700004, 0x9d3c1f2ab7e84c04};
 inline constexpr napi_type_tag kGraphTag = {0x6d6f652d65700005, 0x9d3c1f2ab7e84c05};
+inline constexpr napi_type_tag kPlanTag = {0x6d6f652d65700007, 0x9d3c1f2ab7e84c07};
 
 // An external that owns `value` and carries `tag`. `destroy` comes on the JavaScript thread.
 template <typename T>
@@ -57,6 +58,7 @@ T& Unwrap(const Napi::Value& value, const napi_type_tag& tag, const char* what) 
 using StreamHandle = std::shared_ptr<Stream>;
 using EventHandle = std::shared_ptr<Event>;
 using GraphHandle = std::shared_ptr<const Graph>;
+using PlanHandle = std::shared_ptr<const Plan>;
 
 inline Stream& StreamArgument(const Napi::Value& value) {
   return *Unwrap<StreamHandle>(value, kStreamTag, "stream");
@@ -74,6 +76,12 @@ struct MemoryHandle {
   int64_t external_bytes = 0;   // what the garbage collector was told of
 };
 
+inline MemoryHandle& MemoryArgument(const Napi::Value& value) {
+  return Unwrap<MemoryHandle>(value, kMemoryTag, "memory");
+}
+// Throws unless it is a whole number of bytes that JavaScript can name.
+uint64_t ByteCount(const Napi::Value& value);
+
 struct TensorHandle {
   moe_ep_tensor tensor;  // one reference of its memory
   napi_ref borrowed;     // as the memory's
@@ -90,5 +98,7 @@ const moe_ep_core_api* CoreApi();
 void RegisterMemory(Napi::Env env, Napi::Object exports);
 void RegisterStream(Napi::Env env, Napi::Object exports);
 void RegisterGraph(Napi::Env env, Napi::Object exports);
+void RegisterCopy(Napi::Env env, Napi::Object exports);
+void RegisterCuda(Napi::Env env, Napi::Object exports);
 
 }  // namespace moe_ep

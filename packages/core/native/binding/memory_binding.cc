@@ -3,6 +3,7 @@
 
 #include "binding/handles.h"
 #include "binding/memory_view.h"
+#include "cpu/cpu_memory.h"
 #include "moe_ep/dtype.h"
 
 namespace moe_ep {
@@ -13,17 +14,6 @@ struct BorrowedBuffer {
   std::shared_ptr<Mailbox> mailbox;
   napi_ref reference;
 };
-
-uint64_t ByteCount(const Napi::Value& value) {
-  const double bytes = value.As<Napi::Number>().DoubleValue();
-  if (!(bytes >= 0) || bytes > 9007199254740992.0)
-    Throw(value.Env(), "ERR_MOE_EP_ARGUMENT", "byteLength out of range");
-  return static_cast<uint64_t>(bytes);
-}
-
-MemoryHandle& MemoryArgument(const Napi::Value& value) {
-  return Unwrap<MemoryHandle>(value, kMemoryTag, "memory");
-}
 
 // The garbage collector sees small handles only: it must hear of the bytes behind them.
 void AdjustExternal(napi_env env, int64_t bytes) {
@@ -71,15 +61,17 @@ Napi::Value WrapBuffer(const Napi::CallbackInfo& info) {
   return WrapMemory(env, {memory, reference});
 }
 
-// wrapPointer(address, byteLength): memory that somebody else owns and keeps.
+// wrapPointer(device, address, byteLength): memory that somebody else owns and keeps.
 Napi::Value WrapPointer(const Napi::CallbackInfo& info) {
   bool lossless = false;
-  const uint64_t address = info[0].As<Napi::BigInt>().Uint64Value(&lossless);
+  const int device = info[0].As<Napi::Number>().Int32Value();
+  const uint64_t address = info[1].As<Napi::BigInt>().Uint64Value(&lossless);
   if (!lossless || address == 0) {
     Throw(info.Env(), "ERR_MOE_EP_ARGUMENT", "pointer: expected a non-zero 64-bit address");
   }
   auto* data = reinterpret_cast<void*>(address);
-  return WrapMemory(info.Env(), {new moe_ep_memory(data, ByteCount(info[1]), nullptr, nullptr)});
+  return WrapMemory(info.Env(),
+                    {new moe_ep_memory(data, ByteCount(info[2]), nullptr, nullptr, device)});
 }
 
 Napi::Value MemoryPointer(const Napi::CallbackInfo& info) {
@@ -103,6 +95,9 @@ Napi::Value MemoryView(const Napi::CallbackInfo& info) {
   }
   if (!IsOpen(env, handle.memory, handle.borrowed)) {
     Throw(env, "ERR_MOE_EP_RELEASED", "the memory was closed");
+  }
+  if (handle.memory->device() >= 0) {
+    Throw(env, "ERR_MOE_EP_UNSUPPORTED", "JavaScript cannot see memory of a cuda device");
   }
   if (bytes == 0) return Napi::ArrayBuffer::New(env, 0);
   return CreateView(env, handle.memory, offset, bytes);
@@ -131,7 +126,7 @@ Napi::Value CreateTensor(const Napi::CallbackInfo& info) {
   moe_ep_tensor tensor = {};
   tensor.size = sizeof(moe_ep_tensor);
   tensor.dtype = info[2].As<Napi::Number>().Int32Value();
-  tensor.device = -1;
+  tensor.device = handle.memory->device();
   tensor.dims = static_cast<int32_t>(shape.Length());
   for (int d = 0; d < tensor.dims; ++d) {
     tensor.shape[d] = shape.Get(d).As<Napi::Number>().Int64Value();
@@ -148,6 +143,13 @@ Napi::Value CreateTensor(const Napi::CallbackInfo& info) {
 }
 
 }  // namespace
+
+uint64_t ByteCount(const Napi::Value& value) {
+  const double bytes = value.As<Napi::Number>().DoubleValue();
+  if (!(bytes >= 0) || bytes > 9007199254740992.0)
+    Throw(value.Env(), "ERR_MOE_EP_ARGUMENT", "byteLength out of range");
+  return static_cast<uint64_t>(bytes);
+}
 
 bool IsOpen(napi_env env, moe_ep_memory* memory, napi_ref borrowed) {
   if (memory->closed()) return false;

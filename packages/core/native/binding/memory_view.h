@@ -3,7 +3,7 @@
 
 #include <napi.h>
 
-#include "cpu/memory.h"
+#include "runtime/memory.h"
 
 namespace moe_ep {
 

@@ -1,9 +1,6 @@
 // Streams, events, and the promises that wait for them.
-#include <algorithm>
-#include <chrono>
 #include <string>
 #include <system_error>
-#include <thread>
 
 #include "binding/handles.h"
 
@@ -57,34 +54,19 @@ Napi::Value StreamClose(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
-// In short naps, so that the end of an aborted stream need not wait for it.
-void Sleep(std::chrono::microseconds time, const uint32_t* abort) {
-  using Clock = std::chrono::steady_clock;
-  const Clock::time_point end = Clock::now() + time;
-  while (__atomic_load_n(abort, __ATOMIC_ACQUIRE) == 0) {
-    const Clock::duration left = end - Clock::now();
-    if (left <= Clock::duration::zero()) return;
-    std::this_thread::sleep_for(std::min<Clock::duration>(left, std::chrono::milliseconds(5)));
-  }
-}
-
 // streamDelay(stream, microseconds): work that only takes time; tests use it to shake orders.
 Napi::Value StreamDelay(const Napi::CallbackInfo& info) {
-  const auto time = std::chrono::microseconds(info[1].As<Napi::Number>().Int64Value());
-  auto command = std::make_shared<Command>(Command::Kind::kWork, [time](moe_ep_exec* exec) {
-    Sleep(time, static_cast<Stream*>(exec->state)->abort_word());
-  });
-  RequireOpen(info.Env(), StreamArgument(info[0]).Enqueue(std::move(command)));
+  Stream& stream = StreamArgument(info[0]);
+  const int64_t microseconds = info[1].As<Napi::Number>().Int64Value();
+  RequireOpen(info.Env(), stream.Enqueue(stream.DelayCommand(microseconds)));
   return info.Env().Undefined();
 }
 
 // streamFail(stream, code, message): puts the stream into failure, as a failing kernel does.
 Napi::Value StreamFail(const Napi::CallbackInfo& info) {
+  Stream& stream = StreamArgument(info[0]);
   Failure failure{info[1].As<Napi::String>(), info[2].As<Napi::String>()};
-  auto command = std::make_shared<Command>(Command::Kind::kMarker, [failure](moe_ep_exec* exec) {
-    static_cast<Stream*>(exec->state)->Fail(failure);
-  });
-  RequireOpen(info.Env(), StreamArgument(info[0]).Enqueue(std::move(command)));
+  RequireOpen(info.Env(), stream.Enqueue(stream.FailCommand(std::move(failure))));
   return info.Env().Undefined();
 }
 

@@ -7,7 +7,7 @@
 #include <memory>
 #include <utility>
 
-#include "cpu/recording.h"
+#include "runtime/recording.h"
 
 namespace moe_ep {
 

@@ -1,4 +1,4 @@
-#include "cpu/graph.h"
+#include "runtime/graph.h"
 
 #include <algorithm>
 #include <utility>

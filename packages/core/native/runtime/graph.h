@@ -1,5 +1,5 @@
-// A recorded list of commands. Commands of all streams that joined a capture stand in the order in
-// which they were enqueued, which is one valid order of the graph and the same on every rank.
+// Recorded work. Commands of all streams that joined a capture stand in the order in which they
+// were enqueued, which is one valid order of the graph and the same on every rank.
 #pragma once
 
 #include <cstdint>
@@ -8,12 +8,18 @@
 #include <set>
 #include <vector>
 
-#include "cpu/command.h"
-#include "cpu/event.h"
+#include "runtime/command.h"
+#include "runtime/event.h"
 
 namespace moe_ep {
 
 class Stream;
+
+// What a device makes of a captured list, where it makes something of it.
+class DeviceGraph {
+ public:
+  virtual ~DeviceGraph() = default;
+};
 
 struct Graph {
   // Either a command, or an event that is recorded here.
@@ -21,7 +27,16 @@ struct Graph {
     CommandPtr command;
     std::shared_ptr<Event> event;
   };
+  int device = -1;  // of the streams that were captured; -1: cpu
   std::vector<Step> steps;
+  // After the steps, so that it goes first: it uses what they hold.
+  std::shared_ptr<DeviceGraph> device_graph;
+};
+
+// Commands whose arguments are checked and packed, to be enqueued again and again.
+struct Plan {
+  int device = -1;
+  std::vector<CommandPtr> commands;
 };
 
 class Capture {
@@ -39,6 +54,9 @@ class Capture {
   // Whether the origin waited, directly or through others, for all work of all streams.
   bool AllJoinedBack();
   std::vector<Graph::Step> TakeSteps() { return std::move(steps_); }
+
+  // What the origin's device keeps for the capture; see DeviceGraph.
+  std::shared_ptr<DeviceGraph> device_graph;
 
  private:
   // How much of each stream's work is known to lie before a point.

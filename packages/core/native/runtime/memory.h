@@ -10,8 +10,9 @@ struct moe_ep_memory {
  public:
   using Deleter = void (*)(void* context);
 
-  moe_ep_memory(void* data, uint64_t bytes, Deleter deleter, void* context)
-      : data_(data), bytes_(bytes), deleter_(deleter), context_(context) {}
+  // `device`: -1 for the cpu's, otherwise the CUDA ordinal.
+  moe_ep_memory(void* data, uint64_t bytes, Deleter deleter, void* context, int device = -1)
+      : data_(data), bytes_(bytes), deleter_(deleter), context_(context), device_(device) {}
 
   void Retain();
   void Release();
@@ -26,6 +27,7 @@ struct moe_ep_memory {
   bool closed();
   void* data() const { return data_; }
   uint64_t bytes() const { return bytes_; }
+  int device() const { return device_; }
 
  private:
   ~moe_ep_memory() = default;
@@ -36,15 +38,8 @@ struct moe_ep_memory {
   const uint64_t bytes_;
   Deleter deleter_;
   void* context_;
+  const int device_;
   int64_t references_ = 1;
   int64_t pins_ = 0;
   bool closed_ = false;
 };
-
-namespace moe_ep {
-
-// Zeroed memory of its own pages when large, aligned to 128 bytes at least. Null when there is none
-// to be had.
-moe_ep_memory* AllocateMemory(uint64_t bytes);
-
-}  // namespace moe_ep

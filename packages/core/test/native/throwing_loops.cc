@@ -4,17 +4,20 @@
 #include <stdexcept>
 #include <string>
 
-#include "cpu/stream.h"
+#include "cpu/cpu_stream.h"
 #include "moe_ep/command.h"
 
 using moe_ep::Command;
+using moe_ep::CpuStream;
 using moe_ep::Exec;
 using moe_ep::MaybeFailure;
 using moe_ep::Stream;
 
 namespace {
 
-Stream* StreamOf(moe_ep_exec* exec) { return static_cast<Stream*>(exec->state); }
+CpuStream* StreamOf(moe_ep_exec* exec) {
+  return static_cast<CpuStream*>(static_cast<Stream*>(exec->state));
+}
 
 template <typename Body>
 void Run(Stream& stream, Body body) {
@@ -38,7 +41,7 @@ int main() {
   api.fail = [](moe_ep_exec* exec, const char* code, const char* message) {
     StreamOf(exec)->Fail({code, message});
   };
-  const auto stream = Stream::Create(&api, 4);
+  const auto stream = CpuStream::Create(&api, 4);
   for (int round = 0; round < 50; ++round) {
     Run(*stream, [](const Exec& exec) {
       exec.ParallelFor(4, 1, [](int64_t begin, int64_t) {

@@ -30,15 +30,6 @@ struct moe_ep_tensor {
   uint64_t byte_offset;
 };
 
-// What a running command sees of the stream that runs it. On a cpu device the command does its work
-// when it runs; on a cuda device it launches the work onto `cuda_stream` and returns.
-struct moe_ep_exec {
-  const moe_ep_core_api* api;
-  void* state;
-  int32_t device;     // -1: cpu, otherwise the CUDA ordinal, which is the thread's current device
-  void* cuda_stream;  // cudaStream_t; null on the cpu and for CUDA's default stream
-};
-
 // How device code tells of a failure: a record in device memory that later kernels of the stream
 // look at before they write anything, and that the next await of the stream turns into an error.
 // moe_ep/cuda/failure.cuh has the device side.
@@ -53,6 +44,16 @@ struct moe_ep_failure_record {
   uint32_t reserved;
   moe_ep_describe_failure describe;  // of the addon whose kernel failed; called on the host
   int64_t values[MOE_EP_FAILURE_VALUES];
+};
+
+// What a running command sees of the stream that runs it. On the cpu the command does its work when
+// it runs; on a cuda device it launches the work onto `cuda_stream` and returns.
+struct moe_ep_exec {
+  const moe_ep_core_api* api;
+  void* state;
+  int32_t device;     // -1: cpu, otherwise the CUDA ordinal, which is the thread's current device
+  void* cuda_stream;  // cudaStream_t; null on the cpu and for CUDA's default stream
+  moe_ep_failure_record* failure;  // the stream's, in device memory; null on the cpu
 };
 
 // A piece of work. `run` may be called many times (graph replay); `destroy` once, on any thread.
@@ -71,14 +72,16 @@ struct moe_ep_core_api {
 
   // Memory: reference counts keep the record, pins keep the bytes mapped. A closed memory cannot be
   // pinned any more and its bytes go away with the last pin.
+  // `device`: -1 for the cpu's, otherwise the CUDA ordinal; device memory's deleter is called when
+  // all work that was enqueued on the device before is done.
   moe_ep_memory* (*memory_create)(void* data, uint64_t bytes, void (*deleter)(void* context),
-                                  void* context);
+                                  void* context, int32_t device);
   void (*memory_retain)(moe_ep_memory*);
   void (*memory_release)(moe_ep_memory*);
   void* (*memory_pin)(moe_ep_memory*);  // null when closed
   void (*memory_unpin)(moe_ep_memory*);
   uint64_t (*memory_bytes)(const moe_ep_memory*);
-  napi_status (*memory_to_js)(napi_env, moe_ep_memory*, int32_t device,
+  napi_status (*memory_to_js)(napi_env, moe_ep_memory*,
                               napi_value* result);  // takes a reference of its own
 
   // Views of JavaScript handles; null when the value is not one of ours.
@@ -100,9 +103,8 @@ struct moe_ep_core_api {
 
   // CUDA ordinal of the stream's device, -1 for the cpu.
   int32_t (*stream_device)(moe_ep_stream*);
-  // The stream's failure record in device memory. Asking for it says that the command may fail,
-  // which makes the stream's awaits look.
-  moe_ep_failure_record* (*cuda_failure)(moe_ep_exec*);
+  // Says that the command may write the failure record, which makes the stream's awaits look at it.
+  void (*cuda_may_fail)(moe_ep_exec*);
   // `bytes` of device memory that stays as it is until work enqueued later on this stream asks for
   // scratch again: for what one command's launches hand to one another. Zeroed when it is new; the
   // commands of one addon leave it zeroed again. `key` tells addons' uses apart. Null: out of

@@ -79,8 +79,13 @@ class Exec {
   int32_t device() const { return exec_->device; }
   // A cudaStream_t.
   void* cuda_stream() const { return exec_->cuda_stream; }
-  // For kernels that may fail; see moe_ep/cuda/failure.cuh.
-  moe_ep_failure_record* cuda_failure() const { return exec_->api->cuda_failure(exec_); }
+  // The stream's failure record, for kernels that look at it; see moe_ep/cuda/failure.cuh.
+  moe_ep_failure_record* cuda_skip() const { return exec_->failure; }
+  // The same for kernels that may write it.
+  moe_ep_failure_record* cuda_failure() const {
+    exec_->api->cuda_may_fail(exec_);
+    return exec_->failure;
+  }
   // Device memory for this command's launches, zeroed at first: they leave it zeroed. Throws
   // std::bad_alloc.
   template <typename T>

@@ -1,11 +1,11 @@
-#include "cpu/recording.h"
+#include "cpu/host_recording.h"
 
 #include <chrono>
 #include <utility>
 
 namespace moe_ep {
 
-void Recording::Complete(MaybeFailure failure) {
+void HostRecording::Complete(MaybeFailure failure) {
   std::vector<std::function<void(MaybeFailure)>> waiters;
   {
     std::lock_guard lock(mutex_);
@@ -20,7 +20,7 @@ void Recording::Complete(MaybeFailure failure) {
   for (const auto& then : waiters) then(failure);
 }
 
-MaybeFailure Recording::Wait(const uint32_t* abort) {
+MaybeFailure HostRecording::Wait(const uint32_t* abort) {
   std::unique_lock lock(mutex_);
   while (!completed_) {
     if (__atomic_load_n(abort, __ATOMIC_ACQUIRE) != 0) {
@@ -31,7 +31,7 @@ MaybeFailure Recording::Wait(const uint32_t* abort) {
   return failure_;
 }
 
-void Recording::WhenComplete(std::function<void(MaybeFailure)> then) {
+void HostRecording::WhenComplete(std::function<void(MaybeFailure)> then) {
   MaybeFailure failure;
   {
     std::lock_guard lock(mutex_);
@@ -44,12 +44,12 @@ void Recording::WhenComplete(std::function<void(MaybeFailure)> then) {
   then(failure);
 }
 
-bool Recording::completed() {
+bool HostRecording::completed() {
   std::lock_guard lock(mutex_);
   return completed_;
 }
 
-int64_t Recording::completed_at() {
+int64_t HostRecording::completed_at() {
   std::lock_guard lock(mutex_);
   return completed_at_;
 }

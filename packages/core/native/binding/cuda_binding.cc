@@ -1,0 +1,258 @@
+// Devices, memory and streams of CUDA. A build without CUDA has one function, which says so.
+#include <string>
+#include <utility>
+
+#include "binding/handles.h"
+#if MOE_EP_CUDA
+#include <cstring>
+#include <stdexcept>
+
+#include "cuda/copy.h"
+#include "cuda/cuda_stream.h"
+#include "cuda/device.h"
+#include "cuda/shared_memory.h"
+#include "moe_ep/cuda/check.h"
+#endif
+
+namespace moe_ep {
+namespace {
+
+#if MOE_EP_CUDA
+
+using cuda::CudaStream;
+using cuda::Device;
+
+int OrdinalArgument(const Napi::Value& value) {
+  const int ordinal = value.As<Napi::Number>().Int32Value();
+  if (ordinal < 0 || ordinal >= cuda::ProbeDevices().count)
+    Throw(value.Env(), "ERR_MOE_EP_NO_DEVICE", "there is no cuda:" + std::to_string(ordinal));
+  return ordinal;
+}
+
+Device& DeviceArgument(const Napi::Value& value) { return Device::Get(OrdinalArgument(value)); }
+
+CudaStream& CudaStreamArgument(const Napi::Value& value) {
+  Stream& stream = StreamArgument(value);
+  if (stream.device() < 0) Throw(value.Env(), "ERR_MOE_EP_ARGUMENT", "expected a cuda stream");
+  return static_cast<CudaStream&>(stream);
+}
+
+// cudaDevices() -> { devices, reason }
+Napi::Value CudaDevices(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const cuda::Probe& probe = cuda::ProbeDevices();
+  auto devices = Napi::Array::New(env);
+  for (int ordinal = 0; ordinal < probe.count; ++ordinal) {
+    const cuda::Properties properties = cuda::PropertiesOf(ordinal);
+    auto device = Napi::Object::New(env);
+    device.Set("gpu", properties.name);
+    device.Set("memoryBytes", static_cast<double>(properties.memory_bytes));
+    device.Set("multiprocessors", properties.multiprocessors);
+    device.Set("computeCapability", properties.capability / 10.0);
+    if (!properties.unavailable.empty()) device.Set("reason", properties.unavailable);
+    devices.Set(ordinal, device);
+  }
+  auto result = Napi::Object::New(env);
+  result.Set("devices", devices);
+  result.Set("reason", probe.reason);
+  return result;
+}
+
+// cudaAllocate(ordinal, byteLength, stream | undefined, zeroed): zeroed on the stream where there
+// is one that runs, else at once.
+Napi::Value CudaAllocate(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  Device& device = DeviceArgument(info[0]);
+  const uint64_t bytes = ByteCount(info[1]);
+  const bool zeroed = info[3].As<Napi::Boolean>().Value();
+  Stream* const stream = info[2].IsUndefined() ? nullptr : &CudaStreamArgument(info[2]);
+  const bool on_stream = zeroed && stream != nullptr && !stream->recording();
+  void* data = nullptr;
+  try {
+    data = zeroed && !on_stream ? device.AllocateZeroed(bytes) : device.Allocate(bytes);
+  } catch (const std::bad_alloc&) {
+    Throw(env, "ERR_MOE_EP_OUT_OF_MEMORY",
+          "cannot allocate " + std::to_string(bytes) +
+              " bytes on cuda:" + std::to_string(device.ordinal()));
+  }
+  struct Part {
+    Device& device;
+    void* data;
+  };
+  auto* memory = new moe_ep_memory(
+      data, bytes,
+      [](void* context) {
+        auto* part = static_cast<Part*>(context);
+        part->device.Free(part->data);
+        delete part;
+      },
+      new Part{device, data}, device.ordinal());
+  Napi::Value handle = WrapMemory(env, {memory, nullptr, static_cast<int64_t>(bytes)});
+  if (on_stream && bytes > 0) {
+    auto command =
+        std::make_shared<Command>(Command::Kind::kMarker, [data, bytes](moe_ep_exec* exec) {
+          cuda::Check(cudaMemsetAsync(data, 0, bytes, static_cast<cudaStream_t>(exec->cuda_stream)),
+                      "cudaMemsetAsync");
+        });
+    if (!stream->Enqueue(std::move(command)))
+      Throw(env, "ERR_MOE_EP_RELEASED", "the stream was closed");
+  }
+  return handle;
+}
+
+// cudaAllocatePinned(ordinal, byteLength): zeroed memory of the host that the device reads and
+// writes directly.
+Napi::Value CudaAllocatePinned(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  Device& device = DeviceArgument(info[0]);
+  const uint64_t bytes = ByteCount(info[1]);
+  struct Part {
+    Device& device;
+    void* data;
+  };
+  void* data = nullptr;
+  try {
+    data = device.AllocatePinned(bytes);
+  } catch (const std::bad_alloc&) {
+    Throw(env, "ERR_MOE_EP_OUT_OF_MEMORY",
+          "cannot allocate " + std::to_string(bytes) + " bytes of pinned memory");
+  }
+  std::memset(data, 0, bytes);
+  auto* memory = new moe_ep_memory(
+      data, bytes,
+      [](void* context) {
+        auto* part = static_cast<Part*>(context);
+        part->device.Retire([part] {
+          part->device.FreePinned(part->data);
+          delete part;
+        });
+      },
+      new Part{device, data});
+  return WrapMemory(env, {memory, nullptr, static_cast<int64_t>(bytes)});
+}
+
+// cudaUpload(memory, byteOffset, typedArray): into memory that nothing uses yet; done when it
+// returns.
+Napi::Value CudaUpload(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  const MemoryHandle& handle = MemoryArgument(info[0]);
+  const uint64_t offset = ByteCount(info[1]);
+  const auto source = info[2].As<Napi::TypedArray>();
+  if (handle.memory->device() < 0 || offset + source.ByteLength() > handle.memory->bytes())
+    Throw(env, "ERR_MOE_EP_ARGUMENT", "expected bytes that fit into memory of a cuda device");
+  auto* to = static_cast<uint8_t*>(handle.memory->Pin());
+  if (to == nullptr) Throw(env, "ERR_MOE_EP_RELEASED", "the memory was closed");
+  const auto* from = static_cast<const uint8_t*>(source.ArrayBuffer().Data()) + source.ByteOffset();
+  try {
+    cuda::Upload(handle.memory->device(), to + offset, from, source.ByteLength());
+  } catch (...) {
+    handle.memory->Unpin();
+    throw;
+  }
+  handle.memory->Unpin();
+  return env.Undefined();
+}
+
+Napi::Value WrapStream(Napi::Env env, std::shared_ptr<CudaStream> stream) {
+  Environment::Of(env).Keep(stream);
+  return Wrap<StreamHandle>(env, kStreamTag, new StreamHandle(std::move(stream)),
+                            [](Napi::Env env, StreamHandle* held) {
+                              (*held)->Close(/*abort=*/false);  // what was enqueued still runs
+                              Environment::Of(env).Forget(*held);
+                              delete held;
+                            });
+}
+
+Napi::Value CudaCreateStream(const Napi::CallbackInfo& info) {
+  return WrapStream(info.Env(), CudaStream::Create(CoreApi(), DeviceArgument(info[0])));
+}
+
+// cudaWrapStream(ordinal, handle): a cudaStream_t of somebody else; 0 is the default stream.
+Napi::Value CudaWrapStream(const Napi::CallbackInfo& info) {
+  bool lossless = false;
+  const uint64_t handle = info[1].As<Napi::BigInt>().Uint64Value(&lossless);
+  return WrapStream(info.Env(), CudaStream::Wrap(CoreApi(), DeviceArgument(info[0]),
+                                                 reinterpret_cast<cudaStream_t>(handle)));
+}
+
+// cudaStreamHandle(stream) -> the cudaStream_t
+Napi::Value CudaStreamHandle(const Napi::CallbackInfo& info) {
+  const auto handle = reinterpret_cast<uint64_t>(CudaStreamArgument(info[0]).Share());
+  return Napi::BigInt::New(info.Env(), handle);
+}
+
+// cudaMemoryUse(ordinal) -> { reservedBytes, usedBytes }
+Napi::Value CudaMemoryUse(const Napi::CallbackInfo& info) {
+  Device& device = DeviceArgument(info[0]);
+  device.Poll();
+  const cuda::Arena::Use use = device.memory_use();
+  auto result = Napi::Object::New(info.Env());
+  result.Set("reservedBytes", static_cast<double>(use.reserved));
+  result.Set("usedBytes", static_cast<double>(use.in_use));
+  return result;
+}
+
+// cudaAllocateExportable(ordinal, byteLength)
+Napi::Value CudaAllocateExportable(const Napi::CallbackInfo& info) {
+  const uint64_t bytes = ByteCount(info[1]);
+  auto* memory = cuda::AllocateExportable(OrdinalArgument(info[0]), bytes);
+  return WrapMemory(info.Env(), {memory, nullptr, static_cast<int64_t>(bytes)});
+}
+
+Napi::Value CudaExportMemory(const Napi::CallbackInfo& info) {
+  try {
+    return Napi::Number::New(info.Env(), cuda::ExportDescriptor(*MemoryArgument(info[0]).memory));
+  } catch (const std::invalid_argument&) {
+    Throw(info.Env(), "ERR_MOE_EP_ARGUMENT", "the memory was not allocated as exportable");
+  }
+}
+
+// cudaImportMemory(ordinal, descriptor, byteLength)
+Napi::Value CudaImportMemory(const Napi::CallbackInfo& info) {
+  auto* memory = cuda::ImportDescriptor(
+      OrdinalArgument(info[0]), info[1].As<Napi::Number>().Int32Value(), ByteCount(info[2]));
+  return WrapMemory(info.Env(), {memory});
+}
+
+Napi::Value CudaCanAccessPeer(const Napi::CallbackInfo& info) {
+  const bool can = cuda::CanAccessPeer(OrdinalArgument(info[0]), OrdinalArgument(info[1]));
+  return Napi::Boolean::New(info.Env(), can);
+}
+
+Napi::Value CudaEnablePeerAccess(const Napi::CallbackInfo& info) {
+  cuda::EnablePeerAccess(OrdinalArgument(info[0]), OrdinalArgument(info[1]));
+  return info.Env().Undefined();
+}
+
+#else
+
+Napi::Value CudaDevices(const Napi::CallbackInfo& info) {
+  auto result = Napi::Object::New(info.Env());
+  result.Set("devices", Napi::Array::New(info.Env()));
+  result.Set("reason", "@moe-ep/core was built without CUDA: there was no nvcc");
+  return result;
+}
+
+#endif
+
+}  // namespace
+
+void RegisterCuda(Napi::Env env, Napi::Object exports) {
+  Export(env, exports, "cudaDevices", CudaDevices);
+#if MOE_EP_CUDA
+  Export(env, exports, "cudaAllocate", CudaAllocate);
+  Export(env, exports, "cudaAllocatePinned", CudaAllocatePinned);
+  Export(env, exports, "cudaUpload", CudaUpload);
+  Export(env, exports, "cudaCreateStream", CudaCreateStream);
+  Export(env, exports, "cudaWrapStream", CudaWrapStream);
+  Export(env, exports, "cudaStreamHandle", CudaStreamHandle);
+  Export(env, exports, "cudaMemoryUse", CudaMemoryUse);
+  Export(env, exports, "cudaAllocateExportable", CudaAllocateExportable);
+  Export(env, exports, "cudaExportMemory", CudaExportMemory);
+  Export(env, exports, "cudaImportMemory", CudaImportMemory);
+  Export(env, exports, "cudaCanAccessPeer", CudaCanAccessPeer);
+  Export(env, exports, "cudaEnablePeerAccess", CudaEnablePeerAccess);
+#endif
+}
+
+}  // namespace moe_ep

@@ -1,0 +1,48 @@
+#include "cuda/cuda_graph.h"
+
+#include <new>
+
+namespace moe_ep::cuda {
+
+void* Scratch::Get(uint64_t key, uint64_t bytes) {
+  Part& part = parts_[key];
+  if (part.bytes >= bytes && part.memory != nullptr) return part.memory;
+  try {
+    void* memory = device_.AllocateZeroed(bytes);
+    if (part.memory != nullptr) outgrown_.push_back(part.memory);
+    part = {memory, bytes};
+    return memory;
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
+}
+
+Scratch::~Scratch() {
+  for (const auto& [key, part] : parts_) outgrown_.push_back(part.memory);
+  device_.Retire([&device = device_, memories = std::move(outgrown_)] {
+    for (void* memory : memories) {
+      if (memory != nullptr) device.Free(memory);
+    }
+  });
+}
+
+CudaGraph::CudaGraph(Device& device)
+    : device_(device),
+      failure_(static_cast<moe_ep_failure_record*>(
+          device.AllocateZeroed(sizeof(moe_ep_failure_record)))) {}
+
+CudaGraph::~CudaGraph() {
+  device_.Retire([&device = device_, executable = executable, failure = failure_] {
+    device.MakeCurrent();
+    if (executable != nullptr) cudaGraphExecDestroy(executable);
+    device.Free(failure);
+  });
+}
+
+Scratch& CudaGraph::ScratchOf(const Stream* stream) {
+  auto& scratch = scratch_[stream];
+  if (scratch == nullptr) scratch = std::make_unique<Scratch>(device_);
+  return *scratch;
+}
+
+}  // namespace moe_ep::cuda

@@ -1,0 +1,331 @@
+#include "cuda/cuda_stream.h"
+
+#include <exception>
+#include <utility>
+
+#include "cpu/host_recording.h"
+#include "cuda/host_failures.h"
+#include "cuda/kernels.h"
+#include "moe_ep/cuda/check.h"
+
+namespace moe_ep::cuda {
+namespace {
+
+CudaStream* Running(moe_ep_exec* exec) {
+  return static_cast<CudaStream*>(static_cast<Stream*>(exec->state));
+}
+
+CommandPtr MarkerCommand(std::function<void(moe_ep_exec*)> function) {
+  return std::make_shared<Command>(Command::Kind::kMarker, std::move(function));
+}
+
+Failure Broken(const std::exception& error) { return {"ERR_MOE_EP_INTERNAL", error.what()}; }
+
+}  // namespace
+
+std::shared_ptr<CudaStream> CudaStream::Create(const moe_ep_core_api* api, Device& device) {
+  device.MakeCurrent();
+  cudaStream_t made = nullptr;
+  Check(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking), "cudaStreamCreate");
+  std::shared_ptr<CudaStream> stream(new CudaStream(api, device, made, /*owned=*/true));
+  device.Add(stream);
+  return stream;
+}
+
+std::shared_ptr<CudaStream> CudaStream::Wrap(const moe_ep_core_api* api, Device& device,
+                                             cudaStream_t foreign) {
+  std::shared_ptr<CudaStream> stream(new CudaStream(api, device, foreign, /*owned=*/false));
+  device.Add(stream);
+  return stream;
+}
+
+CudaStream::CudaStream(const moe_ep_core_api* api, Device& device, cudaStream_t stream, bool owned)
+    : Stream(device.ordinal()),
+      api_(api),
+      device_(device),
+      stream_(stream),
+      owned_(owned),
+      failure_(static_cast<moe_ep_failure_record*>(
+          device.AllocateZeroed(sizeof(moe_ep_failure_record)))),
+      abort_(NewPinned<uint32_t>(device)),
+      completions_(std::make_shared<CompletionThread>(device)),
+      scratch_(device),
+      shared_(!owned) {}
+
+CudaStream::~CudaStream() {
+  Close(/*abort=*/false);
+  Join();
+  if (owned_) cudaStreamDestroy(stream_);
+  device_.Retire([&device = device_, failure = failure_] { device.Free(failure); });
+}
+
+cudaStream_t CudaStream::Share() {
+  std::lock_guard lock(marker_mutex_);
+  shared_ = true;
+  return stream_;
+}
+
+moe_ep_failure_record* CudaStream::failure() const {
+  return captured_ != nullptr ? captured_->failure() : failure_;
+}
+
+bool CudaStream::Submit(CommandPtr command) {
+  Run(*command);
+  return true;
+}
+
+void CudaStream::CaptureCommand(const CommandPtr& command) { Run(*command); }
+
+void CudaStream::Run(const Command& command) {
+  device_.MakeCurrent();
+  submitted_.fetch_add(1, std::memory_order_relaxed);
+  moe_ep_exec exec{api_, static_cast<Stream*>(this), device(), stream_, failure()};
+  try {
+    command.Run(&exec);
+  } catch (const std::exception& error) {
+    Fail(Broken(error));
+  }
+}
+
+void CudaStream::Fail(Failure failure) {
+  try {
+    LaunchFail(stream_, this->failure(), RecordOf(failure));
+    MayFail();
+  } catch (const std::exception&) {
+    if (!host_failure_) host_failure_ = std::move(failure);
+  }
+}
+
+void CudaStream::MayFail() {
+  if (captured_ != nullptr) {
+    captured_->may_fail = true;
+  } else {
+    may_fail_ = true;
+  }
+}
+
+void* CudaStream::GetScratch(uint64_t key, uint64_t bytes) {
+  return captured_ != nullptr ? captured_->ScratchOf(this).Get(key, bytes)
+                              : scratch_.Get(key, bytes);
+}
+
+EventPtr CudaStream::RecordEvent() {
+  EventPtr event = device_.NewEvent();
+  Check(cudaEventRecord(event.get(), stream_), "cudaEventRecord");
+  return event;
+}
+
+CudaRecording::Parts CudaStream::PartsOfMark() {
+  device_.MakeCurrent();
+  submitted_.fetch_add(1, std::memory_order_relaxed);
+  CudaRecording::Parts parts = {};
+  parts.device = &device_;
+  parts.base = device_.CurrentBase();
+  parts.time = parts.done = RecordEvent();
+  if (may_fail_) {
+    // Behind the event that tells the time, so that work is not measured with it.
+    parts.failure = NewPinned<moe_ep_failure_record>(device_);
+    LaunchCopyFailure(stream_, failure_, parts.failure.get());
+    parts.done = RecordEvent();
+  }
+  parts.aborts = awaited_;
+  parts.aborts.insert(abort_);
+  parts.completions = completions_;
+  return parts;
+}
+
+std::shared_ptr<Recording> CudaStream::Mark() {
+  return std::make_shared<CudaRecording>(PartsOfMark());
+}
+
+bool CudaStream::Await(const std::shared_ptr<Recording>& recording) {
+  if (const auto cuda = std::dynamic_pointer_cast<CudaRecording>(recording)) {
+    awaited_.insert(cuda->parts().aborts.begin(), cuda->parts().aborts.end());
+    return Enqueue(MarkerCommand([cuda](moe_ep_exec* exec) { Running(exec)->AwaitDevice(*cuda); }));
+  }
+  // Of a cpu stream: its thread sets a signal that a kernel looks at.
+  const auto signal = NewPinned<HostSignal>(device_);
+  recording->WhenComplete([signal](MaybeFailure failure) {
+    if (failure) signal->failure = RecordOf(*std::move(failure));
+    __atomic_store_n(&signal->ready, 1u, __ATOMIC_RELEASE);
+  });
+  return Enqueue(MarkerCommand([signal](moe_ep_exec* exec) {
+    CudaStream* const stream = Running(exec);
+    stream->MayFail();
+    LaunchWaitForHost(stream->stream_, signal.get(), stream->abort_word(), exec->failure);
+  }));
+}
+
+void CudaStream::AwaitDevice(const CudaRecording& recording) {
+  const unsigned flags = captured_ != nullptr ? cudaEventWaitExternal : cudaEventWaitDefault;
+  Check(cudaStreamWaitEvent(stream_, recording.parts().done.get(), flags), "cudaStreamWaitEvent");
+  if (recording.parts().failure == nullptr) return;
+  MayFail();
+  LaunchMergeFailure(stream_, recording.parts().failure.get(), failure(), /*clear=*/false);
+}
+
+MaybeFailure CudaStream::Replay(const std::shared_ptr<const Graph>& graph) {
+  auto& captured = static_cast<CudaGraph&>(*graph->device_graph);
+  try {
+    device_.MakeCurrent();
+    submitted_.fetch_add(1, std::memory_order_relaxed);
+    // The kernels of a graph know its own record only, wherever it is launched.
+    if (captured.may_fail) LaunchCopyFailure(stream_, failure_, captured.failure());
+    Check(cudaGraphLaunch(captured.executable, stream_), "cudaGraphLaunch");
+    if (captured.may_fail) {
+      LaunchMergeFailure(stream_, captured.failure(), failure_, /*clear=*/true);
+      may_fail_ = true;
+    }
+    if (captured.times.empty()) return std::nullopt;
+    const CudaRecording::Parts end = PartsOfMark();
+    for (const auto& [event, time] : captured.times) {
+      CudaRecording::Parts parts = end;
+      parts.time = time;
+      event->MoveTo(std::make_shared<CudaRecording>(std::move(parts)));
+    }
+  } catch (const std::exception& error) {
+    return Broken(error);
+  }
+  return std::nullopt;
+}
+
+bool CudaStream::WhenDone(std::function<void(MaybeFailure)> then) {
+  if (closed()) return false;
+  CudaRecording::Parts parts = {};
+  parts.aborts = std::exchange(awaited_, {});
+  parts.aborts.insert(abort_);
+  if (MaybeFailure failure = std::exchange(host_failure_, std::nullopt)) {
+    may_fail_ = true;  // whatever is on the device is taken with the next await
+    then(std::move(failure));
+    return true;
+  }
+  device_.MakeCurrent();
+  submitted_.fetch_add(1, std::memory_order_relaxed);
+  if (std::exchange(may_fail_, false)) {
+    parts.failure = NewPinned<moe_ep_failure_record>(device_);
+    LaunchTakeFailure(stream_, failure_, parts.failure.get());
+  }
+  completions_->Add({RecordEvent(), parts.failure, parts.aborts, std::move(then)});
+  return true;
+}
+
+CommandPtr CudaStream::DelayCommand(int64_t microseconds) {
+  return std::make_shared<Command>(Command::Kind::kWork, [microseconds](moe_ep_exec* exec) {
+    CudaStream* const stream = Running(exec);
+    LaunchDelay(stream->stream_, microseconds, stream->abort_word(), exec->failure);
+  });
+}
+
+CommandPtr CudaStream::FailCommand(Failure failure) {
+  return MarkerCommand(
+      [failure = std::move(failure)](moe_ep_exec* exec) { Running(exec)->Fail(failure); });
+}
+
+void CudaStream::Close(bool abort) {
+  const bool first = MarkClosed();
+  if (!abort) return;
+  __atomic_store_n(abort_.get(), 1u, __ATOMIC_RELEASE);
+  if (!first) return;
+  // Kernels that are queued look at the record before they begin.
+  device_.MakeCurrent();
+  try {
+    LaunchFail(device_.auxiliary(), failure_, RecordOf(AbortFailure()));
+  } catch (const std::exception&) {
+    // The device itself has failed, so nothing of the queue runs.
+  }
+}
+
+void CudaStream::Join() {
+  if (ended()) return;
+  device_.MakeCurrent();
+  if (owned_) cudaStreamSynchronize(stream_);
+  completions_->Stop();
+  ended_.store(true, std::memory_order_release);
+}
+
+EventPtr CudaStream::Marker() {
+  std::lock_guard lock(marker_mutex_);
+  if (captured_ != nullptr || ended()) return marker_;
+  const uint64_t submitted = submitted_.load(std::memory_order_relaxed);
+  if (submitted == marked_ && !shared_) return marker_;
+  EventPtr event = device_.NewEvent();
+  if (cudaEventRecord(event.get(), stream_) != cudaSuccess) {
+    cudaGetLastError();
+    return nullptr;
+  }
+  marked_ = submitted;
+  marker_ = event;
+  return event;
+}
+
+// Markers cannot be recorded while the stream is captured: this one stands for what came before.
+void CudaStream::EnterCapture(std::shared_ptr<CudaGraph> graph) {
+  Marker();
+  std::lock_guard lock(marker_mutex_);
+  captured_ = std::move(graph);
+}
+
+void CudaStream::LeaveCapture() {
+  std::lock_guard lock(marker_mutex_);
+  captured_ = nullptr;
+}
+
+MaybeFailure CudaStream::CaptureBegun(Capture& capture) {
+  try {
+    device_.MakeCurrent();
+    auto graph = std::make_shared<CudaGraph>(device_);
+    EnterCapture(graph);
+    // Relaxed: making a tensor inside of a capture is allowed, as on the cpu.
+    Check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), "cudaStreamBeginCapture");
+    capture.device_graph = std::move(graph);
+  } catch (const std::exception& error) {
+    LeaveCapture();
+    return Broken(error);
+  }
+  return std::nullopt;
+}
+
+MaybeFailure CudaStream::CaptureJoined(Capture& capture) {
+  const auto graph = std::dynamic_pointer_cast<CudaGraph>(capture.device_graph);
+  if (graph == nullptr || &graph->device() != &device_)
+    return Misused("a stream of another device cannot join a capture");
+  EnterCapture(graph);
+  return std::nullopt;
+}
+
+void CudaStream::CaptureRecord(Capture&, const std::shared_ptr<Event>& event) {
+  device_.MakeCurrent();
+  captured_->joins[event.get()] = RecordEvent();
+  EventPtr time = device_.NewEvent();
+  Check(cudaEventRecordWithFlags(time.get(), stream_, cudaEventRecordExternal),
+        "cudaEventRecordWithFlags");
+  captured_->times.emplace_back(event, std::move(time));
+}
+
+void CudaStream::CaptureWait(Capture&, const std::shared_ptr<Event>& event) {
+  device_.MakeCurrent();
+  Check(cudaStreamWaitEvent(stream_, captured_->joins.at(event.get()).get(), 0),
+        "cudaStreamWaitEvent");
+}
+
+MaybeFailure CudaStream::CaptureEnded(Capture& capture, bool valid) {
+  device_.MakeCurrent();
+  const std::shared_ptr<CudaGraph> captured = captured_;
+  cudaGraph_t graph = nullptr;
+  cudaError_t status = cudaStreamEndCapture(stream_, &graph);
+  LeaveCapture();
+  for (const std::shared_ptr<Stream>& joined : capture.joined())
+    static_cast<CudaStream&>(*joined).LeaveCapture();
+  captured->joins.clear();
+  if (status == cudaSuccess && valid) {
+    status = cudaGraphInstantiate(&captured->executable, graph, 0);
+    if (status == cudaSuccess) cudaGraphUpload(captured->executable, device_.auxiliary());
+  }
+  cudaGetLastError();
+  if (graph != nullptr) cudaGraphDestroy(graph);
+  if (status == cudaSuccess || !valid) return std::nullopt;
+  return Failure{"ERR_MOE_EP_CAPTURE",
+                 std::string("the capture failed: ") + cudaGetErrorString(status)};
+}
+
+}  // namespace moe_ep::cuda

@@ -1,0 +1,89 @@
+// A stream of a cuda device. Commands launch their work when they are enqueued; what JavaScript
+// waits for is waited for by a native thread.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+
+#include "cuda/completion_thread.h"
+#include "cuda/cuda_graph.h"
+#include "cuda/cuda_recording.h"
+#include "cuda/device.h"
+#include "runtime/stream.h"
+
+namespace moe_ep::cuda {
+
+class CudaStream final : public Stream, public Submitter {
+ public:
+  // Throws.
+  static std::shared_ptr<CudaStream> Create(const moe_ep_core_api* api, Device& device);
+  // A stream that somebody else made and keeps until this one was closed and awaited.
+  static std::shared_ptr<CudaStream> Wrap(const moe_ep_core_api* api, Device& device,
+                                          cudaStream_t stream);
+  ~CudaStream() override;
+
+  // For work that does not come through Enqueue; from then on the stream counts as always busy.
+  cudaStream_t Share();
+
+  bool WhenDone(std::function<void(MaybeFailure)> then) override;
+  CommandPtr DelayCommand(int64_t microseconds) override;
+  CommandPtr FailCommand(Failure failure) override;
+  void Close(bool abort) override;
+  void Join() override;
+  const uint32_t* abort_word() const override { return abort_.get(); }
+
+  EventPtr Marker() override;
+
+  // For running commands.
+  void Fail(Failure failure) override;
+  void MayFail();
+  void* GetScratch(uint64_t key, uint64_t bytes);
+  Device& cuda_device() const { return device_; }
+
+ protected:
+  bool Submit(CommandPtr command) override;
+  std::shared_ptr<Recording> Mark() override;
+  bool Await(const std::shared_ptr<Recording>& recording) override;
+  MaybeFailure Replay(const std::shared_ptr<const Graph>& graph) override;
+  MaybeFailure CaptureBegun(Capture& capture) override;
+  MaybeFailure CaptureJoined(Capture& capture) override;
+  void CaptureCommand(const CommandPtr& command) override;
+  void CaptureRecord(Capture& capture, const std::shared_ptr<Event>& event) override;
+  void CaptureWait(Capture& capture, const std::shared_ptr<Event>& event) override;
+  MaybeFailure CaptureEnded(Capture& capture, bool valid) override;
+
+ private:
+  CudaStream(const moe_ep_core_api* api, Device& device, cudaStream_t stream, bool owned);
+
+  void Run(const Command& command);
+  EventPtr RecordEvent();
+  CudaRecording::Parts PartsOfMark();
+  moe_ep_failure_record* failure() const;
+  void EnterCapture(std::shared_ptr<CudaGraph> graph);
+  void LeaveCapture();
+  void AwaitDevice(const CudaRecording& recording);
+
+  const moe_ep_core_api* const api_;
+  Device& device_;
+  cudaStream_t const stream_;
+  const bool owned_;
+  moe_ep_failure_record* const failure_;
+  const AbortWord abort_;
+  const std::shared_ptr<CompletionThread> completions_;
+  Scratch scratch_;
+
+  // JavaScript's thread only.
+  bool may_fail_ = false;
+  AbortWords awaited_;         // of streams that were waited for since the last await
+  MaybeFailure host_failure_;  // one that could not be brought to the device
+
+  std::mutex marker_mutex_;  // guards what follows: other threads ask for markers
+  std::shared_ptr<CudaGraph> captured_;
+  std::atomic<uint64_t> submitted_ = 0;
+  uint64_t marked_ = 0;
+  EventPtr marker_;
+  bool shared_;
+};
+
+}  // namespace moe_ep::cuda

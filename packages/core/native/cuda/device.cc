@@ -1,0 +1,259 @@
+#include "cuda/device.h"
+
+#include <array>
+#include <chrono>
+#include <cstdlib>
+#include <utility>
+
+#include "moe_ep/cuda/check.h"
+#include "moe_ep/cuda/launch.h"
+#include "runtime/device_work.h"
+
+namespace moe_ep {
+
+void RunWhenDeviceIsDone(int device, std::function<void()> then) {
+  cuda::Device::Get(device).Retire(std::move(then));
+}
+
+namespace cuda {
+namespace {
+
+constexpr uint64_t kSegmentBytes = uint64_t{64} << 20;
+constexpr uint64_t kPinnedSegmentBytes = uint64_t{4} << 20;
+// Retired things that wait for a look at the device.
+constexpr size_t kPendingLimit = 64;
+constexpr int64_t kBaseAge = 200'000'000;  // ns
+
+int64_t HostNanoseconds() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+Probe AskDriver() {
+  // Loading kernels at first use may wait for kernels that run, which may wait for one another.
+  setenv("CUDA_MODULE_LOADING", "EAGER", /*overwrite=*/0);
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status == cudaSuccess) return {count, count == 0 ? "the driver shows no GPU" : ""};
+  cudaGetLastError();
+  switch (status) {
+    case cudaErrorStubLibrary:
+    case cudaErrorInsufficientDriver:
+      return {0, "there is no NVIDIA driver, or one older than this build's CUDA"};
+    case cudaErrorNoDevice:
+      return {0, "the driver shows no GPU"};
+    default:
+      return {0, std::string("the driver does not work: ") + cudaGetErrorName(status)};
+  }
+}
+
+// Whether one of the architectures this addon was built for ("90a-real;100a-real") runs on a
+// capability. The "a" targets run on their own capability only.
+bool BuiltFor(int capability) {
+  const std::string built = std::string(MOE_EP_CUDA_ARCHITECTURES) + ";";
+  const std::string wanted = std::to_string(capability);
+  for (size_t begin = 0, end; (end = built.find(';', begin)) != std::string::npos;
+       begin = end + 1) {
+    const std::string architecture = built.substr(begin, end - begin);
+    if (architecture.starts_with(wanted)) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+const Probe& ProbeDevices() {
+  static const Probe probe = AskDriver();
+  return probe;
+}
+
+Properties PropertiesOf(int ordinal) {
+  cudaDeviceProp p;
+  Check(cudaGetDeviceProperties(&p, ordinal), "cudaGetDeviceProperties");
+  Properties properties = {p.name, p.totalGlobalMem, p.multiProcessorCount, p.major * 10 + p.minor,
+                           ""};
+  if (!BuiltFor(properties.capability)) {
+    properties.unavailable = "this build has code for " + std::string(MOE_EP_CUDA_ARCHITECTURES) +
+                             ", " + properties.name + " is of compute capability " +
+                             std::to_string(p.major) + "." + std::to_string(p.minor) +
+                             "; build with CUDAARCHS";
+  }
+  return properties;
+}
+
+Device& Device::Get(int ordinal) {
+  // Never destroyed: at the end of the process the driver may be gone before statics are.
+  static std::array<Device*, kMaxDevices> devices{};
+  static std::mutex mutex;
+  std::lock_guard lock(mutex);
+  if (devices.at(ordinal) == nullptr) devices[ordinal] = new Device(ordinal);
+  return *devices[ordinal];
+}
+
+Device::Device(int ordinal)
+    : ordinal_(ordinal),
+      memory_(
+          [](uint64_t bytes) -> void* {
+            void* segment = nullptr;
+            if (cudaMalloc(&segment, bytes) == cudaSuccess) return segment;
+            cudaGetLastError();
+            return nullptr;
+          },
+          [](void* segment) { cudaFree(segment); }, kSegmentBytes),
+      pinned_(
+          [](uint64_t bytes) -> void* {
+            void* segment = nullptr;
+            const unsigned flags = cudaHostAllocPortable | cudaHostAllocMapped;
+            if (cudaHostAlloc(&segment, bytes, flags) == cudaSuccess) return segment;
+            cudaGetLastError();
+            return nullptr;
+          },
+          [](void* segment) { cudaFreeHost(segment); }, kPinnedSegmentBytes) {
+  MakeCurrent();
+  Check(cudaStreamCreateWithFlags(&auxiliary_, cudaStreamNonBlocking), "cudaStreamCreate");
+  Base base = {NewEvent(), 0, 0};
+  Check(cudaEventRecord(base.event.get(), auxiliary_), "cudaEventRecord");
+  Check(cudaStreamSynchronize(auxiliary_), "cudaStreamSynchronize");
+  base.recorded_at = base.time = HostNanoseconds();
+  bases_.push_back(std::move(base));
+}
+
+void Device::MakeCurrent() const { Check(cudaSetDevice(ordinal_), "cudaSetDevice"); }
+
+template <typename Attempt>
+void* Device::AllocateOrMakeRoom(Attempt allocate) {
+  MakeCurrent();
+  if (void* memory = allocate()) return memory;
+  // What was given back may only wait for the device: that is worth waiting for, once.
+  Poll();
+  Check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+  Poll();
+  if (void* memory = allocate()) return memory;
+  memory_.Trim();
+  pinned_.Trim();
+  if (void* memory = allocate()) return memory;
+  throw std::bad_alloc();
+}
+
+void* Device::Allocate(uint64_t bytes) {
+  Poll();
+  return AllocateOrMakeRoom([&] { return memory_.Allocate(bytes); });
+}
+
+void* Device::AllocateZeroed(uint64_t bytes) {
+  void* memory = Allocate(bytes);
+  Check(cudaMemsetAsync(memory, 0, bytes, auxiliary_), "cudaMemsetAsync");
+  Check(cudaStreamSynchronize(auxiliary_), "cudaStreamSynchronize");
+  return memory;
+}
+
+void* Device::AllocatePinned(uint64_t bytes) {
+  return AllocateOrMakeRoom([&] { return pinned_.Allocate(bytes); });
+}
+
+EventPtr Device::NewEvent() {
+  cudaEvent_t event = nullptr;
+  {
+    std::lock_guard lock(events_mutex_);
+    if (!free_events_.empty()) {
+      event = free_events_.back();
+      free_events_.pop_back();
+    }
+  }
+  if (event == nullptr) {
+    MakeCurrent();
+    Check(cudaEventCreateWithFlags(&event, cudaEventBlockingSync), "cudaEventCreate");
+  }
+  return EventPtr(event, [this](cudaEvent_t done) {
+    std::lock_guard lock(events_mutex_);
+    free_events_.push_back(done);
+  });
+}
+
+void Device::Add(const std::shared_ptr<Submitter>& submitter) {
+  std::lock_guard lock(mutex_);
+  std::erase_if(submitters_, [](const auto& known) { return known.expired(); });
+  submitters_.push_back(submitter);
+}
+
+void Device::Retire(std::function<void()> then) {
+  std::lock_guard lock(mutex_);
+  pending_.push_back(std::move(then));
+}
+
+// What is pending becomes a batch that goes when every stream has passed its present end.
+void Device::Seal() {
+  Batch batch;
+  std::vector<std::shared_ptr<Submitter>> submitters;
+  {
+    std::lock_guard lock(mutex_);
+    if (pending_.empty()) return;
+    batch.releases.swap(pending_);
+    for (const auto& known : submitters_) {
+      if (auto submitter = known.lock()) submitters.push_back(std::move(submitter));
+    }
+  }
+  for (const auto& submitter : submitters) {
+    if (EventPtr marker = submitter->Marker()) batch.markers.push_back(std::move(marker));
+  }
+  std::lock_guard lock(mutex_);
+  batches_.push_back(std::move(batch));
+}
+
+void Device::Poll() {
+  MakeCurrent();
+  bool seal = false;
+  {
+    std::lock_guard lock(mutex_);
+    seal = batches_.empty() || pending_.size() >= kPendingLimit;
+  }
+  if (seal) Seal();
+  while (true) {
+    Batch done;
+    {
+      std::lock_guard lock(mutex_);
+      if (batches_.empty()) return;
+      std::erase_if(batches_.front().markers, [](const EventPtr& marker) {
+        const bool passed = cudaEventQuery(marker.get()) != cudaErrorNotReady;
+        cudaGetLastError();
+        return passed;
+      });
+      if (!batches_.front().markers.empty()) return;
+      done = std::move(batches_.front());
+      batches_.pop_front();
+    }
+    for (const auto& release : done.releases) release();
+  }
+}
+
+size_t Device::CurrentBase() {
+  std::lock_guard lock(times_mutex_);
+  const int64_t now = HostNanoseconds();
+  if (now - bases_.back().recorded_at > kBaseAge) {
+    Base base = {NewEvent(), now, 0};
+    if (cudaEventRecord(base.event.get(), auxiliary_) == cudaSuccess)
+      bases_.push_back(std::move(base));
+  }
+  return bases_.size() - 1;
+}
+
+int64_t Device::TimeOf(cudaEvent_t event, size_t base) {
+  std::lock_guard lock(times_mutex_);
+  float milliseconds = 0;
+  size_t known = base;
+  while (bases_[known].time == 0) --known;
+  for (; known < base; ++known) {
+    Base& next = bases_[known + 1];
+    Check(cudaEventSynchronize(next.event.get()), "cudaEventSynchronize");
+    Check(cudaEventElapsedTime(&milliseconds, bases_[known].event.get(), next.event.get()),
+          "cudaEventElapsedTime");
+    next.time = bases_[known].time + static_cast<int64_t>(milliseconds * 1e6);
+  }
+  Check(cudaEventElapsedTime(&milliseconds, bases_[base].event.get(), event),
+        "cudaEventElapsedTime");
+  return bases_[base].time + static_cast<int64_t>(static_cast<double>(milliseconds) * 1e6);
+}
+
+}  // namespace cuda
+}  // namespace moe_ep

@@ -1,0 +1,117 @@
+// One CUDA device: its memory, the events that streams use, and the rule by which memory is given
+// back: when all work that was enqueued before is done.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "cuda/arena.h"
+
+namespace moe_ep::cuda {
+
+// An event of the runtime, from the device's pool and back to it.
+using EventPtr = std::shared_ptr<CUevent_st>;
+
+// Whoever enqueues work on the device.
+class Submitter {
+ public:
+  virtual ~Submitter() = default;
+  // An event behind all work enqueued so far; null when there was none.
+  virtual EventPtr Marker() = 0;
+};
+
+// What the driver says: `count` devices, or why there are none.
+struct Probe {
+  int count;
+  std::string reason;
+};
+const Probe& ProbeDevices();
+
+struct Properties {
+  std::string name;
+  uint64_t memory_bytes;
+  int multiprocessors;
+  int capability;           // 90 for 9.0
+  std::string unavailable;  // why this build cannot use it; empty when it can
+};
+Properties PropertiesOf(int ordinal);
+
+class Device {
+ public:
+  // A device that ProbeDevices() counts. Lives as long as the process. Throws.
+  static Device& Get(int ordinal);
+
+  int ordinal() const { return ordinal_; }
+  // For the calling thread.
+  void MakeCurrent() const;
+  // A stream for short work of the library itself.
+  cudaStream_t auxiliary() const { return auxiliary_; }
+
+  // Not zeroed; throws std::bad_alloc.
+  void* Allocate(uint64_t bytes);
+  // Zeroed when this returns.
+  void* AllocateZeroed(uint64_t bytes);
+  void* AllocatePinned(uint64_t bytes);
+  // Both at once: call them through Retire where work may use the memory.
+  void Free(void* memory) { memory_.Free(memory); }
+  void FreePinned(void* memory) { pinned_.Free(memory); }
+  Arena::Use memory_use() { return memory_.use(); }
+
+  EventPtr NewEvent();
+
+  // Calls `then` once all work that was enqueued so far is done; on any thread that uses the
+  // device.
+  void Retire(std::function<void()> then);
+  // Looks whether retired things can go. Not while locks of streams are held.
+  void Poll();
+
+  void Add(const std::shared_ptr<Submitter>& submitter);
+
+  // The host's monotonic nanoseconds at which a completed event was reached. `base` is what
+  // CurrentBase() gave when it was recorded.
+  size_t CurrentBase();
+  int64_t TimeOf(cudaEvent_t event, size_t base);
+
+ private:
+  explicit Device(int ordinal);
+  template <typename Attempt>
+  void* AllocateOrMakeRoom(Attempt allocate);
+  void Seal();
+
+  struct Batch {
+    std::vector<EventPtr> markers;
+    std::vector<std::function<void()>> releases;
+  };
+  // A point of known time from which others are measured: differences of events are exact only when
+  // they are short.
+  struct Base {
+    EventPtr event;
+    int64_t recorded_at;  // host's clock, about
+    int64_t time;         // 0: not known yet
+  };
+
+  const int ordinal_;
+  cudaStream_t auxiliary_ = nullptr;
+  Arena memory_;
+  Arena pinned_;
+
+  std::mutex mutex_;
+  std::vector<std::weak_ptr<Submitter>> submitters_;
+  std::vector<std::function<void()>> pending_;
+  std::deque<Batch> batches_;
+
+  std::mutex events_mutex_;
+  std::vector<cudaEvent_t> free_events_;
+
+  std::mutex times_mutex_;
+  std::deque<Base> bases_;
+};
+
+}  // namespace moe_ep::cuda

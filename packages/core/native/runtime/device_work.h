@@ -1,0 +1,12 @@
+// What device-neutral code asks of the cuda devices. A build without CUDA has no such devices and
+// never calls it.
+#pragma once
+
+#include <functional>
+
+namespace moe_ep {
+
+// Calls `then`, on any thread, once all work that was enqueued on the CUDA device so far is done.
+void RunWhenDeviceIsDone(int device, std::function<void()> then);
+
+}  // namespace moe_ep

@@ -1,0 +1,8 @@
+// In place of cuda/ where core is built without CUDA.
+#include "runtime/device_work.h"
+
+namespace moe_ep {
+
+void RunWhenDeviceIsDone(int, std::function<void()> then) { then(); }
+
+}  // namespace moe_ep

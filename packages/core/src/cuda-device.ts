@@ -1,0 +1,98 @@
+import { type AllocateOptions, Device, requireByteLength, requireCuda } from './device.js'
+import { argumentError } from './error.js'
+import { Memory } from './memory.js'
+import { native, type NativeCudaDevice } from './native.js'
+import { Stream } from './stream.js'
+
+/** A GPU. Its memory comes from an arena that grows in large steps and is given back to it, not to the driver. */
+export class CudaDevice extends Device {
+  readonly name: string
+  readonly kind = 'cuda'
+  readonly ordinal: number
+  /** Such as `NVIDIA H200`. */
+  readonly gpu: string
+  readonly memoryBytes: number
+  readonly multiprocessors: number
+
+  /** @internal Use `getDevice`. */
+  constructor(ordinal: number, facts: NativeCudaDevice) {
+    super()
+    this.name = `cuda:${ordinal}`
+    this.ordinal = ordinal
+    this.gpu = facts.gpu
+    this.memoryBytes = facts.memoryBytes
+    this.multiprocessors = facts.multiprocessors
+  }
+
+  /** A new CUDA stream, which does not wait for the default stream. The number of threads means nothing here. */
+  createStream(): Stream {
+    return new Stream(this, 1, native().cudaCreateStream(this.ordinal))
+  }
+
+  /**
+   * A stream over a `cudaStream_t` that somebody else made and keeps until this one was closed and awaited; 0n is CUDA's default
+   * stream. Work may be captured by its owner too: then operations become part of that graph, and what they use must outlive it.
+   */
+  wrapStream(handle: bigint): Stream {
+    if (typeof handle !== 'bigint' || handle < 0n) throw argumentError('handle', 'a cudaStream_t as a bigint', handle)
+    return new Stream(this, 1, native().cudaWrapStream(this.ordinal, handle))
+  }
+
+  override allocate(byteLength: number, options: AllocateOptions = {}): Memory {
+    const { zeroed = true, stream } = options
+    requireByteLength(byteLength)
+    if (stream !== undefined && stream.device !== this) throw argumentError('stream', `a stream of ${this}`, stream)
+    return new Memory(this, native().cudaAllocate(this.ordinal, byteLength, stream?.handle, zeroed))
+  }
+
+  /**
+   * Zeroed memory of the host that the device reads and writes directly: a tensor in it is a cpu tensor, and copies to and from it
+   * are the fastest.
+   * @throws ERR_MOE_EP_OUT_OF_MEMORY.
+   */
+  allocatePinned(host: Device, byteLength: number): Memory {
+    return new Memory(host, native().cudaAllocatePinned(this.ordinal, requireByteLength(byteLength)))
+  }
+
+  /** Bytes that the arena took from the driver, and those of them that are in use. */
+  get memoryUse(): { readonly reservedBytes: number; readonly usedBytes: number } {
+    return native().cudaMemoryUse(this.ordinal)
+  }
+
+  /**
+   * Zeroed memory of its own, outside of the arena, that other processes can map.
+   * @throws ERR_MOE_EP_OUT_OF_MEMORY; ERR_MOE_EP_INTERNAL when the driver cannot.
+   */
+  allocateExportable(byteLength: number): Memory {
+    return new Memory(this, native().cudaAllocateExportable(this.ordinal, requireByteLength(byteLength)))
+  }
+
+  /**
+   * Maps memory that another process made with {@link allocateExportable}. The mapping outlives that process.
+   * @param descriptor what {@link exportMemory} gave there, in this process (sent over a Unix socket); it can be closed afterwards.
+   * @param byteLength the same as there.
+   */
+  importMemory(descriptor: number, byteLength: number): Memory {
+    return new Memory(this, native().cudaImportMemory(this.ordinal, descriptor, requireByteLength(byteLength)))
+  }
+
+  /** Whether kernels of this device can use the memory of `peer`. */
+  canAccessPeer(peer: Device): boolean {
+    requireCuda(peer)
+    return native().cudaCanAccessPeer(this.ordinal, peer.ordinal)
+  }
+
+  /** Lets kernels of this device use memory that `peer` allocates in this process. Once is enough; twice is fine. */
+  enablePeerAccess(peer: Device): void {
+    requireCuda(peer)
+    native().cudaEnablePeerAccess(this.ordinal, peer.ordinal)
+  }
+}
+
+/**
+ * A file descriptor for memory of `allocateExportable`, which the caller closes.
+ * @throws ERR_MOE_EP_ARGUMENT for other memory.
+ */
+export function exportMemory(memory: Memory): number {
+  return native().cudaExportMemory(memory.handle)
+}
