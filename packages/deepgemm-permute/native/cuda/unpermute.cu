@@ -19,9 +19,11 @@ namespace {
 constexpr uint64_t kScratchKey = 0x756e7065726d7574;  // this file's
 constexpr int64_t kFewSlots = 2048;
 constexpr int kThreads = 128;  // that sum a token
-constexpr int kBlocks = 6;     // on a multiprocessor
+constexpr int kBlocks = 8;     // on a multiprocessor
 constexpr int kCheckThreads = 256;
 constexpr int kColumnThreads = 256;
+
+constexpr int64_t kMostColumns = int64_t{1} << 30;  // of rows in whole vectors
 
 constexpr int64_t kNoRow = -1;
 constexpr int64_t kBadRow = -2;
@@ -146,20 +148,25 @@ __device__ __forceinline__ TokenSlots Resolve(const ReduceArguments& a, const Sl
   return {.row = RowOf(a, slot.id, slot.row), .weight = slot.weight};
 }
 
+struct ExpertRows {
+  const uint8_t* data;
+  int64_t row_bytes;
+};
+
 // The rows of the lowest kRows lanes of `lanes`, which this removes.
 template <int kRows>
 struct Terms {
   const uint4* row[kRows];
   float weight[kRows];
 
-  __device__ __forceinline__ Terms(const ReduceArguments& a, const TokenSlots& slots,
+  __device__ __forceinline__ Terms(const ExpertRows& rows, const TokenSlots& slots,
                                    uint32_t* lanes) {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       const int lane = __ffs(static_cast<int>(*lanes)) - 1;
       *lanes &= *lanes - 1;
       row[r] = reinterpret_cast<const uint4*>(
-          a.rows + __shfl_sync(kAllLanes, slots.row, lane) * a.row_bytes);
+          rows.data + __shfl_sync(kAllLanes, slots.row, lane) * rows.row_bytes);
       weight[r] = __shfl_sync(kAllLanes, slots.weight, lane);
     }
   }
@@ -170,45 +177,55 @@ template <DType in, DType out>
 constexpr int kSumBytes =
     kVectorElements<in> * static_cast<int>(sizeof(typename ReducedElement<out>::Storage));
 
-// The sum of kRows rows: all of them, and several vectors of each, are under way at once.
+// The sum of kRows rows: all of them, and several vectors of each, are under way at once. A function
+// of its own: together in one, the cases would keep each other out of the registers.
 template <DType in, DType out, int kRows>
-__device__ __forceinline__ void SumRows(const ReduceArguments& a, const TokenSlots& slots,
-                                        uint32_t lanes, uint8_t* to, int64_t num_vectors) {
+__device__ __noinline__ void SumRows(ExpertRows rows, TokenSlots slots, uint32_t lanes,
+                                     uint8_t* to, int num_vectors) {
   constexpr int kTogether = kRows > 4 ? 1 : 8 / kRows;
-  const Terms<kRows> terms(a, slots, &lanes);
-  for (int64_t first = threadIdx.x; first < num_vectors; first += kTogether * kThreads) {
+  constexpr int kStep = kTogether * kThreads;
+  Terms<kRows> terms(rows, slots, &lanes);
+  const auto thread = static_cast<int>(threadIdx.x);
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) terms.row[r] += thread;
+  to += thread * kSumBytes<in, out>;
+  // Addresses advance, so that those of one turn differ by constants.
+#pragma unroll 1
+  for (int left = num_vectors - thread; left > 0; left -= kStep) {
     uint4 vector[kTogether][kRows];
 #pragma unroll
     for (int i = 0; i < kTogether; ++i) {
-      const int64_t v = first + i * kThreads;
-      if (v >= num_vectors) continue;
+      // Past the end the last vector again, instead of a branch between the loads.
+      const int offset = i * kThreads < left ? i * kThreads : left - 1;
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) vector[i][r] = LoadOnce(terms.row[r] + v);
+      for (int r = 0; r < kRows; ++r) vector[i][r] = LoadOnce(terms.row[r] + offset);
     }
 #pragma unroll
     for (int i = 0; i < kTogether; ++i) {
-      const int64_t v = first + i * kThreads;
-      if (v >= num_vectors) continue;
+      if (left <= i * kThreads) continue;
       float sums[kVectorElements<in>] = {};
 #pragma unroll
       for (int r = 0; r < kRows; ++r) AccumulateVector<in>(sums, terms.weight[r], vector[i][r]);
-      StoreSums<out>(to + v * kSumBytes<in, out>, sums);
+      StoreSums<out>(to + i * kThreads * kSumBytes<in, out>, sums);
     }
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) terms.row[r] += kStep;
+    to += kStep * kSumBytes<in, out>;
   }
 }
 
 // The sum of any number of rows, four at a time.
 template <DType in, DType out>
-__device__ __noinline__ void SumManyRows(const ReduceArguments& a, const TokenSlots& slots,
-                                         uint32_t lanes, uint8_t* to, int64_t num_vectors) {
+__device__ __noinline__ void SumManyRows(ExpertRows rows, TokenSlots slots, uint32_t lanes,
+                                         uint8_t* to, int num_vectors) {
   constexpr int kTogether = 4;
   // Lanes stay together: they hand each other the rows.
-  for (int64_t first = 0; first < num_vectors; first += kThreads) {
-    const int64_t v = first + threadIdx.x;
+  for (int first = 0; first < num_vectors; first += kThreads) {
+    const int v = first + static_cast<int>(threadIdx.x);
     float sums[kVectorElements<in>] = {};
     uint32_t left = lanes;
     const auto add = [&]<int kRows>() {
-      const Terms<kRows> terms(a, slots, &left);
+      const Terms<kRows> terms(rows, slots, &left);
       if (v >= num_vectors) return;
       uint4 vector[kRows];
 #pragma unroll
@@ -227,26 +244,27 @@ __device__ __forceinline__ void SumToken(const ReduceArguments& a, int64_t token
                                          const TokenSlots& slots) {
   const uint32_t lanes = __ballot_sync(kAllLanes, slots.row >= 0);
   uint8_t* const to = a.out + token * a.out_row_bytes;
-  const int64_t num_vectors = a.hidden / kVectorElements<in>;
+  const ExpertRows rows{.data = a.rows, .row_bytes = a.row_bytes};
+  const auto num_vectors = static_cast<int>(a.hidden / kVectorElements<in>);
   switch (__popc(lanes)) {
     case 1:
-      return SumRows<in, out, 1>(a, slots, lanes, to, num_vectors);
+      return SumRows<in, out, 1>(rows, slots, lanes, to, num_vectors);
     case 2:
-      return SumRows<in, out, 2>(a, slots, lanes, to, num_vectors);
+      return SumRows<in, out, 2>(rows, slots, lanes, to, num_vectors);
     case 3:
-      return SumRows<in, out, 3>(a, slots, lanes, to, num_vectors);
+      return SumRows<in, out, 3>(rows, slots, lanes, to, num_vectors);
     case 4:
-      return SumRows<in, out, 4>(a, slots, lanes, to, num_vectors);
+      return SumRows<in, out, 4>(rows, slots, lanes, to, num_vectors);
     case 5:
-      return SumRows<in, out, 5>(a, slots, lanes, to, num_vectors);
+      return SumRows<in, out, 5>(rows, slots, lanes, to, num_vectors);
     case 6:
-      return SumRows<in, out, 6>(a, slots, lanes, to, num_vectors);
+      return SumRows<in, out, 6>(rows, slots, lanes, to, num_vectors);
     case 7:
-      return SumRows<in, out, 7>(a, slots, lanes, to, num_vectors);
+      return SumRows<in, out, 7>(rows, slots, lanes, to, num_vectors);
     case 8:
-      return SumRows<in, out, 8>(a, slots, lanes, to, num_vectors);
+      return SumRows<in, out, 8>(rows, slots, lanes, to, num_vectors);
     default:
-      return SumManyRows<in, out>(a, slots, lanes, to, num_vectors);
+      return SumManyRows<in, out>(rows, slots, lanes, to, num_vectors);
   }
 }
 
@@ -324,7 +342,8 @@ void LaunchSums(const Exec& exec, const ReduceArguments& a) {
   const bool overlaps = a.state != nullptr;
   const auto places = reinterpret_cast<uintptr_t>(a.rows) | reinterpret_cast<uintptr_t>(a.out) |
                       static_cast<uintptr_t>(a.row_bytes);
-  if (places % 16 == 0 && a.hidden % kVectorElements<in> == 0 && a.topk <= kWarp) {
+  if (places % 16 == 0 && a.hidden % kVectorElements<in> == 0 && a.topk <= kWarp &&
+      a.hidden < kMostColumns) {
     const dim3 grid = GridFor(a.num_tokens, device, kBlocks);
     const bool claims = a.state != nullptr && a.num_tokens > 2 * int64_t{grid.x};
     Launch(SumKernel<in, out>,
