@@ -83,7 +83,7 @@ Napi::Value EnqueueCountExpertNumTokens(const Napi::CallbackInfo& info) {
   const Tensor out = args.tensor(3);
   return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
     CountExpertNumTokens(exec, ExpertsOf(topk_idx, expert_map, out.numel()), topk_idx.numel(),
-                              topk_idx.size(1), out.data<int32_t>());
+                         topk_idx.size(1), out.data<int32_t>());
   });
 }
 
@@ -108,31 +108,31 @@ Napi::Value EnqueuePermute(const Napi::CallbackInfo& info) {
   return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
     const bool masked = settings.rows_per_expert > 0;
     Permute(exec,
-                 {
-                     .placement =
-                         {
-                             .experts = ExpertsOf(topk_idx, expert_map, expert_num_tokens.numel()),
-                             .num_tokens = topk_idx.size(0),
-                             .topk = topk_idx.size(1),
-                             .alignment = settings.alignment,
-                             .rows_per_expert = settings.rows_per_expert,
-                             .reserved = reserved.data<int32_t>(),
-                             .capacity = masked ? rows.size(0) * rows.size(1) : rows.size(0),
-                             .foreign_last = settings.foreign_last,
-                         },
-                     .rows = RowsOf(x, rows),
-                     .scales = ScalesOf(scales, out_scales),
-                     .padding_ids = settings.padding_ids,
-                     .zero_rows = settings.zero_rows,
-                     .zero_scales = settings.zero_scales,
-                 },
-                 {
-                     .row_of_slot = inverse_permutation.data<int32_t>(),
-                     .expert_start = expert_start.data<int64_t>(),
-                     .expert_end = expert_end.data<int32_t>(),
-                     .expert_num_tokens = expert_num_tokens.data<int32_t>(),
-                 },
-                 expert_ids.data<int32_t>());
+            {
+                .placement =
+                    {
+                        .experts = ExpertsOf(topk_idx, expert_map, expert_num_tokens.numel()),
+                        .num_tokens = topk_idx.size(0),
+                        .topk = topk_idx.size(1),
+                        .alignment = settings.alignment,
+                        .rows_per_expert = settings.rows_per_expert,
+                        .reserved = reserved.data<int32_t>(),
+                        .capacity = masked ? rows.size(0) * rows.size(1) : rows.size(0),
+                        .foreign_last = settings.foreign_last,
+                    },
+                .rows = RowsOf(x, rows),
+                .scales = ScalesOf(scales, out_scales),
+                .padding_ids = settings.padding_ids,
+                .zero_rows = settings.zero_rows,
+                .zero_scales = settings.zero_scales,
+            },
+            {
+                .row_of_slot = inverse_permutation.data<int32_t>(),
+                .expert_start = expert_start.data<int64_t>(),
+                .expert_end = expert_end.data<int32_t>(),
+                .expert_num_tokens = expert_num_tokens.data<int32_t>(),
+            },
+            expert_ids.data<int32_t>());
   });
 }
 
@@ -151,20 +151,20 @@ Napi::Value EnqueueUnpermuteAndReduce(const Napi::CallbackInfo& info) {
     std::optional<LocalExperts> experts;
     if (topk_idx) experts = ExpertsOf(topk_idx, expert_map, kAnyNumberOfExperts);
     UnpermuteAndReduce(exec, {
-                                      .experts = experts,
-                                      .num_valid_rows = num_valid_rows.data<int64_t>(),
-                                      .row_of_slot = inverse_permutation.data<int32_t>(),
-                                      .weights = weights.data<float>(),
-                                      .num_tokens = weights.size(0),
-                                      .topk = weights.size(1),
-                                      .hidden = out.size(1),
-                                      .rows = rows.data(),
-                                      .rows_dtype = rows.dtype(),
-                                      .row_stride = rows.stride(0),
-                                      .num_rows = rows.size(0),
-                                      .out = out.data(),
-                                      .out_dtype = out.dtype(),
-                                  });
+                                 .experts = experts,
+                                 .num_valid_rows = num_valid_rows.data<int64_t>(),
+                                 .row_of_slot = inverse_permutation.data<int32_t>(),
+                                 .weights = weights.data<float>(),
+                                 .num_tokens = weights.size(0),
+                                 .topk = weights.size(1),
+                                 .hidden = out.size(1),
+                                 .rows = rows.data(),
+                                 .rows_dtype = rows.dtype(),
+                                 .row_stride = rows.stride(0),
+                                 .num_rows = rows.size(0),
+                                 .out = out.data(),
+                                 .out_dtype = out.dtype(),
+                             });
   });
 }
 

@@ -51,9 +51,7 @@ export function scalesFor(
   const shape = [...lead, columns]
   const outDtype = packScales ? 'i32' : scales.dtype
   if (out === undefined) {
-    return scaleLayout === 'row'
-      ? Tensor.empty(shape, outDtype, device)
-      : columnMajor(shape, outDtype, device)
+    return scaleLayout === 'row' ? Tensor.empty(shape, outDtype, device) : columnMajor(shape, outDtype, device)
   }
   requireTensor('out.scales', out, { dtype: outDtype, shape, contiguous: false, device })
   requireApart('out.scales', out)

@@ -12,8 +12,7 @@ bool RequireReserved(const Exec& exec, const PlacementRequest& request, const Sl
   for (int64_t expert = 0; expert < request.experts.num_local; ++expert) {
     const int64_t total = slots.Total(expert);
     if (request.reserved[expert] >= total) continue;
-    exec.Fail("ERR_MOE_EP_ARGUMENT",
-              messages::Reserved(total, expert, request.reserved[expert]));
+    exec.Fail("ERR_MOE_EP_ARGUMENT", messages::Reserved(total, expert, request.reserved[expert]));
     return false;
   }
   return true;

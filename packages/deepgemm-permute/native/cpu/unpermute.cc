@@ -102,9 +102,9 @@ int64_t FirstBadSlot(const Exec& exec, const UnpermuteRequest& request) {
 void FailForBadSlot(const Exec& exec, const UnpermuteRequest& request, int64_t slot) {
   if (request.experts.has_value() && (*request.experts)[slot] == kInvalidExpert)
     return FailForSlot(exec, *request.experts, slot, request.topk);
-  exec.Fail("ERR_MOE_EP_ARGUMENT", messages::InversePermutation(
-                                       request.num_rows, request.row_of_slot[slot],
-                                       slot / request.topk, slot % request.topk));
+  exec.Fail("ERR_MOE_EP_ARGUMENT",
+            messages::InversePermutation(request.num_rows, request.row_of_slot[slot],
+                                         slot / request.topk, slot % request.topk));
 }
 
 // The rows and weights of one token's slots, in slot order.

@@ -90,8 +90,8 @@ struct BulkMover {
   __device__ BulkMover(const MoveArguments& arguments, uint8_t* shared, int mover)
       : move(arguments),
         stages(shared + mover * kStages * int64_t{arguments.stage_bytes}),
-        control(reinterpret_cast<Control*>(shared + kMovers * kStages *
-                                                        int64_t{arguments.stage_bytes}) +
+        control(reinterpret_cast<Control*>(shared +
+                                           kMovers * kStages * int64_t{arguments.stage_bytes}) +
                 mover) {}
 
   __device__ void Start() {
@@ -241,8 +241,7 @@ struct PlainMover {
       for (int i = 0; i < kTogether; ++i)
         if (begin + i * kWarp < vectors) vector[i] = LoadOne(source + begin + i * kWarp);
       for (uint32_t left = places; left != 0; left &= left - 1) {
-        const int64_t place =
-            __shfl_sync(kAllLanes, row, __ffs(static_cast<int>(left)) - 1);
+        const int64_t place = __shfl_sync(kAllLanes, row, __ffs(static_cast<int>(left)) - 1);
         auto* const target = reinterpret_cast<Vector*>(to + place * bytes);
 #pragma unroll
         for (int i = 0; i < kTogether; ++i)

@@ -122,8 +122,7 @@ __device__ bool PlaceInBlock(const PlanArguments& a, const SmallMemory& memory) 
   __syncthreads();
 
   // Whole rounds for every warp.
-  const int64_t rounds =
-      (a.num_slots + kSmallWarps * kWarp - 1) / (kSmallWarps * kWarp);
+  const int64_t rounds = (a.num_slots + kSmallWarps * kWarp - 1) / (kSmallWarps * kWarp);
   const int64_t begin = warp * rounds * kWarp;
   const int64_t behind = begin + rounds * kWarp;
   const int64_t end = behind < a.num_slots ? behind : a.num_slots;
@@ -150,9 +149,9 @@ __device__ bool PlaceInBlock(const PlanArguments& a, const SmallMemory& memory) 
     if (slot >= end) break;
     const int32_t group = slots.group[r];
     memory.rows[slot] =
-        group < 0 ? -1
-                  : memory.starts[group] +
-                        static_cast<int32_t>(counts.At(warp, group) + slots.rank[r]);
+        group < 0
+            ? -1
+            : memory.starts[group] + static_cast<int32_t>(counts.At(warp, group) + slots.rank[r]);
   }
   __syncthreads();
   return true;
@@ -168,11 +167,10 @@ __global__ void __launch_bounds__(kSmallWarps* kWarp)
   const int64_t index = int64_t{warp} * gridDim.x + blockIdx.x;
   const SmallMemory memory(shared + Mover::SharedBytes(a.move), a.plan.num_slots,
                            a.plan.num_groups);
-  const SharedRows rows{
-      memory.rows,
-      {memory.starts, reinterpret_cast<const int32_t*>(memory.totals),
-       a.plan.request.experts.num_local},
-      a.plan.num_slots};
+  const SharedRows rows{memory.rows,
+                        {memory.starts, reinterpret_cast<const int32_t*>(memory.totals),
+                         a.plan.request.experts.num_local},
+                        a.plan.num_slots};
   const bool moves = warp < Mover::kMovers;
   const int64_t slot = moves ? SlotOfLane(a.move, index, Lane()) : -1;
   const bool eager = a.move.num_tokens <= kEagerTokens;
@@ -225,7 +223,8 @@ MoveArguments MoveOf(const PermuteRequest& request, bool scales_travel, int64_t 
   move.num_tokens = placement.num_tokens;
   move.topk = placement.topk;
   move.width = static_cast<int32_t>(std::clamp<int64_t>(placement.topk, 1, kWarp));
-  move.units_per_token = static_cast<int32_t>(std::max<int64_t>(1, (placement.topk + kWarp - 1) / kWarp));
+  move.units_per_token =
+      static_cast<int32_t>(std::max<int64_t>(1, (placement.topk + kWarp - 1) / kWarp));
   if (rows.row_bytes > 0 && placement.topk > 0)
     move.num_units = placement.num_tokens * move.units_per_token;
   // Small batches where there is too little work to go round.
@@ -386,8 +385,8 @@ void Permute(const Exec& exec, const PermuteRequest& request, const Placement& p
                     IsAligned(rows.to, 0, 0);
   const bool scales_travel = ScalesTravel(request.scales, rows.row_bytes > 0);
   const int movers = bulk ? BulkMover::kMovers : PlainMover::kMovers;
-  MoveArguments move = MoveOf(request, scales_travel,
-                              int64_t{movers} * Multiprocessors(exec.device()));
+  MoveArguments move =
+      MoveOf(request, scales_travel, int64_t{movers} * Multiprocessors(exec.device()));
   const TileWork work = WorkOf(request, placement, expert_ids, scales_travel);
   if (bulk) {
     SplitIntoPieces(&move);

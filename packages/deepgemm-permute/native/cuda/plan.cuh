@@ -68,7 +68,8 @@ __device__ inline uint32_t SumChunks(uint32_t* counts, int64_t num_chunks) {
 }
 
 template <int kRounds>
-__global__ void __launch_bounds__(kPlanWarps* kWarp) PlanKernel(const __grid_constant__ PlanArguments a) {
+__global__ void __launch_bounds__(kPlanWarps* kWarp)
+    PlanKernel(const __grid_constant__ PlanArguments a) {
   extern __shared__ uint32_t shared[];
   __shared__ bool is_last;
   cudaTriggerProgrammaticLaunchCompletion();
@@ -77,9 +78,8 @@ __global__ void __launch_bounds__(kPlanWarps* kWarp) PlanKernel(const __grid_con
   const int warp = WarpOfBlock();
   const int64_t chunk = blockIdx.x;
   const int64_t num_chunks = gridDim.x;
-  const WarpCounts counts = a.counts_in_shared
-                                ? WarpCounts{shared, 1, a.num_groups}
-                                : WarpCounts{a.prefix + chunk, num_chunks, 0};
+  const WarpCounts counts = a.counts_in_shared ? WarpCounts{shared, 1, a.num_groups}
+                                               : WarpCounts{a.prefix + chunk, num_chunks, 0};
   // Counts that are not in shared memory are those of a single warp.
   const int64_t num_counts = a.counts_in_shared ? num_warps * a.num_groups : a.num_groups;
   for (int64_t i = threadIdx.x; i < num_counts; i += blockDim.x) counts.At(0, i) = 0;
@@ -89,9 +89,8 @@ __global__ void __launch_bounds__(kPlanWarps* kWarp) PlanKernel(const __grid_con
   RankedSlots<kRounds> slots;
   RankSlots<kRounds>(a.groups, begin, a.num_slots, warp, counts, &a.state->bad, &slots);
   __syncthreads();
-  StartWarps(counts, num_warps, a.num_groups, [&](int64_t group, uint32_t total) {
-    a.prefix[group * num_chunks + chunk] = total;
-  });
+  StartWarps(counts, num_warps, a.num_groups,
+             [&](int64_t group, uint32_t total) { a.prefix[group * num_chunks + chunk] = total; });
   __syncthreads();
   if (a.words != nullptr) {
 #pragma unroll
@@ -101,9 +100,9 @@ __global__ void __launch_bounds__(kPlanWarps* kWarp) PlanKernel(const __grid_con
       const int32_t group = slots.group[r];
       // A single warp's ranks are the block's already, and its counts may lie where totals do.
       const uint32_t before = group < 0 || num_warps == 1 ? 0 : counts.At(warp, group);
-      a.words[slot] = group < 0 ? ChunkedRows::kNoWord
-                                : (static_cast<uint32_t>(group) << a.shift) |
-                                      (before + slots.rank[r]);
+      a.words[slot] = group < 0
+                          ? ChunkedRows::kNoWord
+                          : (static_cast<uint32_t>(group) << a.shift) | (before + slots.rank[r]);
     }
   }
 

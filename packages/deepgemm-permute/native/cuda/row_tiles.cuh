@@ -75,8 +75,7 @@ __device__ inline void MoveScalesOfTile(const Rows& rows, const TileArguments& a
   constexpr int kTogether = 4;
   const ScaleMove& move = arguments.scales;
   const int lane = Lane();
-  const int64_t last =
-      first + kWarp < arguments.capacity ? first + kWarp : arguments.capacity;
+  const int64_t last = first + kWarp < arguments.capacity ? first + kWarp : arguments.capacity;
   __syncwarp();
   memory->token[lane] = -1;
   const int64_t row = first + lane;
@@ -90,10 +89,10 @@ __device__ inline void MoveScalesOfTile(const Rows& rows, const TileArguments& a
 
   const auto columns = static_cast<uint32_t>(move.to_columns());
   const bool by_rows = move.to_row_stride < move.to_column_stride;
-  const bool words = move.pack && move.from_column_stride == 1 &&
-                     ((reinterpret_cast<uintptr_t>(move.from) |
-                       static_cast<uintptr_t>(move.from_row_stride)) &
-                      3u) == 0;
+  const bool words =
+      move.pack && move.from_column_stride == 1 &&
+      ((reinterpret_cast<uintptr_t>(move.from) | static_cast<uintptr_t>(move.from_row_stride)) &
+       3u) == 0;
   const int64_t elements = int64_t{kWarp} * columns;
   for (int64_t begin = lane; begin < elements; begin += kTogether * kWarp) {
     uint32_t value[kTogether];

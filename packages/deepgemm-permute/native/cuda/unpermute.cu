@@ -87,8 +87,8 @@ __device__ __forceinline__ bool IsBad(const ReduceArguments& a, int64_t slot) {
 __device__ void FailForBadSlot(const ReduceArguments& a, int64_t slot) {
   if (a.has_experts && a.experts[slot] == kInvalidExpert)
     return FailForSlot(a.failure, a.describers, a.experts, slot, a.topk);
-  Fail(a.failure, a.describers.inverse_permutation, a.num_rows, a.row_of_slot[slot],
-       slot / a.topk, slot % a.topk);
+  Fail(a.failure, a.describers.inverse_permutation, a.num_rows, a.row_of_slot[slot], slot / a.topk,
+       slot % a.topk);
 }
 
 __global__ void __launch_bounds__(kCheckThreads)
@@ -165,8 +165,8 @@ struct Terms {
     for (int r = 0; r < kRows; ++r) {
       const int lane = __ffs(static_cast<int>(*lanes)) - 1;
       *lanes &= *lanes - 1;
-      row[r] = reinterpret_cast<const uint4*>(
-          rows.data + __shfl_sync(kAllLanes, slots.row, lane) * rows.row_bytes);
+      row[r] = reinterpret_cast<const uint4*>(rows.data + __shfl_sync(kAllLanes, slots.row, lane) *
+                                                              rows.row_bytes);
       weight[r] = __shfl_sync(kAllLanes, slots.weight, lane);
     }
   }
@@ -177,11 +177,11 @@ template <DType in, DType out>
 constexpr int kSumBytes =
     kVectorElements<in> * static_cast<int>(sizeof(typename ReducedElement<out>::Storage));
 
-// The sum of kRows rows: all of them, and several vectors of each, are under way at once. A function
-// of its own: together in one, the cases would keep each other out of the registers.
+// The sum of kRows rows: all of them, and several vectors of each, are under way at once. A
+// function of its own: together in one, the cases would keep each other out of the registers.
 template <DType in, DType out, int kRows>
-__device__ __noinline__ void SumRows(ExpertRows rows, TokenSlots slots, uint32_t lanes,
-                                     uint8_t* to, int num_vectors) {
+__device__ __noinline__ void SumRows(ExpertRows rows, TokenSlots slots, uint32_t lanes, uint8_t* to,
+                                     int num_vectors) {
   constexpr int kTogether = kRows > 4 ? 1 : 8 / kRows;
   constexpr int kStep = kTogether * kThreads;
   Terms<kRows> terms(rows, slots, &lanes);

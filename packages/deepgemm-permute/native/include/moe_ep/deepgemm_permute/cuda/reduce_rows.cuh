@@ -86,7 +86,8 @@ __device__ __forceinline__ uint32_t StorePair(float low, float high) {
 // sums' bytes where these are fewer.
 template <DType dtype, int kCount>
 __device__ __forceinline__ void StoreSums(void* to, const float (&sums)[kCount]) {
-  constexpr int kWords = kCount * static_cast<int>(sizeof(typename ReducedElement<dtype>::Storage)) / 4;
+  constexpr int kWords =
+      kCount * static_cast<int>(sizeof(typename ReducedElement<dtype>::Storage)) / 4;
   uint32_t words[kWords];
 #pragma unroll
   for (int i = 0; i < kWords; ++i) {
