@@ -1,4 +1,4 @@
-import { argumentError, type DType, dtypes, requireTensor, type Tensor } from '@moe-ep/core'
+import { argumentError, type Device, type DType, dtypes, requireTensor, type Tensor } from '@moe-ep/core'
 
 /** Most rows that i32 row numbers can name. */
 export const maxRows = 2 ** 31 - 1
@@ -19,18 +19,19 @@ export function requireRows(
   }
 }
 
-/** Checks i32 or i64 [M, K]. @throws ERR_MOE_EP_ARGUMENT. */
+/** Checks i32 or i64 [M, K], on a device where one is given. @throws ERR_MOE_EP_ARGUMENT. */
 export function requireTopkIdx(
   value: unknown,
   numTokens: number | null = null,
+  device?: Device,
   argument = 'topkIdx',
 ): asserts value is Tensor {
-  requireTensor(argument, value, { dtype: ['i32', 'i64'], shape: [numTokens, null] })
+  requireTensor(argument, value, { dtype: ['i32', 'i64'], shape: [numTokens, null], ...(device && { device }) })
 }
 
 /** Checks i32 [E], which may be absent. @throws ERR_MOE_EP_ARGUMENT. */
-export function requireExpertMap(value: unknown): asserts value is Tensor | undefined {
-  if (value !== undefined) requireTensor('expertMap', value, { dtype: 'i32', shape: [null] })
+export function requireExpertMap(value: unknown, device: Device): asserts value is Tensor | undefined {
+  if (value !== undefined) requireTensor('expertMap', value, { dtype: 'i32', shape: [null], device })
 }
 
 type NamedTensors = Readonly<Record<string, Tensor | undefined>>
