@@ -1,4 +1,5 @@
-import { type AllocateOptions, Device, requireByteLength, requireCuda } from './device.js'
+import { requireByteLength, requireCuda } from './device-checks.js'
+import { type AllocateOptions, Device } from './device.js'
 import { argumentError } from './error.js'
 import { Memory } from './memory.js'
 import { native, type NativeCudaDevice } from './native.js'

@@ -1,5 +1,6 @@
 import { availableParallelism } from 'node:os'
-import { argumentError, MoeEpError } from './error.js'
+import { requireByteLength } from './device-checks.js'
+import { argumentError } from './error.js'
 import { Memory } from './memory.js'
 import { native } from './native.js'
 import { Stream, type StreamOptions } from './stream.js'
@@ -59,13 +60,6 @@ export class CpuDevice extends Device {
   }
 }
 
-/** @throws ERR_MOE_EP_ARGUMENT. */
-export function requireByteLength(byteLength: number): number {
-  if (!Number.isSafeInteger(byteLength) || byteLength < 0)
-    throw argumentError('byteLength', 'bytes, 0 or more', byteLength)
-  return byteLength
-}
-
 /**
  * Threads of a stream when none are asked for: MOE_EP_CPU_THREADS, else the machine's cores divided by the ranks that a
  * launcher started on it (LOCAL_WORLD_SIZE, else WORLD_SIZE).
@@ -75,19 +69,4 @@ function defaultThreads(): number {
   if (Number.isInteger(chosen) && chosen >= 1) return Math.min(chosen, 256)
   const ranks = Number(process.env['LOCAL_WORLD_SIZE'] ?? process.env['WORLD_SIZE'] ?? 1)
   return Math.max(1, Math.floor(availableParallelism() / (ranks >= 1 ? ranks : 1)))
-}
-
-/** @throws ERR_MOE_EP_ARGUMENT unless the device is the cpu. */
-export function requireCpu(device: Device): void {
-  if (device.kind !== 'cpu') throw argumentError('device', 'the cpu device', device.name)
-}
-
-/** @throws ERR_MOE_EP_ARGUMENT unless the device is a cuda device. */
-export function requireCuda(device: Device): asserts device is Device & { readonly kind: 'cuda' } {
-  if (device.kind !== 'cuda') throw argumentError('device', 'a cuda device', device.name)
-}
-
-/** An error of a device that is not there. */
-export function noDevice(name: string, reason: string, cause?: unknown): MoeEpError {
-  return new MoeEpError('ERR_MOE_EP_NO_DEVICE', `${name}: ${reason}`, { cause })
 }

@@ -1,5 +1,6 @@
 import { CudaDevice } from './cuda-device.js'
-import { CpuDevice, type Device, noDevice } from './device.js'
+import { CpuDevice, type Device } from './device.js'
+import { noDevice } from './device-checks.js'
 import { argumentError, MoeEpError } from './error.js'
 import { unsupportedPlatform } from './load-addon.js'
 import { native, type NativeCudaDevice } from './native.js'

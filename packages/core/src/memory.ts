@@ -2,7 +2,8 @@ import { markAsUntransferable } from 'node:worker_threads'
 import { argumentError, MoeEpError } from './error.js'
 import { type MemoryRange, MemoryViews } from './memory-views.js'
 import { type MemoryHandle, native } from './native.js'
-import { type Device, requireByteLength, requireCpu } from './device.js'
+import type { Device } from './device.js'
+import { requireByteLength, requireCpu } from './device-checks.js'
 
 /**
  * A range of bytes on a device.

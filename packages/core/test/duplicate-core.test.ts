@@ -10,13 +10,13 @@ test('two copies in one process: the second one to be used says so and names bot
   const output = await runProgram(`
     const first = await import(${moduleOf(copy('first'))})
     const second = await import(${moduleOf(copy('second'))})
-    first.Tensor.zeros([2], 'f32')
+    first.Tensor.zeros([2], 'f32', first.getDevice('cpu'))
     try {
       second.Tensor.zeros([2], 'f32')
     } catch (error) {
       console.log(JSON.stringify({ code: error.code, message: error.message, ours: first.MoeEpError.isInstance(error) }))
     }
-    console.log(first.Tensor.from([1, 2], [2], 'f32').toNumbers().join())
+    console.log(first.Tensor.from([1, 2], [2], 'f32', first.getDevice('cpu')).toNumbers().join())
   `)
   const [error, values] = output.trim().split('\n') as [string, string]
   const { code, message, ours } = JSON.parse(error) as { code: string; message: string; ours: boolean }

@@ -1,16 +1,16 @@
 import { describe, expect, test } from 'vitest'
-import { Event, getDevice, Graph } from '../src/index.js'
+import { Event, getDefaultDevice, getDevice, Graph } from '../src/index.js'
 import { rejection } from './support.js'
 
-const cpu = getDevice('cpu')
+const device = getDefaultDevice()
 const hourUs = 3_600_000_000
 
 describe('an event that is recorded again', () => {
   test('on another stream that gets there first: who waited before goes on waiting', async () => {
-    const slow = cpu.createStream({ threads: 1 })
-    await using quick = cpu.createStream({ threads: 1 })
-    await using waiting = cpu.createStream({ threads: 1 })
-    const event = new Event(cpu)
+    const slow = device.createStream({ threads: 1 })
+    await using quick = device.createStream({ threads: 1 })
+    await using waiting = device.createStream({ threads: 1 })
+    const event = new Event(device)
     slow.delay(hourUs)
     slow.record(event)
     waiting.wait(event)
@@ -30,11 +30,11 @@ describe('an event that is recorded again', () => {
   })
 
   test('a wait gets the failure of its own recording, not of an earlier or a later one', async () => {
-    await using failing = cpu.createStream({ threads: 1 })
-    await using sound = cpu.createStream({ threads: 1 })
-    await using before = cpu.createStream({ threads: 1 })
-    await using after = cpu.createStream({ threads: 1 })
-    const event = new Event(cpu)
+    await using failing = device.createStream({ threads: 1 })
+    await using sound = device.createStream({ threads: 1 })
+    await using before = device.createStream({ threads: 1 })
+    await using after = device.createStream({ threads: 1 })
+    const event = new Event(device)
     sound.record(event)
     before.delay(20_000)
     before.wait(event)
@@ -49,8 +49,8 @@ describe('an event that is recorded again', () => {
   })
 
   test('an event without a recording is complete, and nobody waits for it', async () => {
-    await using stream = cpu.createStream({ threads: 1 })
-    const event = new Event(cpu)
+    await using stream = device.createStream({ threads: 1 })
+    const event = new Event(device)
     expect([event.query(), event.completedAtUs]).toEqual([true, 0])
     await event.synchronize()
     stream.wait(event)
@@ -60,16 +60,15 @@ describe('an event that is recorded again', () => {
 
 describe('an event that was recorded in a graph', () => {
   test('stands for the newest launch as soon as the launch is enqueued', async () => {
-    const stream = cpu.createStream({ threads: 1 })
-    await using other = cpu.createStream({ threads: 1 })
-    await using quick = cpu.createStream({ threads: 1 })
-    const event = new Event(cpu)
+    const stream = device.createStream({ threads: 1 })
+    await using other = device.createStream({ threads: 1 })
+    const event = new Event(device)
     const graph = Graph.capture(stream, () => {
       stream.delay(1)
       stream.record(event)
     })
     expect([event.query(), event.completedAtUs]).toEqual([true, 0])
-    graph.launch(quick)
+    graph.launch(other)
     await event.synchronize()
     const firstUs = event.completedAtUs
     expect(firstUs).toBeGreaterThan(0)
@@ -80,18 +79,34 @@ describe('an event that was recorded in a graph', () => {
     const otherDone = other.record()
     const launched = rejection(event.synchronize())
     expect([event.query(), otherDone.query()]).toEqual([false, false])
-    graph.launch(quick)
-    await event.synchronize()
-    expect(event.completedAtUs).toBeGreaterThan(firstUs)
-    expect(otherDone.query()).toBe(false)
     stream.abort()
     expect((await launched).code).toBe('ERR_MOE_EP_ABORTED')
     expect((await rejection(other.synchronize())).code).toBe('ERR_MOE_EP_ABORTED')
+    graph.launch(other)
+    await event.synchronize()
+    expect(event.completedAtUs).toBeGreaterThan(firstUs)
+  })
+
+  // A cuda device runs the launches of one graph one after the other.
+  test('stands for a launch on the cpu that overtakes another one', async () => {
+    const cpu = getDevice('cpu')
+    const stream = cpu.createStream({ threads: 1 })
+    await using quick = cpu.createStream({ threads: 1 })
+    const event = new Event(cpu)
+    const graph = Graph.capture(stream, () => void stream.record(event))
+    stream.delay(hourUs)
+    graph.launch(stream)
+    const launched = rejection(event.synchronize())
+    graph.launch(quick)
+    await event.synchronize()
+    expect(event.query()).toBe(true)
+    stream.abort()
+    expect((await launched).code).toBe('ERR_MOE_EP_ABORTED')
   })
 
   test('is not moved by a launch that a closed stream refused', async () => {
-    const stream = cpu.createStream({ threads: 1 })
-    const event = new Event(cpu)
+    const stream = device.createStream({ threads: 1 })
+    const event = new Event(device)
     const graph = Graph.capture(stream, () => void stream.record(event))
     await stream.close()
     expect(() => graph.launch(stream)).toThrow(expect.objectContaining({ code: 'ERR_MOE_EP_RELEASED' }))

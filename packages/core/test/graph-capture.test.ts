@@ -1,12 +1,12 @@
 import { afterEach, describe, expect, test } from 'vitest'
-import { Event, getDevice, Graph, type Stream } from '../src/index.js'
+import { Event, getDefaultDevice, Graph, type Stream } from '../src/index.js'
 
-const cpu = getDevice('cpu')
+const device = getDefaultDevice()
 const misuse = expect.objectContaining({ code: 'ERR_MOE_EP_CAPTURE' })
 const released = expect.objectContaining({ code: 'ERR_MOE_EP_RELEASED' })
 const streams: Stream[] = []
 const newStream = (): Stream => {
-  const stream = cpu.createStream({ threads: 1 })
+  const stream = device.createStream({ threads: 1 })
   streams.push(stream)
   return stream
 }
@@ -39,7 +39,7 @@ describe('a capture is refused', () => {
 
   test('when the event was recorded again before the join, elsewhere', () => {
     const [main, side, third] = [newStream(), newStream(), newStream()]
-    const event = new Event(cpu)
+    const event = new Event(device)
     const capture = (): Graph =>
       Graph.capture(main, () => {
         main.record(event)
@@ -115,7 +115,7 @@ test('streams say whether they are captured', () => {
 
 test('a closed graph cannot be launched; a launch that is queued still runs', async () => {
   const stream = newStream()
-  const event = new Event(cpu)
+  const event = new Event(device)
   let outer: Graph
   {
     using graph = Graph.capture(stream, () => {

@@ -1,13 +1,13 @@
 import { describe, expect, test } from 'vitest'
-import { Event, getDevice, Graph } from '../src/index.js'
+import { Event, getDefaultDevice, Graph } from '../src/index.js'
 import { rejection } from './support.js'
 
-const cpu = getDevice('cpu')
+const device = getDefaultDevice()
 const hourUs = 3_600_000_000
 
 describe('a stream that is aborted', () => {
   test('ends running work, and every pending await hears of it', async () => {
-    const stream = cpu.createStream({ threads: 2 })
+    const stream = device.createStream({ threads: 2 })
     stream.delay(hourUs)
     const event = stream.record()
     const pending = [stream.synchronize(), event.synchronize(), stream.synchronize()].map(rejection)
@@ -21,8 +21,8 @@ describe('a stream that is aborted', () => {
   })
 
   test('fails streams that wait for it, which work again afterwards', async () => {
-    const stream = cpu.createStream({ threads: 1 })
-    await using other = cpu.createStream({ threads: 1 })
+    const stream = device.createStream({ threads: 1 })
+    await using other = device.createStream({ threads: 1 })
     stream.delay(hourUs)
     other.wait(stream.record())
     other.delay(hourUs)
@@ -34,10 +34,10 @@ describe('a stream that is aborted', () => {
   })
 
   test('ends its own wait for another stream, and a graph in the middle', async () => {
-    const slow = cpu.createStream({ threads: 1 })
+    const slow = device.createStream({ threads: 1 })
     slow.delay(hourUs)
-    const stream = cpu.createStream({ threads: 1 })
-    const event = new Event(cpu)
+    const stream = device.createStream({ threads: 1 })
+    const event = new Event(device)
     const graph = Graph.capture(stream, () => {
       stream.delay(hourUs)
       stream.delay(hourUs)

@@ -1,6 +1,7 @@
 import { describe, expect, test } from 'vitest'
-import { Event, getDevice, Graph, MoeEpError, Tensor, wrapArrayBuffer } from '../src/index.js'
+import { Event, getDefaultDevice, getDevice, Graph, MoeEpError, Tensor, wrapArrayBuffer } from '../src/index.js'
 
+const device = getDefaultDevice()
 const cpu = getDevice('cpu')
 const rejection = async (promise: Promise<unknown>): Promise<MoeEpError> => {
   const error = await promise.then(
@@ -13,7 +14,7 @@ const rejection = async (promise: Promise<unknown>): Promise<MoeEpError> => {
 
 describe('streams', () => {
   test('run work in order and off the JavaScript thread', async () => {
-    await using stream = cpu.createStream({ threads: 2 })
+    await using stream = device.createStream({ threads: 2 })
     const first = stream.record()
     stream.delay(20_000)
     const second = stream.record()
@@ -24,8 +25,8 @@ describe('streams', () => {
   })
 
   test('wait for events of other streams', async () => {
-    await using slow = cpu.createStream()
-    await using fast = cpu.createStream()
+    await using slow = device.createStream()
+    await using fast = device.createStream()
     slow.delay(10_000)
     const slowDone = slow.record()
     fast.wait(slowDone)
@@ -35,8 +36,8 @@ describe('streams', () => {
   })
 
   test('a failure skips later work, rejects the next await once, and reaches waiting streams', async () => {
-    await using stream = cpu.createStream()
-    await using other = cpu.createStream()
+    await using stream = device.createStream()
+    await using other = device.createStream()
     stream.fail('ERR_MOE_EP_CAPACITY', 'too many rows')
     const event = stream.record()
     stream.delay(60_000_000) // skipped, or the test would time out
@@ -49,7 +50,7 @@ describe('streams', () => {
   })
 
   test('a wait can be given up by time or by signal; the work goes on', async () => {
-    await using stream = cpu.createStream()
+    await using stream = device.createStream()
     stream.delay(50_000)
     expect((await rejection(stream.synchronize({ timeoutMs: 1 }))).code).toBe('ERR_MOE_EP_TIMEOUT')
     const aborted = rejection(stream.synchronize({ signal: AbortSignal.abort('enough') }))
@@ -58,7 +59,7 @@ describe('streams', () => {
   })
 
   test('closed streams and memories say so', async () => {
-    const stream = cpu.createStream()
+    const stream = device.createStream()
     await stream.close()
     await stream.close()
     expect(() => stream.delay(1)).toThrow(expect.objectContaining({ code: 'ERR_MOE_EP_RELEASED' }))
@@ -70,7 +71,7 @@ describe('streams', () => {
   })
 
   test('abort drops queued work', async () => {
-    const stream = cpu.createStream()
+    const stream = device.createStream()
     stream.delay(1000)
     stream.delay(600_000_000)
     stream.abort()
@@ -84,10 +85,10 @@ describe('streams', () => {
 
 describe('graphs', () => {
   test('record instead of run, and replay in order over joined streams', async () => {
-    await using main = cpu.createStream()
-    await using side = cpu.createStream()
-    const fork = new Event(cpu)
-    const join = new Event(cpu)
+    await using main = device.createStream()
+    await using side = device.createStream()
+    const fork = new Event(device)
+    const join = new Event(device)
     const graph = Graph.capture(main, () => {
       main.record(fork)
       side.wait(fork)
@@ -103,8 +104,8 @@ describe('graphs', () => {
   })
 
   test('refuse what cannot be recorded', async () => {
-    await using stream = cpu.createStream()
-    await using side = cpu.createStream()
+    await using stream = device.createStream()
+    await using side = device.createStream()
     expect(() => Graph.capture(stream, () => void stream.synchronize().catch(() => {}))).not.toThrow()
     const unjoined = (): Graph =>
       Graph.capture(stream, () => {
@@ -124,7 +125,7 @@ describe('graphs', () => {
   })
 
   test('skip the rest of a replay after a failure, and work again after it was reported', async () => {
-    await using stream = cpu.createStream()
+    await using stream = device.createStream()
     const graph = Graph.capture(stream, () => {
       stream.fail('ERR_MOE_EP_CAPACITY', 'full')
       stream.delay(60_000_000)
@@ -143,8 +144,8 @@ describe('tensors', () => {
     expect(tensor.slice(1, 2).toNumbers()).toEqual(new Float32Array([3, 4]))
     stored[3] = 0
     expect(tensor.reshape([4]).toNumbers()).toEqual(new Float32Array([1, 2, 3, 0]))
-    expect(Tensor.from([1n, -2n], [2], 'i64').data).toEqual(new BigInt64Array([1n, -2n]))
-    expect(Tensor.zeros([0, 7], 'f32').toNumbers()).toEqual(new Float32Array(0))
+    expect(Tensor.from([1n, -2n], [2], 'i64', cpu).data).toEqual(new BigInt64Array([1n, -2n]))
+    expect(Tensor.zeros([0, 7], 'f32', cpu).toNumbers()).toEqual(new Float32Array(0))
   })
 
   test('refuse views outside their memory and bad shapes', () => {

@@ -2,14 +2,14 @@
 import { once } from 'node:events'
 import { fileURLToPath } from 'node:url'
 import { isMainThread, parentPort, Worker, workerData } from 'node:worker_threads'
-import { Event, getDevice, Graph, Tensor } from '../dist/index.js'
+import { Event, getDefaultDevice, getDevice, Graph, Tensor } from '../dist/index.js'
 
 const hourUs = 3_600_000_000
-const cpu = getDevice('cpu')
+const device = getDefaultDevice()
 
 /** Streams that wait in every way there is: running, queued, for each other, with promises and a graph behind them. */
 function startLongWork() {
-  const streams = [1, 2, 3].map((threads) => cpu.createStream({ threads }))
+  const streams = [1, 2, 3].map((threads) => device.createStream({ threads }))
   const [first, second, third] = streams
   const graph = Graph.capture(third, () => third.delay(hourUs))
   first.delay(hourUs)
@@ -23,9 +23,9 @@ function startLongWork() {
   return {
     streams,
     graph,
-    event: new Event(cpu),
+    event: new Event(device),
     tensor: Tensor.zeros([1024, 1024], 'f32'),
-    view: cpu.allocate(4096).arrayBuffer,
+    view: getDevice('cpu').allocate(4096).arrayBuffer,
   }
 }
 
@@ -36,11 +36,11 @@ async function startWorker(role) {
 }
 
 async function mainWorks() {
-  const stream = cpu.createStream({ threads: 2 })
+  const stream = device.createStream({ threads: 2 })
   stream.delay(10)
   await stream.synchronize()
   await stream.close()
-  console.log(`main works: ${Tensor.from([1, 2], [2], 'bf16').toNumbers().join()}`)
+  console.log(`main works: ${(await Tensor.from([1, 2], [2], 'bf16').readNumbers()).join()}`)
 }
 
 const scenarios = {

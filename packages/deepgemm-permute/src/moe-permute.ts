@@ -1,5 +1,5 @@
 import { argumentError, requireInteger, Tensor, traceOperation } from '@moe-ep/core'
-import { maxRows } from './checks.js'
+import { maxRows, requireOutDisjoint } from './checks.js'
 import { computeAlignedM } from './compute-aligned-m.js'
 import { native } from './native.js'
 import { outTensor } from './out-tensor.js'
@@ -72,6 +72,7 @@ export function moePermute(x: Tensor, options: MoePermuteOptions): MoePermuted {
     invPermutedIdx: outTensor('out.invPermutedIdx', out.invPermutedIdx, [numTokens * topk], i32),
     mIndices: outTensor('out.mIndices', out.mIndices, [numRows], i32),
   }
+  requireOutDisjoint({ ...out }, { x, topkIdx, scales: options.scales, expertMap: options.expertMap })
   traceOperation('deepgemm-permute.moePermute', stream, undefined, () =>
     native().permute(
       stream.handle,

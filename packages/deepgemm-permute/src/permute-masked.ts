@@ -1,5 +1,5 @@
 import { argumentError, requireInteger, Tensor, traceOperation } from '@moe-ep/core'
-import { maxRows } from './checks.js'
+import { maxRows, requireOutDisjoint } from './checks.js'
 import { native } from './native.js'
 import { outTensor } from './out-tensor.js'
 import { requireRoutedRows, type RoutedRowsOptions } from './routed-rows.js'
@@ -69,6 +69,7 @@ export function permuteMasked(x: Tensor, options: PermuteMaskedOptions): Permute
     maskedM: outTensor('out.maskedM', out.maskedM, [numLocalExperts], i32),
     inversePermutation: outTensor('out.inversePermutation', out.inversePermutation, topkIdx.shape, i32),
   }
+  requireOutDisjoint({ ...out }, { x, topkIdx, scales: options.scales, expertMap: options.expertMap })
   traceOperation('deepgemm-permute.permuteMasked', stream, undefined, () =>
     native().permute(
       stream.handle,

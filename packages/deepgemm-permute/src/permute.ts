@@ -1,5 +1,5 @@
 import { argumentError, MoeEpError, requireInteger, requireTensor, Tensor, traceOperation } from '@moe-ep/core'
-import { maxRows } from './checks.js'
+import { maxRows, requireOutDisjoint } from './checks.js'
 import { computeAlignedM, defaultAlignment } from './compute-aligned-m.js'
 import { native, type PermuteSettings } from './native.js'
 import { outTensor } from './out-tensor.js'
@@ -108,6 +108,10 @@ export function permute(x: Tensor, options: PermuteOptions): Permuted {
     expertEnd: outTensor('out.expertEnd', out.expertEnd, [numLocalExperts], i32),
     expertNumTokens: Tensor.zeros([numLocalExperts], 'i32', device),
   }
+  requireOutDisjoint(
+    { ...out },
+    { x, topkIdx, scales: options.scales, expertMap: options.expertMap, expertNumTokens: options.expertNumTokens },
+  )
   traceOperation('deepgemm-permute.permute', stream, movedBytes(x, result, hostCounts), () =>
     native().permute(
       stream.handle,

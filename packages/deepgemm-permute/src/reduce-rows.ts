@@ -1,4 +1,5 @@
 import { argumentError, type DType, requireTensor, type Stream, Tensor, traceOperation } from '@moe-ep/core'
+import { requireDisjoint } from './checks.js'
 import { native } from './native.js'
 
 /** Where weighted sums go. */
@@ -28,6 +29,8 @@ export function reduceRows(operation: string, expertRows: Tensor, input: ReduceI
   if (!floatDtypes.includes(outDtype)) throw argumentError('outDtype', floatDtypes.join(' or '), outDtype)
   const shape = [input.topkWeights.shape[0]!, expertRows.shape[1]!]
   if (input.out !== undefined) requireTensor('out', input.out, { dtype: outDtype, shape })
+  const { topkIdx, topkWeights, inversePermutation, expertMap } = input
+  requireDisjoint({ out: input.out }, { expertRows, topkIdx, topkWeights, inversePermutation, expertMap })
   const out = input.out ?? Tensor.zeros(shape, outDtype, expertRows.device)
   traceOperation(operation, stream, undefined, () =>
     native().unpermuteAndReduce(

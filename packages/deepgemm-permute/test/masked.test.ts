@@ -144,11 +144,13 @@ describe('permuteMasked', () => {
     expect([...out.maskedM.data]).toEqual([0, 0, 0])
   })
 
+  const map = Tensor.zeros([2], 'i32')
   const base: PermuteMaskedOptions = { topkIdx: Tensor.zeros([2, 2], 'i64'), numLocalExperts: 2, maxTokens: 4 }
   test.each<[string, Partial<PermuteMaskedOptions>]>([
     ['no room', { maxTokens: 0 }],
     ['more rows than can be named', { maxTokens: 2 ** 30 }],
     ['rows of another shape', { out: { rows: Tensor.zeros([2, 4, 5], 'bf16') } }],
+    ['counts over the map', { expertMap: map, out: { maskedM: map } }],
     ['counts of another shape', { out: { maskedM: Tensor.zeros([3], 'i32') } }],
     ['scales of another shape', { scales: Tensor.zeros([2, 1], 'f32'), out: { scales: Tensor.zeros([8, 1], 'f32') } }],
     ['another zeroPadding', { zeroPadding: 'yes' as unknown as boolean }],

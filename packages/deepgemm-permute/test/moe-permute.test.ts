@@ -158,10 +158,12 @@ describe('moePermute', () => {
     expect([...out.expertFirstTokenOffset.toNumbers()]).toEqual([0, 0, 0, 0])
   })
 
+  const ids = Tensor.zeros([2, 2], 'i32')
   test.each<[string, Partial<MoePermuteOptions>]>([
     ['alignment 0', { alignment: 0 }],
     ['a fill that is no i32', { fillInvalidExpert: 2 ** 31 }],
     ['rows of another shape', { out: { rows: Tensor.zeros([5, 4], 'bf16') } }],
+    ['an index over the ids', { topkIdx: ids, out: { invPermutedIdx: ids.reshape([4]) } }],
     ['an index of another shape', { out: { invPermutedIdx: Tensor.zeros([2, 2], 'i32') } }],
   ])('refuses %s', (_, options) => {
     const base = { topkIdx: Tensor.zeros([2, 2], 'i32'), numLocalExperts: 2 }

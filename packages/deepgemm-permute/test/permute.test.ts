@@ -351,6 +351,9 @@ describe('permute into given memory', () => {
 describe('permute refuses', () => {
   const x = Tensor.zeros([2, 4], 'bf16')
   const base: PermuteOptions = { topkIdx: Tensor.zeros([2, 2], 'i64'), numLocalExperts: 2 }
+  const wide = Tensor.zeros([4, 4], 'bf16')
+  const ids = Tensor.zeros([2, 2], 'i32')
+  const scales = Tensor.zeros([4, 1], 'f32')
 
   test.each<[string, () => Tensor, Partial<PermuteOptions>]>([
     ['rows of ids', () => Tensor.zeros([2, 4], 'i32'), {}],
@@ -376,6 +379,13 @@ describe('permute refuses', () => {
     ['too few device counts', () => x, { expertNumTokens: Tensor.zeros([1], 'i32') }],
     ['too few host counts', () => x, { expertNumTokensHost: Int32Array.of(4) }],
     ['an out of another dtype', () => x, { out: { rows: Tensor.zeros([256, 4], 'f16') } }],
+    [
+      'rows over x',
+      () => wide.slice(1, 3),
+      { expertNumTokensHost: Int32Array.of(4, 0), alignment: 1, out: { rows: wide } },
+    ],
+    ['the inverse over the ids', () => x, { topkIdx: ids, out: { inversePermutation: ids } }],
+    ['scales over scales', () => x, { alignment: 1, scales: scales.slice(0, 2), out: { scales } }],
     [
       'outs of different lengths',
       () => x,

@@ -246,6 +246,7 @@ describe('unpermuteAndReduce refuses', () => {
     ['a map of another dtype', () => rows, { expertMap: Tensor.zeros([2], 'f32') }],
     ['an output dtype that is no float', () => rows, { outDtype: 'u8' as 'f32' }],
     ['an out of another shape', () => rows, { out: Tensor.zeros([2, 7], 'bf16') }],
+    ['an out over the last rows', () => rows, { out: rows.slice(2, 4) }],
     ['an out of another dtype than asked for', () => rows, { out: Tensor.zeros([2, 8], 'bf16'), outDtype: 'f32' }],
   ])('%s', (_, expertRows, options) => {
     expect(() => unpermuteAndReduce(expertRows(), { ...base, ...options })).toThrow(refused)

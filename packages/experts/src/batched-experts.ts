@@ -23,7 +23,7 @@ export class BatchedExperts implements Experts {
   readonly activationFormat: ActivationFormat = 'batchedExperts'
   readonly weightAndReduce = delegateWeightAndReduce
   readonly deviceKinds: readonly string[] = ['cpu']
-  readonly quantSchemes: readonly QuantScheme[] = ['none', 'fp8-block']
+  readonly quantSchemes: readonly QuantScheme[] = ['none', 'fp8-block', 'fp8-token', 'fp8-tensor']
   readonly maxNumTokens: number
   readonly numDispatchers: number
   readonly #engines: EngineCache

@@ -50,7 +50,8 @@ export function expertsProblem(
 
 /** Checks rows, scales, output and weights of a call, in either format. @throws ERR_MOE_EP_ARGUMENT. */
 export function checkExperts(args: ExpertsArguments, dimensions: 2 | 3): ExpertsProblem {
-  const { output, hiddenStates, scales, weights, groupSize = defaultGroupSize } = args
+  const { output, hiddenStates, scales, weights, groupSize = defaultGroupSize, activation = 'silu' } = args
+  if (activation !== 'silu') throw argumentError('activation', 'silu', activation)
   const quantized = scales !== undefined
   const dtype = quantized ? 'fp8e4m3' : floatDtypes
   requireTensor('hiddenStates', hiddenStates, { dtype, shape: dimensions === 2 ? [null, null] : [null, null, null] })

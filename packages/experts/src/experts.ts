@@ -8,8 +8,12 @@ import type { ExpertsProblem, Workspaces, WorkspaceShapes } from './workspaces.j
  */
 export type ActivationFormat = 'standard' | 'batchedExperts'
 
-/** How rows are quantised between prepare and experts: not at all, or fp8 e4m3 with one f32 scale for each group of a row. */
-export type QuantScheme = 'none' | 'fp8-block'
+/**
+ * How rows are quantised between prepare and experts: not at all, or as fp8 e4m3 with f32 scales for the groups of a row (`fp8-block`),
+ * with one for each row (`fp8-token`), or with one that all rows share (`fp8-tensor`). The last two come as one column of scales,
+ * `groupSize` being the whole row.
+ */
+export type QuantScheme = 'none' | 'fp8-block' | 'fp8-token' | 'fp8-tensor'
 
 /** What experts do between their two GEMMs. All but `relu2NoMul` multiply a gate by an up half. */
 export type Activation = 'silu' | 'gelu' | 'swigluOai' | 'relu2NoMul'
@@ -47,6 +51,8 @@ export interface ExpertsArguments {
   readonly topkWeights: Tensor
   /** i32 [E]: global to local id, -1 for foreign experts. */
   readonly expertMap?: Tensor
+  /** What lies between the two GEMMs, one of the experts' own `activations`. @default 'silu' */
+  readonly activation?: Activation
   /** Batched experts need it: rows beyond an expert's count are garbage. */
   readonly tokens?: ExpertTokens
   /** Scratch as `workspaceShapes` asks for; allocated when absent. */

@@ -26,7 +26,7 @@ export class GroupedExperts implements Experts {
   readonly activationFormat: ActivationFormat = 'standard'
   readonly weightAndReduce = noWeightAndReduce
   readonly deviceKinds: readonly string[] = ['cpu']
-  readonly quantSchemes: readonly QuantScheme[] = ['none', 'fp8-block']
+  readonly quantSchemes: readonly QuantScheme[] = ['none', 'fp8-block', 'fp8-token', 'fp8-tensor']
   readonly outputMayReplaceInput = true
   readonly #engines: EngineCache
 

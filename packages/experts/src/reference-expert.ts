@@ -1,8 +1,9 @@
+import { siluF32 } from '@moe-ep/core'
 import { checkOperands, checkSizes, type ExpertOperands, type ExpertSizes } from './expert-sizes.js'
 
 /**
  * Rows [m, K] of one expert, `(silu(x . gate^T) * (x . up^T)) . w2^T`, computed one f32 operation at a time in index
- * order: the oracle for quicker engines. Slow, obvious, complete.
+ * order, silu as core's `siluF32`: the same bits on every machine, and the oracle for quicker engines. Slow, obvious, complete.
  *
  * @throws ERR_MOE_EP_ARGUMENT when a size is not a positive integer or a length does not fit the sizes.
  */
@@ -17,18 +18,13 @@ export function referenceExpert(options: ExpertSizes & ExpertOperands): Float32A
     for (let i = 0; i < intermediate; i++) {
       const gate = dot(input, w13, i * hidden)
       const up = dot(input, w13, (intermediate + i) * hidden)
-      activated[i] = Math.fround(silu(gate) * up)
+      activated[i] = Math.fround(siluF32(gate) * up)
     }
     for (let column = 0; column < hidden; column++) {
       result[row * hidden + column] = dot(activated, w2, column * intermediate)
     }
   }
   return result
-}
-
-/** `value * sigmoid(value)` in f32: 0 towards minus infinity, `value` itself towards plus infinity. */
-function silu(value: number): number {
-  return Math.fround(value / Math.fround(1 + Math.fround(Math.exp(-value))))
 }
 
 /** Sum of products of `left` with as many elements of `right` from `offset` on, rounded to f32 after every operation. */

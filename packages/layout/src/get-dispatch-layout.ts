@@ -44,10 +44,10 @@ export function getDispatchLayout(topkIdx: Tensor, options: DispatchLayoutOption
   const { device } = topkIdx
   const nodes = ranksPerNode === undefined ? undefined : Math.ceil(numRanks / ranksPerNode)
   const layout: DispatchLayout = {
-    numTokensPerRank: Tensor.zeros([numRanks], 'i32', device),
-    numTokensPerRdmaRank: nodes === undefined ? undefined : Tensor.zeros([nodes], 'i32', device),
-    numTokensPerExpert: Tensor.zeros([numExperts], 'i32', device),
-    isTokenInRank: Tensor.zeros([numTokens, numRanks], 'bool', device),
+    numTokensPerRank: Tensor.empty([numRanks], 'i32', device),
+    numTokensPerRdmaRank: nodes === undefined ? undefined : Tensor.empty([nodes], 'i32', device),
+    numTokensPerExpert: Tensor.empty([numExperts], 'i32', device),
+    isTokenInRank: Tensor.empty([numTokens, numRanks], 'bool', device),
   }
   traceOperation('layout.getDispatchLayout', stream, topkIdx.byteLength + layout.isTokenInRank.byteLength, () =>
     native().getDispatchLayout(

@@ -14,7 +14,7 @@ export function getRankPrefixMatrix(numTokensPerRank: Tensor, options: { readonl
   if (rows !== columns || rows === 0)
     throw argumentError('numTokensPerRank', 'a square matrix', numTokensPerRank.toString())
   const { stream = numTokensPerRank.device.defaultStream } = options
-  const out = Tensor.zeros(numTokensPerRank.shape, 'i32', numTokensPerRank.device)
+  const out = Tensor.empty(numTokensPerRank.shape, 'i32', numTokensPerRank.device)
   traceOperation('layout.getRankPrefixMatrix', stream, 2 * out.byteLength, () =>
     native().getRankPrefixMatrix(stream.handle, numTokensPerRank.handle, out.handle),
   )
@@ -36,7 +36,7 @@ export function getChannelPrefixMatrix(
   requireTensor('isTokenInRank', isTokenInRank, { dtype: 'bool', shape: [null, null] })
   const { numChannels = defaultNumChannels, stream = isTokenInRank.device.defaultStream } = options
   requireInteger('numChannels', numChannels, 1)
-  const out = Tensor.zeros([isTokenInRank.shape[1]!, numChannels], 'i32', isTokenInRank.device)
+  const out = Tensor.empty([isTokenInRank.shape[1]!, numChannels], 'i32', isTokenInRank.device)
   traceOperation('layout.getChannelPrefixMatrix', stream, isTokenInRank.byteLength + out.byteLength, () =>
     native().getChannelPrefixMatrix(stream.handle, isTokenInRank.handle, out.handle),
   )

@@ -1,15 +1,18 @@
-import { getDevice, MoeEpError, Tensor } from '@moe-ep/core'
+import { getDefaultDevice, MoeEpError, Tensor } from '@moe-ep/core'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import {
+  type DispatchLayout,
   getChannelPrefixMatrix,
   getDispatchLayout,
   getRankPrefixMatrix,
   linearPlacement,
   reference,
 } from '../src/index.js'
+import { native } from '../src/native.js'
 
-const device = getDevice('cpu')
+// The same cases on every device: MOE_EP_DEVICE names it.
+const device = getDefaultDevice()
 
 interface Case {
   readonly numExperts: number
@@ -39,6 +42,22 @@ const cases: fc.Arbitrary<Case> = fc
     }),
   )
 
+async function readLayout(layout: DispatchLayout): Promise<reference.ReferenceDispatchLayout> {
+  return {
+    numTokensPerRank: (await layout.numTokensPerRank.read()) as Int32Array,
+    numTokensPerRdmaRank: (await layout.numTokensPerRdmaRank?.read()) as Int32Array | undefined,
+    numTokensPerExpert: (await layout.numTokensPerExpert.read()) as Int32Array,
+    isTokenInRank: (await layout.isTokenInRank.read()) as Uint8Array,
+  }
+}
+
+/** The same ids every time, scattered over [-1, numExperts). */
+function scatteredIds(numTokens: number, topk: number, numExperts: number): number[][] {
+  let state = 1
+  const next = (): number => (state = (state * 48_271) % 2_147_483_647)
+  return Array.from({ length: numTokens }, () => Array.from({ length: topk }, () => (next() % (numExperts + 1)) - 1))
+}
+
 describe('getDispatchLayout', () => {
   test('equals the reference', async () => {
     await fc.assert(
@@ -48,16 +67,31 @@ describe('getDispatchLayout', () => {
         async ({ topkIdx, ...options }, dtype) => {
           const topk = topkIdx[0]?.length ?? 1
           const layout = getDispatchLayout(Tensor.from(topkIdx.flat(), [topkIdx.length, topk], dtype), options)
-          await device.defaultStream.synchronize()
-          const expected = reference.getDispatchLayout(topkIdx, options)
-          expect(layout.numTokensPerRank.data).toEqual(expected.numTokensPerRank)
-          expect(layout.numTokensPerRdmaRank?.data).toEqual(expected.numTokensPerRdmaRank)
-          expect(layout.numTokensPerExpert.data).toEqual(expected.numTokensPerExpert)
-          expect(layout.isTokenInRank.data).toEqual(expected.isTokenInRank)
+          expect(await readLayout(layout)).toEqual(reference.getDispatchLayout(topkIdx, options))
         },
       ),
     )
   })
+
+  test.each([
+    { numTokens: 4096, topk: 8, numExperts: 256, numRanks: 8 },
+    { numTokens: 2050, topk: 6, numExperts: 257, numRanks: 72, ranksPerNode: 8 },
+    { numTokens: 300, topk: 32, numExperts: 32, numRanks: 33, ranksPerNode: 5 },
+    { numTokens: 300, topk: 1, numExperts: 3, numRanks: 1, ranksPerNode: 1 },
+    // more experts than fit into a multiprocessor's memory
+    { numTokens: 40, topk: 9, numExperts: 60_000, numRanks: 5, ranksPerNode: 2 },
+    { numTokens: 0, topk: 2, numExperts: 60_000, numRanks: 5, ranksPerNode: 2 },
+  ])(
+    'equals the reference for $numTokens tokens, top-$topk of $numExperts experts on $numRanks ranks',
+    async (shape) => {
+      const { numTokens, topk, ...options } = shape
+      const topkIdx = scatteredIds(numTokens, topk, options.numExperts)
+      for (const dtype of ['i32', 'i64'] as const) {
+        const layout = getDispatchLayout(Tensor.from(topkIdx.flat(), [numTokens, topk], dtype), options)
+        expect(await readLayout(layout)).toEqual(reference.getDispatchLayout(topkIdx, options))
+      }
+    },
+  )
 
   test.each([
     [-2, 0],
@@ -71,6 +105,28 @@ describe('getDispatchLayout', () => {
     expect((error as Error).message).toContain(
       `received ${id} for token ${Math.floor(position / 2)}, slot ${position % 2}`,
     )
+  })
+
+  test('names the first of many ids out of range, wherever they are, and writes nothing', async () => {
+    const [numTokens, topk, numExperts, numRanks] = [3000, 7, 64, 8]
+    const ids = scatteredIds(numTokens, topk, numExperts).flat()
+    const valid = Tensor.from(ids, [numTokens, topk], 'i64')
+    for (const position of [20_999, 17_003, 8192, 5001, 1]) {
+      ids[position] = position % 2 === 0 ? numExperts : -(2 ** 40)
+      const preset = (shape: number[], dtype: 'i32' | 'bool'): Tensor =>
+        Tensor.from(Array<number>(shape.reduce((product, size) => product * size)).fill(1), shape, dtype)
+      const outputs = [preset([numRanks], 'i32'), preset([numExperts], 'i32'), preset([numTokens, numRanks], 'bool')]
+      const [perRank, perExpert, inRank] = outputs.map((output) => output.handle)
+      const invalid = Tensor.from(ids, [numTokens, topk], 'i64')
+      const stream = device.defaultStream.handle
+      native().getDispatchLayout(stream, invalid.handle, perRank!, undefined, perExpert!, inRank!, 0)
+      await expect(device.defaultStream.synchronize()).rejects.toThrow(
+        `received ${ids[position]} for token ${Math.floor(position / topk)}, slot ${position % topk}`,
+      )
+      for (const output of outputs) expect(new Set(await output.readNumbers())).toEqual(new Set([1]))
+    }
+    const layout = getDispatchLayout(valid, { numExperts, numRanks })
+    expect((await layout.numTokensPerRank.read())[0]).toBeGreaterThan(0)
   })
 
   test.each([
@@ -95,11 +151,26 @@ describe('prefix matrices', () => {
     await fc.assert(
       fc.asyncProperty(matrices, async (counts) => {
         const out = getRankPrefixMatrix(Tensor.from(counts.flat(), [counts.length, counts.length], 'i32'))
-        await device.defaultStream.synchronize()
-        expect([...out.data]).toEqual(reference.getRankPrefixMatrix(counts).flat())
+        expect([...(await out.read())]).toEqual(reference.getRankPrefixMatrix(counts).flat())
       }),
     )
   })
+
+  test.each([
+    [4096, 8, 10],
+    [1000, 3, 1],
+    [1000, 2, 77],
+    [0, 5, 40],
+  ])(
+    'of channels equal the reference for %i tokens, %i ranks and %i channels',
+    async (numTokens, ranks, numChannels) => {
+      const inRank = scatteredIds(numTokens, ranks, 2).map((row) => row.map((value) => value > 0))
+      const out = getChannelPrefixMatrix(Tensor.from(inRank.flat().map(Number), [numTokens, ranks], 'bool'), {
+        numChannels,
+      })
+      expect([...(await out.read())]).toEqual(reference.getChannelPrefixMatrix(inRank, ranks, numChannels).flat())
+    },
+  )
 
   test('of channels equal the reference', async () => {
     const inputs = fc.integer({ min: 1, max: 9 }).chain((ranks) =>
@@ -114,8 +185,7 @@ describe('prefix matrices', () => {
         const out = getChannelPrefixMatrix(Tensor.from(inRank.flat().map(Number), [inRank.length, ranks], 'bool'), {
           numChannels,
         })
-        await device.defaultStream.synchronize()
-        expect([...out.data]).toEqual(reference.getChannelPrefixMatrix(inRank, ranks, numChannels).flat())
+        expect([...(await out.read())]).toEqual(reference.getChannelPrefixMatrix(inRank, ranks, numChannels).flat())
       }),
     )
   })

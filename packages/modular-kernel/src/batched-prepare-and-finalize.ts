@@ -58,6 +58,10 @@ export class BatchedPrepareAndFinalize implements PrepareAndFinalize {
     return quantSchemeOf(this.#quant)
   }
 
+  numLocalExperts(): number {
+    return this.#options.numLocalExperts
+  }
+
   /**
    * @throws ERR_MOE_EP_ARGUMENT, also for `deferInputQuant`, which this format does not know; at the next await of the stream
    * ERR_MOE_EP_ARGUMENT for an id out of range, ERR_MOE_EP_CAPACITY when an expert is named by more slots than it has rows.

@@ -16,6 +16,8 @@ export interface ExpertsStep {
   readonly prepared: Prepared
   readonly weights: ExpertsArguments['weights']
   readonly outputDtype: DType
+  /** Absent: the experts' default. */
+  readonly activation: ExpertsArguments['activation']
   /** Most rows of one call of the experts; batched rows are never cut. */
   readonly maxRowsPerChunk: number
   readonly workspace: WorkspaceLease
@@ -69,13 +71,17 @@ function directOutput({ experts, prepared }: ExpertsStep, { output }: WorkspaceS
   return fits ? expertOutput : undefined
 }
 
-function argumentsOf({ weights, stream, signal }: ExpertsStep, prepared: Prepared): Omit<ExpertsArguments, 'output'> {
+function argumentsOf(
+  { weights, activation, stream, signal }: ExpertsStep,
+  prepared: Prepared,
+): Omit<ExpertsArguments, 'output'> {
   const { hiddenStates, scales, groupSize, topkIdx, topkWeights, tokens } = prepared
   return {
     ...{ hiddenStates, topkIdx, topkWeights, weights, stream },
     ...(scales !== undefined && { scales }),
     ...(groupSize !== undefined && { groupSize }),
     ...(tokens !== undefined && { tokens }),
+    ...(activation !== undefined && { activation }),
     ...(signal !== undefined && { signal }),
   }
 }

@@ -4,7 +4,7 @@ import type { PrepareAndFinalize } from './prepare-and-finalize.js'
 /** What a layer will ask of its parts. What is absent is not checked. */
 export interface LayerConfig {
   readonly deviceKind?: string
-  /** @default silu */
+  /** What the experts are told to compute. @default silu */
   readonly activation?: Activation
   readonly hidden?: number
   readonly intermediate?: number

@@ -10,6 +10,7 @@ import {
 } from '@moe-ep/core'
 import { contiguousWeightAndReduce, type QuantScheme } from '@moe-ep/experts'
 import type { DispatchHandle, DispatchResult, IntranodeBuffer } from '@moe-ep/intranode-ht'
+import { linearPlacement } from '@moe-ep/layout'
 import type { FinalizeArguments, Prepared, PrepareAndFinalize, PrepareArguments } from './prepare-and-finalize.js'
 import { checkInputQuant, type InputQuant, type InputRows, quantizeInput, quantSchemeOf } from './quantize-input.js'
 import { guardedReceiver, type Receiver, received } from './receiver.js'
@@ -75,6 +76,12 @@ export class HtPrepareAndFinalize implements PrepareAndFinalize {
 
   get numDispatchers(): number {
     return this.#buffer.group.worldSize
+  }
+
+  numLocalExperts(numExperts: number): number {
+    const { rank, worldSize } = this.#buffer.group
+    const { begin, end } = linearPlacement(numExperts, worldSize).rangeOf(rank)
+    return end - begin
   }
 
   /**

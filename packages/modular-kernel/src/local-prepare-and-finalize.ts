@@ -28,6 +28,10 @@ export class LocalPrepareAndFinalize implements PrepareAndFinalize {
     return quantSchemeOf(this.#quant)
   }
 
+  numLocalExperts(numExperts: number): number {
+    return numExperts
+  }
+
   /** @throws ERR_MOE_EP_ARGUMENT. */
   async prepare(args: PrepareArguments): Promise<Prepared> {
     const { hiddenStates, topkIdx, topkWeights, stream, deferInputQuant = false } = args

@@ -11,7 +11,7 @@ import { WorkspaceManager } from './workspace-manager.js'
 export interface ModularKernelArguments {
   /** [M, K]: this rank's tokens, not quantised. M may be 0: the rank still takes part. */
   readonly hiddenStates: Tensor
-  /** Weights of this rank's experts. */
+  /** Weights of this rank's experts, as many as prepare says that it owns. */
   readonly weights: ExpertWeights
   /** i32 or i64 [M, topk]: global expert ids, -1 for none. */
   readonly topkIdx: Tensor
@@ -53,6 +53,7 @@ export class ModularKernel {
   readonly experts: Experts
   readonly workspaces: WorkspaceManager
   readonly #maxRowsPerChunk: number
+  readonly #activation: LayerConfig['activation']
 
   /** @throws ERR_MOE_EP_ARGUMENT when the parts do not fit together, with the first reason of {@link checkCompatibility}. */
   constructor(prepareAndFinalize: PrepareAndFinalize, experts: Experts, options: ModularKernelOptions = {}) {
@@ -60,6 +61,7 @@ export class ModularKernel {
     this.prepareAndFinalize = prepareAndFinalize
     this.experts = experts
     this.workspaces = workspaces
+    this.#activation = config.activation
     if (maxRowsPerChunk !== undefined) requireInteger('maxRowsPerChunk', maxRowsPerChunk, 1)
     this.#maxRowsPerChunk = maxRowsPerChunk ?? Infinity
     prepareAndFinalize.postInitSetup?.(experts)
@@ -88,7 +90,7 @@ export class ModularKernel {
       try {
         const expertOutput = await runExperts({
           ...{ experts: this.experts, prepared, weights: args.weights, outputDtype: dtype, stream, workspace },
-          ...{ signal: args.signal, maxRowsPerChunk: this.#maxRowsPerChunk },
+          ...{ signal: args.signal, maxRowsPerChunk: this.#maxRowsPerChunk, activation: this.#activation },
         })
         const finalizing = {
           ...{ output, expertOutput, topkIdx: prepared.topkIdx, topkWeights: prepared.topkWeights, microBatch, stream },
@@ -128,13 +130,17 @@ export class ModularKernel {
   }
 
   #check(args: ModularKernelArguments): void {
-    const { hiddenStates, topkIdx, topkWeights, numExperts, applyRouterWeightOnInput = false, output } = args
+    const { hiddenStates, topkIdx, topkWeights, weights, numExperts, applyRouterWeightOnInput = false, output } = args
     const { topkIdxDtype, maxNumTokensPerRank } = this.prepareAndFinalize
     requireTensor('hiddenStates', hiddenStates, { shape: [null, null] })
-    const [rows] = hiddenStates.shape as [number, number]
+    const [rows, hidden] = hiddenStates.shape as [number, number]
     requireTensor('topkIdx', topkIdx, { dtype: topkIdxDtype ?? ['i32', 'i64'], shape: [rows, null] })
     requireTensor('topkWeights', topkWeights, { dtype: 'f32', shape: topkIdx.shape })
     requireInteger('numExperts', numExperts, 1)
+    // Found by the experts these would be found too late: after this rank's rows went out, with the others waiting for its answer.
+    const owned = this.prepareAndFinalize.numLocalExperts?.(numExperts) ?? null
+    requireTensor('w13', weights?.w13, { shape: [owned, null, hidden], contiguous: false })
+    requireTensor('w2', weights?.w2, { shape: [weights.w13.shape[0]!, hidden, null], contiguous: false })
     if (output !== undefined) requireTensor('output', output, { dtype: hiddenStates.dtype, shape: hiddenStates.shape })
     if (applyRouterWeightOnInput) requireTop1(topkIdx)
     if (maxNumTokensPerRank !== undefined && rows > maxNumTokensPerRank) {

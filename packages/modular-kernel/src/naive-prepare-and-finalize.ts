@@ -52,6 +52,11 @@ export class NaivePrepareAndFinalize implements PrepareAndFinalize {
     return this.#group.worldSize
   }
 
+  numLocalExperts(numExperts: number): number {
+    const { begin, end } = linearPlacement(numExperts, this.#group.worldSize).rangeOf(this.#group.rank)
+    return end - begin
+  }
+
   /**
    * @throws ERR_MOE_EP_ARGUMENT, on all ranks for an id out of range; ERR_MOE_EP_MISMATCH on all ranks when they passed different
    * sizes; what the group and the stream fail with.

@@ -28,9 +28,9 @@ export interface PrepareArguments {
 export interface Prepared {
   /** [M', K]; batched [E_l, rows, K]. */
   readonly hiddenStates: Tensor
-  /** f32 [M', G] (batched [E_l, rows, G]): scales of the rows, where prepare quantised. */
+  /** f32 [M', G] (batched [E_l, rows, G]): scales of the rows, where prepare quantised; multiply to dequantise. */
   readonly scales: Tensor | undefined
-  /** Elements that share a scale, where prepare quantised. */
+  /** Elements of a row that share a scale, where prepare quantised; K where a row has one. */
   readonly groupSize?: number | undefined
   /** [M', topk]: local expert ids, -1 for experts of other ranks. Batched: the caller's own. */
   readonly topkIdx: Tensor
@@ -79,6 +79,11 @@ export interface PrepareAndFinalize {
   readonly supportsDeferredQuant?: boolean
   /** Whether there are `prepareAsync` and `finalizeAsync`. @default false */
   readonly supportsAsync?: boolean
+  /**
+   * Experts that this rank owns out of `numExperts`. A kernel refuses weights of any other number before something is sent.
+   * Absent: the kernel does not look.
+   */
+  numLocalExperts?(numExperts: number): number
   /** Called once by the kernel, when both parts are known. */
   postInitSetup?(experts: Experts): void
   /** Resolves when counts are known; rows arrive in stream order. */

@@ -8,7 +8,13 @@ import {
   referenceEngines,
 } from '@moe-ep/experts'
 import { linearPlacement } from '@moe-ep/layout'
-import { dequantizePerTokenGroup, quantizePerTokenGroup } from '@moe-ep/quant'
+import {
+  dequantizePerTensor,
+  dequantizePerTokenGroup,
+  quantizePerTensor,
+  quantizePerToken,
+  quantizePerTokenGroup,
+} from '@moe-ep/quant'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { failureOf, type Rank, rowsOf, withWorld } from '../../intranode-ht/test/world.js'
@@ -69,7 +75,7 @@ function make(
 }
 
 /** Rows as they come out of a quantisation and back, f32. */
-async function throughFp8(rows: readonly Float32Array[], groupSize: number): Promise<Float32Array[]> {
+async function throughFp8(rows: readonly Float32Array[], quant: InputQuant): Promise<Float32Array[]> {
   if (rows.length === 0) return []
   const shape = [rows.length, rows[0]!.length]
   const x = Tensor.from(
@@ -77,8 +83,22 @@ async function throughFp8(rows: readonly Float32Array[], groupSize: number): Pro
     shape,
     'bf16',
   )
-  const { values, scales } = quantizePerTokenGroup(x, { groupSize })
-  const exact = dequantizePerTokenGroup(values, scales, { groupSize, dtype: 'f32' })
+  const dtype = 'f32'
+  const exact = {
+    'fp8-block'() {
+      const { groupSize = 128 } = quant as { readonly groupSize?: number }
+      const { values, scales } = quantizePerTokenGroup(x, { groupSize })
+      return dequantizePerTokenGroup(values, scales, { groupSize, dtype })
+    },
+    'fp8-token'() {
+      const { values, scales } = quantizePerToken(x)
+      return dequantizePerTokenGroup(values, scales, { groupSize: shape[1]!, dtype })
+    },
+    'fp8-tensor'() {
+      const { values, scale } = quantizePerTensor(x, quant as { readonly scale: Tensor })
+      return dequantizePerTensor(values, scale, { dtype })
+    },
+  }[quant.kind]()
   await x.device.defaultStream.synchronize()
   return rowsOf(exact).map((row) => Float32Array.from(row))
 }
@@ -114,19 +134,30 @@ describe('every transport gives the dense loop, bit for bit', () => {
   })
 
   test.each([1, 2, 3])('on %i ranks, rows as fp8 with scales, whole and in chunks', async (numRanks) => {
-    for (const groupSize of [128, 16]) {
+    // 2 and more saturate under the given scale, so that it is told apart from one that is found.
+    const scale = Tensor.from([1.9 / 448], [1], 'f32')
+    const quants = [
+      { kind: 'fp8-block' },
+      { kind: 'fp8-block', groupSize: 16 },
+      { kind: 'fp8-token' },
+      { kind: 'fp8-tensor', scale },
+    ] as const
+    const seen = new Set<string>()
+    for (const quant of quants) {
       const layer = new Layer({ ...wide, numTokens: wide.numTokens.slice(0, numRanks) })
       const expected = await Promise.all(
-        layer.inputs.map(async ({ x }, rank) => layer.expectedOf(rank, await throughFp8(x, groupSize))),
+        layer.inputs.map(async ({ x }, rank) => layer.expectedOf(rank, await throughFp8(x, quant))),
       )
-      const quant = { kind: 'fp8-block', groupSize } as const
+      seen.add(JSON.stringify(expected))
       for (const transport of transportsFor(numRanks)) {
         // 48 elements are one scale in the buffer's default; more must be asked for, which the plain transports need not.
-        if (groupSize < 48 && transport.startsWith('ht')) continue
+        if ('groupSize' in quant && transport.startsWith('ht')) continue
         expect(await outputsOf(layer, transport, { quant })).toEqual(expected)
         expect(await outputsOf(layer, transport, { quant, maxRowsPerChunk: 2 })).toEqual(expected)
       }
     }
+    // A row of 48 is one group of 128; the others differ, or nothing was shown.
+    expect(seen.size).toBeGreaterThanOrEqual(3)
   })
 
   test('fp8 is within 6e-2 of bf16, and not the same', async () => {
@@ -200,6 +231,8 @@ describe('quantising', () => {
     for (const [quant, argument] of [
       [{ kind: 'fp4' }, 'quant'],
       [{ kind: 'fp8-block', groupSize: 0 }, 'quant.groupSize'],
+      [{ kind: 'fp8-tensor' }, 'quant.scale'],
+      [{ kind: 'fp8-tensor', scale: Tensor.zeros([2], 'f32') }, 'quant.scale'],
     ] as const) {
       expect(() => new LocalPrepareAndFinalize({ quant: quant as never })).toThrow(
         expect.objectContaining({ code: 'ERR_MOE_EP_ARGUMENT', details: { argument } }),
@@ -258,8 +291,18 @@ describe('naive prepare and finalize', () => {
           const args = { ...layer.argumentsOf(rank), stream }
           const wild = { ...args, topkIdx: Tensor.from([rank === 0 ? 99 : 0, 0, 0], [1, 3], 'i32') }
           expect((await failureOf(kernel.apply(wild))).details['argument']).toBe('topkIdx')
-          expect((await failureOf(kernel.apply({ ...args, numExperts: 5 + rank }))).code).toBe('ERR_MOE_EP_MISMATCH')
-          const narrow = { hiddenStates: Tensor.zeros([1, 16 + 16 * rank], 'bf16') }
+          // Each rank's arguments are right by themselves: of 5 experts rank 0 owns 3, of 6 rank 1 does.
+          const weightsFor = (hidden: number, experts: number) => ({
+            w13: Tensor.zeros([experts, 12, hidden], 'f32'),
+            w2: Tensor.zeros([experts, hidden, 6], 'f32'),
+          })
+          const more = { numExperts: 5 + rank, weights: weightsFor(48, 3) }
+          expect((await failureOf(kernel.apply({ ...args, ...more }))).code).toBe('ERR_MOE_EP_MISMATCH')
+          const hidden = 16 + 16 * rank
+          const narrow = {
+            hiddenStates: Tensor.zeros([1, hidden], 'bf16'),
+            weights: weightsFor(hidden, args.weights.w13.shape[0]!),
+          }
           expect((await failureOf(kernel.apply({ ...args, ...narrow }))).code).toBe('ERR_MOE_EP_MISMATCH')
           const output = await kernel.apply(args)
           expect(rowsOf(output)).toEqual(layer.expectedOf(rank))
@@ -297,14 +340,20 @@ describe('batched prepare, experts and finalize', () => {
   }
 
   test('give the dense loop, whatever lies beyond the counts', async () => {
+    const quants = fc.constantFrom<(InputQuant | undefined)[]>(
+      undefined,
+      { kind: 'fp8-block' },
+      { kind: 'fp8-token' },
+      { kind: 'fp8-tensor', scale: Tensor.from([0.01], [1], 'f32') },
+    )
     await fc.assert(
-      fc.asyncProperty(fc.nat(5), fc.nat(1e6), fc.boolean(), async (tokens, seed, quantized) => {
+      fc.asyncProperty(fc.nat(5), fc.nat(1e6), quants, async (tokens, seed, quant) => {
         const layer = new Layer({ ...wide, numTokens: [tokens], seed })
-        const kernel = batchedKernel(layer, quantized ? { kind: 'fp8-block' } : undefined)
+        const kernel = batchedKernel(layer, quant)
         const { x } = layer.inputs[0]!
         const output = await kernel.apply(layer.argumentsOf(0))
         await output.device.defaultStream.synchronize()
-        expect(rowsOf(output)).toEqual(layer.expectedOf(0, quantized ? await throughFp8(x, 128) : x))
+        expect(rowsOf(output)).toEqual(layer.expectedOf(0, quant ? await throughFp8(x, quant) : x))
         await kernel.experts.close()
       }),
       { numRuns: 15 },

@@ -1,11 +1,16 @@
-import { MoeEpError, Tensor } from '@moe-ep/core'
+import { getDevice, MoeEpError, Tensor } from '@moe-ep/core'
 import { type Experts, GroupedExperts, noWeightAndReduce, referenceEngines } from '@moe-ep/experts'
 import fc from 'fast-check'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import { describe, expect, test } from 'vitest'
 import { failureOf, type Rank, rowsOf, withWorld } from '../../intranode-ht/test/world.js'
-import { HtPrepareAndFinalize, ModularKernel, type ModularKernelArguments } from '../src/index.js'
+import {
+  HtPrepareAndFinalize,
+  LocalPrepareAndFinalize,
+  ModularKernel,
+  type ModularKernelArguments,
+} from '../src/index.js'
 import { Layer, type LayerShape, rounded, sizesFor } from './layer.js'
 
 const base: LayerShape = { numTokens: [5, 3], hidden: 16, intermediate: 6, numExperts: 5, topk: 3, seed: 1 }
@@ -312,7 +317,27 @@ describe('arguments', () => {
     expect(heard).toEqual([kernel.experts])
   })
 
+  test('the experts are told which activation the layer was made for', async () => {
+    const told: unknown[] = []
+    const own = new Layer({ ...base, numTokens: [2] })
+    for (const activation of [undefined, 'silu', 'gelu'] as const) {
+      const experts = expertsThat(async (args) => void told.push(args.activation), { activations: ['silu', 'gelu'] })
+      const config = activation === undefined ? {} : { config: { activation } }
+      const kernel = new ModularKernel(new LocalPrepareAndFinalize(), experts, config)
+      await kernel.apply(own.argumentsOf(0))
+    }
+    expect(told).toEqual([undefined, 'silu', 'gelu'])
+    const grouped = new GroupedExperts(referenceEngines())
+    const stream = getDevice('cpu').defaultStream
+    const args = { ...own.argumentsOf(0), output: Tensor.zeros([2, 16], 'bf16'), stream, activation: 'gelu' } as const
+    expect((await failureOf(grouped.apply(args))).details['argument']).toBe('activation')
+  })
+
   const layer = new Layer(base)
+  const zeroWeights = (experts: number, hidden: number): ModularKernelArguments['weights'] => ({
+    w13: Tensor.zeros([experts, 12, hidden], 'f32'),
+    w2: Tensor.zeros([experts, hidden, 6], 'f32'),
+  })
   const cases: [string, string, (args: ModularKernelArguments) => Partial<ModularKernelArguments>][] = [
     [
       'rows that are not bf16',
@@ -332,12 +357,18 @@ describe('arguments', () => {
     [
       'rows wider than the buffer takes',
       'x',
-      ({ hiddenStates: { shape } }) => ({ hiddenStates: Tensor.zeros([shape[0]!, 32], 'bf16') }),
+      ({ hiddenStates: { shape }, weights }) => ({
+        hiddenStates: Tensor.zeros([shape[0]!, 32], 'bf16'),
+        weights: zeroWeights(weights.w13.shape[0]!, 32),
+      }),
     ],
     [
       'rows of no multiple of 16 bytes',
       'x',
-      ({ hiddenStates: { shape } }) => ({ hiddenStates: Tensor.zeros([shape[0]!, 12], 'bf16') }),
+      ({ hiddenStates: { shape }, weights }) => ({
+        hiddenStates: Tensor.zeros([shape[0]!, 12], 'bf16'),
+        weights: zeroWeights(weights.w13.shape[0]!, 12),
+      }),
     ],
     ['ids of floats', 'topkIdx', ({ topkIdx: { shape } }) => ({ topkIdx: Tensor.zeros(shape, 'f32') })],
     ['ids of other rows', 'topkIdx', () => ({ topkIdx: Tensor.zeros([1, 3], 'i32') })],
@@ -352,7 +383,15 @@ describe('arguments', () => {
       ({ topkIdx: { shape } }) => ({ topkWeights: Tensor.zeros([shape[0]!, 2], 'f32') }),
     ],
     ['no experts', 'numExperts', () => ({ numExperts: 0 })],
-    ['more experts than the buffer takes', 'numExperts', () => ({ numExperts: 6 })],
+    ['more experts than the buffer takes', 'numExperts', () => ({ numExperts: 6, weights: zeroWeights(3, 16) })],
+    ['weights of other rows', 'w13', ({ weights: { w13 } }) => ({ weights: zeroWeights(w13.shape[0]!, 8) })],
+    ['an expert too many', 'w13', ({ weights: { w13 } }) => ({ weights: zeroWeights(w13.shape[0]! + 1, 16) })],
+    [
+      'second weights of other experts',
+      'w2',
+      ({ weights: { w13 } }) => ({ weights: { w13, w2: zeroWeights(1, 16).w2 } }),
+    ],
+    ['no weights', 'w13', () => ({ weights: undefined as unknown as ModularKernelArguments['weights'] })],
     ['a plain array for rows', 'hiddenStates', () => ({ hiddenStates: [1, 2] as unknown as Tensor })],
   ]
 

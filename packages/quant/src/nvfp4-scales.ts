@@ -10,7 +10,7 @@ export const nvfp4GroupSize = 16
  */
 export type Nvfp4ScaleLayout = 'row-major' | 'swizzled'
 
-/** The shape of the e4m3 scales of an [M, H] matrix. */
+/** The shape of the e4m3 scales of an [M, H] matrix, for tensors that `out` brings. */
 export function nvfp4ScaleShape(rows: number, hidden: number, layout: Nvfp4ScaleLayout): [number, number] {
   const groups = Math.ceil(hidden / nvfp4GroupSize)
   return layout === 'swizzled' ? [Math.ceil(rows / 128) * 128, Math.ceil(groups / 4) * 4] : [rows, groups]

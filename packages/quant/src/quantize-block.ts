@@ -24,7 +24,7 @@ export interface QuantizeBlockOptions {
 /**
  * Gives a weight as fp8 e4m3 with one f32 scale for each block of rows and columns. The work is enqueued.
  *
- * With amax = the largest magnitude of the block: scale = max(amax, 1e-4) / 448 (`'ue8m0'`: the smallest power of two not below
+ * With amax = the largest magnitude of the block (at the edges, of what there is of it): scale = max(amax, 1e-4) / 448 (`'ue8m0'`: the smallest power of two not below
  * that), value = e4m3(weight * (1 / scale)); every step is one f32 operation. Saturation, NaN and infinities are as in
  * `quantizePerTokenGroup`.
  *

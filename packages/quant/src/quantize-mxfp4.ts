@@ -9,7 +9,7 @@ export type Mxfp4ScaleRule = 'ocp' | 'ceil' | 'even'
  *
  * With amax = the largest |x| of the group, scale = 2^e and value = e2m1(x * 2^-e), saturating at 6:
  *
- * - `'ocp'`: e = floor(log2(amax)) - 2, the rule of the OCP MX specification.
+ * - `'ocp'`: e = floor(log2(amax)) - 2, the rule of the OCP MX specification. Elements above 1.5 * 2^(e + 2) saturate.
  * - `'even'`: the same for amax rounded half up to two significant bits: from 1.75 * 2^n on it counts as 2^(n + 1).
  * - `'ceil'`: the smallest e with 2^e >= amax / 6 (one f32 division). Nothing saturates.
  *

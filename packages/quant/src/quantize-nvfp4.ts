@@ -27,6 +27,8 @@ export interface QuantizeNvfp4Options {
  * With g = globalScale and amax = the largest |x| of the group, every step one f32 operation: scale = e4m3((g * amax) / 6), which
  * saturates at 448; t = scale * (1 / g); value = e2m1(x * (1 / t)), or (signed) zero where t is 0; e2m1 saturates at 6.
  *
+ * These are the numbers of vLLM's NVFP4 kernels, whose `global_scale` is this g: a multiplier for quantising.
+ *
  * No e2m1 code is NaN, so a NaN or an infinity makes the group's scale NaN (0x7f): its own code is 7, those of finite
  * elements (signed) zero, and the group dequantises to NaN.
  *

@@ -27,7 +27,7 @@ export interface QuantizePerTensorOptions {
  * Gives `x` as fp8 e4m3 with one f32 scale for the whole tensor. The work is enqueued.
  *
  * The scale is the one given, or amax / 448 with amax = the largest |x|: 1 where amax is 0 (or there is no element), and
- * never below 2^-126. value = e4m3(x * (1 / scale)); every step is one f32 operation, e4m3 rounds to nearest even and saturates at
+ * never below 2^-126. The rest is as in vLLM, which gives zeros a scale of 0 and then NaN. value = e4m3(x * (1 / scale)); every step is one f32 operation, e4m3 rounds to nearest even and saturates at
  * 448. A NaN element gives the code 0x7f and is passed over in amax. An infinity saturates under a given scale; else it
  * makes the scale infinity, its own code 0x7f and the codes of finite elements (signed) zero: all dequantise to NaN.
  *

@@ -13,9 +13,12 @@ import {
 /** How a group's scale comes from its amax, and how it is applied; see {@link quantizePerTokenGroup}. */
 export type GroupNumerics = 'vllm' | 'deepep'
 
-/** A matrix as fp8 with a scale for each group of a row: element [m, h] stands for values[m, h] * scales[m, h / groupSize]. */
+/**
+ * Numbers as fp8 with the scales of their groups: element [m, h] of a matrix stands for values[m, h] * scales[m, h / groupSize]. Blocks and
+ * batches are held likewise, in the shapes that their operations name.
+ */
 export interface GroupQuantized {
-  /** fp8e4m3 [M, H]. */
+  /** fp8e4m3 [M, H], or the shape of the input. */
   readonly values: Tensor
   /** f32 [M, ceil(H / groupSize)], the multipliers that dequantise; packed: i32 [M, ceil(ceil(H / groupSize) / 4)]. */
   readonly scales: Tensor
@@ -47,8 +50,8 @@ export interface QuantizePerTokenGroupOptions {
  *
  * Every step is one f32 operation, rounded to nearest even. With amax = the largest |x| of the group:
  *
- * - `'vllm'`: a = max(amax, 1e-10), scale = a / 448, value = e4m3(x / scale).
- * - `'deepep'`: a = max(amax, 1e-4), scale = a * (1 / 448), value = e4m3(x * (448 / a)).
+ * - `'vllm'`, as vLLM's kernel: a = max(amax, 1e-10), scale = a / 448, value = e4m3(x / scale).
+ * - `'deepep'`, as DeepEP's low-latency dispatch: a = max(amax, 1e-4), scale = a * (1 / 448), value = e4m3(x * (448 / a)).
  *
  * With scales in a ue8m0 format the scale is s = the smallest power of two that is not below that scale (`'vllm'`: nor below
  * 1e-10, so that zeros get 2^-33), and value = e4m3(x / s), which is exact up to the rounding to e4m3.

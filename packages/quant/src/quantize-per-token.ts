@@ -18,7 +18,7 @@ export interface QuantizePerTokenOptions {
 /**
  * Gives `x` as fp8 e4m3 with one f32 scale for each row. The work is enqueued.
  *
- * With amax = the largest |x| of the row: scale = max(min(amax, scaleUpperBound) / 448, 1 / (448 * 512)), value = e4m3(x / scale);
+ * As vLLM's dynamic quantisation per token, with amax = the largest |x| of the row: scale = max(min(amax, scaleUpperBound) / 448, 1 / (448 * 512)), value = e4m3(x / scale);
  * every step is one f32 operation, e4m3 rounds to nearest even and saturates at 448. A NaN element gives the code 0x7f and is
  * passed over in amax. An infinity makes the scale infinity and dequantises with its whole row to NaN, unless there is an upper
  * bound: then it saturates.

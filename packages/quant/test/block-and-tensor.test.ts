@@ -8,6 +8,7 @@ import {
   quantizeBlock,
   quantizePerTensor,
   quantizePerToken,
+  quantizePerTokenGroup,
   reference,
 } from '../src/index.js'
 import { bytesOf, device, floatDTypes, numbersOf, sameBytes, storedElements, stream, words32 } from './support.js'
@@ -194,6 +195,23 @@ describe('quantizePerTensor and dequantizePerTensor', () => {
       ;(x.data as Float32Array)[place] = 0
     }
   })
+})
+
+test('rows divide by their scale; blocks and tensors multiply by its reciprocal, on paper', async () => {
+  // 175 * f32(1 / (196 / 448)) is 400.00003, just above the middle of 384 and 416; the quotient is 400, and 384 is even.
+  const [above, even] = [0x7d, 0x7c]
+  // 186 of 248 the other way round: the product is 336, whose even neighbour is 320, and the quotient 336.00003.
+  const [below, next] = [0x7a, 0x7b]
+  for (const dtype of floatDTypes) {
+    const x = Tensor.from([196, 175, 248, 186], [2, 2], dtype)
+    const block = quantizeBlock(x, { blockShape: [1, 2] })
+    const tensors = [x.slice(0, 1), x.slice(1, 2)].map((row) => quantizePerTensor(row))
+    const rows = [quantizePerToken(x), quantizePerTokenGroup(x)]
+    await stream.synchronize()
+    expect([...bytesOf(block.values)]).toEqual([0x7e, above, 0x7e, below])
+    expect(tensors.flatMap(({ values }) => [...bytesOf(values)])).toEqual([0x7e, above, 0x7e, below])
+    for (const { values } of rows) expect([...bytesOf(values)]).toEqual([0x7e, even, 0x7e, next])
+  }
 })
 
 describe('refused', () => {

@@ -1,4 +1,4 @@
-import { e8m0ToF32, Tensor } from '@moe-ep/core'
+import { e8m0ToF32, f32ToFp8E4m3, Tensor } from '@moe-ep/core'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import {
@@ -106,6 +106,50 @@ test('padding is zeroed in memory that held something else', async () => {
   const words = [...new Uint32Array(memory.arrayBuffer as ArrayBuffer)]
   expect(words.slice(0, 13)).toEqual([...Array(5).fill(0x5e5e5e5e), 0, 0, 0, ...Array(5).fill(0x5e)])
   expect(words.slice(13)).toEqual(Array(3).fill(0xaaaaaaaa)) // past the last real element
+})
+
+describe('packed scales at the sizes of models, in memory that held something else', () => {
+  const sizes = [1, 3, 4, 64, 127, 128, 253].flatMap((rows) =>
+    [384, 640, 768, 7168].flatMap((hidden) => [32, 128].map((groupSize) => [rows, hidden, groupSize] as const)),
+  )
+  test.each(sizes)('%i rows of %i in groups of %i', async (rows, hidden, groupSize) => {
+    const stored = Uint16Array.from({ length: rows * hidden }, (_, i) => {
+      const random = Math.imul(i + 1, 2654435761) >>> 8
+      return ((random & 1) << 15) | ((110 + (random % 30)) << 7) | ((random >> 9) & 0x7f)
+    })
+    const groups = hidden / groupSize
+    const columns = Math.ceil(groups / 4)
+    const stride = Math.ceil(rows / 4) * 4
+    const memory = device.allocate(4 * stride * columns)
+    new Uint8Array(memory.arrayBuffer as ArrayBuffer).fill(0xaa)
+    const out = {
+      values: Tensor.zeros([rows, hidden], 'fp8e4m3'),
+      scales: new Tensor({ memory, dtype: 'i32', shape: [rows, columns], strides: [1, stride] }),
+    }
+    const x = Tensor.wrap(stored, [rows, hidden], 'bf16')
+    quantizePerTokenGroup(x, { groupSize, scaleFormat: 'ue8m0-packed', out })
+    await stream.synchronize()
+    // From the definition, in doubles: exact, for the scale is a power of two and the quotient has the bits of a bf16.
+    const numbers = numbersOf('bf16', stored)
+    const bytes = new Uint8Array(memory.arrayBuffer as ArrayBuffer)
+    const codes = bytesOf(out.values)
+    for (let row = 0; row < rows; row++) {
+      for (let group = 0; group < columns * 4; group++) {
+        const byte = bytes[4 * (Math.floor(group / 4) * stride + row) + (group % 4)]!
+        if (group >= groups) {
+          expect(byte).toBe(0)
+          continue
+        }
+        const begin = row * hidden + group * groupSize
+        const amax = numbers.subarray(begin, begin + groupSize).reduce((a, b) => Math.max(a, Math.abs(b)), 1e-10)
+        const exponent = Math.max(-33, Math.ceil(Math.log2(amax / 448)))
+        expect(byte).toBe(exponent + 127)
+        expect(codes[begin]).toBe(f32ToFp8E4m3(numbers[begin]! / 2 ** exponent))
+      }
+    }
+    for (let column = 0; column + 1 < columns; column++)
+      expect(bytes.subarray(4 * (column * stride + rows), 4 * (column + 1) * stride).every((b) => b === 0)).toBe(true)
+  })
 })
 
 describe('refused', () => {

@@ -176,6 +176,19 @@ describe('siluMulQuantize', () => {
     }
   })
 
+  test("'f32' multiplies by 1 / 448 where 'vllm-contiguous' divides by 448, and does not round to bf16", async () => {
+    // silu(64) * 3 / 64 is 3; silu(1) is 0.731..., of which bf16 keeps 0.73046875.
+    const x = Tensor.from([64, 1, 3 / 64, 1], [1, 4], 'bf16')
+    const [f32, contiguous] = [siluMulQuantize(x, { numerics: 'f32' }), siluMulQuantize(x)]
+    await stream.synchronize()
+    expect([f32.scales.data[0], contiguous.scales.data[0]]).toEqual([0.0066964291036129, 0.0066964286379516125])
+    const silu = siluMul(x)
+    const alone = siluMulQuantize(x, { numerics: 'f32', groupSize: 1 })
+    await stream.synchronize()
+    expect(silu.toNumbers()[1]).toBe(0.73046875)
+    expect(Number(alone.scales.data[1]) * 448).toBeCloseTo(1 / (1 + Math.exp(-1)), 6)
+  })
+
   test.each([
     ['vllm-contiguous', 2 ** -33],
     ['f32', 2 ** -42],
@@ -183,6 +196,53 @@ describe('siluMulQuantize', () => {
     const { scales } = siluMulQuantize(Tensor.zeros([1, 256], 'bf16'), { numerics, scaleFormat: 'ue8m0' })
     await stream.synchronize()
     expect(scales.data[0]).toBe(scale)
+  })
+
+  // silu(64) is 64, so that the products are what is written; bf16(1 / 448) is 73 / 32768.
+  test.each([
+    ['a scale and a product that are rounded', [320, -100, 97], 'f32', 182 / 256, [0x7e, 0xf1, 0x70]],
+    ['a power of two', [320, -100, 97], 'ue8m0', 1, [0x7a, 0xec, 0x6c]],
+    ['a power below the scale of 129, for its logarithm is rounded to 7', [57856], 'ue8m0', 128, [0x7e]],
+    ['zeros', [0, -0], 'f32', 251 * 2 ** -50, [0, 0x80]],
+    ['zeros with a power of two', [0, -0], 'ue8m0', 2 ** -42, [0, 0x80]],
+  ] as const)("'vllm-masked' on paper: %s", async (_, products, scaleFormat, scale, codes) => {
+    const halves = [...products.map(() => 64), ...products.map((product) => product / 64)]
+    const x = Tensor.from(halves, [1, halves.length], 'bf16')
+    const { values, scales } = siluMulQuantize(x, { numerics: 'vllm-masked', scaleFormat })
+    await stream.synchronize()
+    expect(scales.data[0]).toBe(scale)
+    expect([...bytesOf(values)]).toEqual([...codes])
+  })
+
+  test('of many experts, one full and one empty, over 18 binades: what each gives alone', async () => {
+    for (const [batch, rows, hidden] of [
+      [8, 16, 384],
+      [17, 31, 768],
+      [32, 64, 256],
+    ] as const) {
+      const stored = Uint16Array.from({ length: batch * rows * 2 * hidden }, (_, i) => {
+        const random = Math.imul(i + 1, 2654435761) >>> 8
+        return ((random & 1) << 15) | ((128 + (random % 18)) << 7) | ((random >> 9) & 0x7f)
+      })
+      const x = Tensor.wrap(stored, [batch, rows, 2 * hidden], 'bf16')
+      const used = Array.from({ length: batch }, (_, e) => (e === 0 ? rows : e === 1 ? 0 : (e * 7) % rows))
+      const counts = Tensor.from(used, [batch], 'i32')
+      for (const scaleFormat of ['f32', 'ue8m0-packed'] as const) {
+        const options = { numerics: 'vllm-masked', scaleFormat } as const
+        const all = siluMulQuantize(x, { ...options, counts, scaleLayout: 'row-major' })
+        const alone = siluMulQuantize(x.reshape([batch * rows, 2 * hidden]), { ...options, scaleLayout: 'row-major' })
+        await stream.synchronize()
+        for (const [part, whole] of [
+          [all.values, alone.values],
+          [all.scales, alone.scales],
+        ] as const) {
+          const expected = bytesOf(whole).slice()
+          const rowBytes = expected.length / (batch * rows)
+          used.forEach((count, e) => expected.fill(0, (e * rows + count) * rowBytes, (e + 1) * rows * rowBytes))
+          expect(sameBytes(bytesOf(part), expected)).toBe(true)
+        }
+      }
+    }
   })
 
   test('of masked matrices, only rows in use are read and written', async () => {

@@ -157,8 +157,7 @@ Napi::Value WrapStream(Napi::Env env, std::shared_ptr<CudaStream> stream) {
   Environment::Of(env).Keep(stream);
   return Wrap<StreamHandle>(env, kStreamTag, new StreamHandle(std::move(stream)),
                             [](Napi::Env env, StreamHandle* held) {
-                              (*held)->Close(/*abort=*/false);  // what was enqueued still runs
-                              Environment::Of(env).Forget(*held);
+                              Environment::Of(env).Release(*held);  // what is queued still runs
                               delete held;
                             });
 }

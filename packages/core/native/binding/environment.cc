@@ -74,6 +74,17 @@ std::shared_ptr<Stream> Environment::CreateStream(int threads) {
   return streams_.back();
 }
 
+void Environment::Keep(std::shared_ptr<Stream> stream) {
+  std::erase_if(released_, [](const std::shared_ptr<Stream>& closed) { return closed->Idle(); });
+  streams_.push_back(std::move(stream));
+}
+
+void Environment::Release(const std::shared_ptr<Stream>& stream) {
+  stream->Close(/*abort=*/false);
+  if (!stream->Idle()) released_.push_back(stream);
+  std::erase(streams_, stream);
+}
+
 void Environment::ForgetEndedStreams() {
   std::erase_if(streams_, [](const std::shared_ptr<Stream>& stream) {
     if (!stream->ended()) return false;
@@ -85,6 +96,8 @@ void Environment::ForgetEndedStreams() {
 void Environment::Shutdown() {
   mailbox_->Close();
   // All get the word before any is waited for: they may wait for one another.
+  streams_.insert(streams_.end(), released_.begin(), released_.end());
+  released_.clear();
   for (const auto& stream : streams_) stream->Close(/*abort=*/true);
   for (const auto& stream : streams_) stream->Join();
   streams_.clear();

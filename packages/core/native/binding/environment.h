@@ -54,9 +54,9 @@ class Environment {
   const std::shared_ptr<Mailbox>& mailbox() const { return mailbox_; }
   // A cpu stream that lives until its thread has ended, also when JavaScript forgets it before.
   std::shared_ptr<Stream> CreateStream(int threads);
-  // A stream of another device, which is forgotten when JavaScript closes it.
-  void Keep(std::shared_ptr<Stream> stream) { streams_.push_back(std::move(stream)); }
-  void Forget(const std::shared_ptr<Stream>& stream) { std::erase(streams_, stream); }
+  // Takes over a stream of another device; JavaScript gives it up with Release.
+  void Keep(std::shared_ptr<Stream> stream);
+  void Release(const std::shared_ptr<Stream>& stream);
   // Ends all streams of this environment; also when a worker is terminated in mid operation.
   void Shutdown();
 
@@ -65,6 +65,7 @@ class Environment {
 
   std::shared_ptr<Mailbox> mailbox_;
   std::vector<std::shared_ptr<Stream>> streams_;
+  std::vector<std::shared_ptr<Stream>> released_;  // closed, until what they have queued is done
 };
 
 }  // namespace moe_ep

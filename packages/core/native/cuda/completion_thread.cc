@@ -9,13 +9,15 @@
 namespace moe_ep::cuda {
 namespace {
 
-// Most waits are short: a look costs less than the sleep of a blocking wait.
-cudaError_t WaitFor(cudaEvent_t event) {
+// Most waits are short: looking costs less than sleeping. An abort ends a wait at once; what is
+// left on the device ends by itself.
+cudaError_t WaitFor(cudaEvent_t event, const Aborts& aborts) {
   using Clock = std::chrono::steady_clock;
-  const Clock::time_point end = Clock::now() + std::chrono::microseconds(100);
+  const Clock::time_point spin_until = Clock::now() + std::chrono::microseconds(100);
   cudaError_t status;
   while ((status = cudaEventQuery(event)) == cudaErrorNotReady) {
-    if (Clock::now() >= end) return cudaEventSynchronize(event);
+    if (AnyAborted(aborts)) return cudaSuccess;
+    if (Clock::now() >= spin_until) std::this_thread::sleep_for(std::chrono::microseconds(20));
   }
   return status;
 }
@@ -23,17 +25,15 @@ cudaError_t WaitFor(cudaEvent_t event) {
 }  // namespace
 
 MaybeFailure OutcomeOf(cudaError_t status, const moe_ep_failure_record* failure,
-                       const AbortWords& aborts) {
+                       const Aborts& aborts) {
   if (status != cudaSuccess) {
     cudaGetLastError();
     return Failure{"ERR_MOE_EP_INTERNAL",
                    std::string("the device failed: ") + cudaGetErrorName(status)};
   }
-  if (failure != nullptr) {
-    if (MaybeFailure known = FailureOf(*failure)) return known;
-  }
+  // An abort may have ended the wait before the failure was written.
   if (AnyAborted(aborts)) return AbortFailure();
-  return std::nullopt;
+  return failure == nullptr ? std::nullopt : FailureOf(*failure);
 }
 
 void CompletionThread::Add(Item item) {
@@ -68,7 +68,7 @@ void CompletionThread::Loop(const std::shared_ptr<State>& state) {
       item = std::move(state->items.front());
       state->items.pop_front();
     }
-    item.then(OutcomeOf(WaitFor(item.event.get()), item.failure.get(), item.aborts));
+    item.then(OutcomeOf(WaitFor(item.event.get(), item.aborts), item.failure.get(), item.aborts));
     item = {};
     state->device.Poll();
   }

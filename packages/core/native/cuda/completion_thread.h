@@ -16,7 +16,7 @@ namespace moe_ep::cuda {
 
 // What a point of a stream says when it is reached.
 MaybeFailure OutcomeOf(cudaError_t status, const moe_ep_failure_record* failure,
-                       const AbortWords& aborts);
+                       const Aborts& aborts);
 
 class CompletionThread {
  public:
@@ -26,7 +26,7 @@ class CompletionThread {
   struct Item {
     EventPtr event;
     std::shared_ptr<moe_ep_failure_record> failure;  // may be null
-    AbortWords aborts;
+    Aborts aborts;
     std::function<void(MaybeFailure)> then;
   };
   // Items of one stream complete in the order in which they are added. The thread starts with the

@@ -11,10 +11,38 @@
 
 namespace moe_ep::cuda {
 
-bool AnyAborted(const AbortWords& words) {
-  return std::any_of(words.begin(), words.end(), [](const AbortWord& word) {
-    return __atomic_load_n(word.get(), __ATOMIC_ACQUIRE) != 0;
+void Abort::Set() {
+  std::vector<Wait> waits;
+  {
+    std::lock_guard lock(mutex_);
+    DropFinished();
+    waits.swap(waits_);
+  }
+  for (const Wait& wait : waits) {
+    if (const auto dependent = wait.dependent.lock()) dependent->Skip();
+  }
+  __atomic_store_n(word_.get(), 1u, __ATOMIC_RELEASE);
+}
+
+void Abort::AddDependent(std::weak_ptr<Dependent> dependent, EventPtr awaited) {
+  std::lock_guard lock(mutex_);
+  waits_.push_back({std::move(dependent), std::move(awaited)});
+  if (waits_.size() < drop_at_) return;
+  DropFinished();
+  drop_at_ = std::max<size_t>(64, 2 * waits_.size());
+}
+
+void Abort::DropFinished() {
+  std::erase_if(waits_, [](const Wait& wait) {
+    const bool finished = cudaEventQuery(wait.awaited.get()) != cudaErrorNotReady;
+    cudaGetLastError();
+    return finished || wait.dependent.expired();
   });
+}
+
+bool AnyAborted(const Aborts& aborts) {
+  return std::any_of(aborts.begin(), aborts.end(),
+                     [](const AbortPtr& abort) { return abort->set(); });
 }
 
 Failure AbortFailure() { return {"ERR_MOE_EP_ABORTED", "the stream was aborted"}; }
@@ -35,6 +63,8 @@ void CudaRecording::WhenComplete(std::function<void(MaybeFailure)> then) {
 }
 
 bool CudaRecording::completed() {
+  // Of an aborted stream nobody waits for the rest.
+  if (AnyAborted(parts_.aborts)) return true;
   parts_.device->MakeCurrent();
   const bool done = cudaEventQuery(parts_.done.get()) != cudaErrorNotReady;
   cudaGetLastError();
@@ -42,7 +72,10 @@ bool CudaRecording::completed() {
 }
 
 int64_t CudaRecording::completed_at() {
-  return completed() ? parts_.device->TimeOf(parts_.time.get(), parts_.base) : 0;
+  parts_.device->MakeCurrent();
+  const bool done = cudaEventQuery(parts_.done.get()) == cudaSuccess;
+  cudaGetLastError();
+  return done ? parts_.device->TimeOf(parts_.time.get(), parts_.base) : 0;
 }
 
 }  // namespace moe_ep::cuda

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <mutex>
 #include <set>
 #include <vector>
 
@@ -20,11 +21,41 @@ std::shared_ptr<T> NewPinned(Device& device) {
       value, [&device](T* done) { device.Retire([&device, done] { device.FreePinned(done); }); });
 }
 
-// Set when a stream is aborted; its kernels and those who wait for it look.
-using AbortWord = std::shared_ptr<uint32_t>;
-using AbortWords = std::set<AbortWord>;
+// Who may still be waiting for a stream, so that an abort reaches them.
+class Dependent {
+ public:
+  virtual ~Dependent() = default;
+  // What it waited for was aborted: nothing that it has queued may run.
+  virtual void Skip() = 0;
+};
+
+// The abort of one stream: a word that its kernels look at, and those who wait for it.
+class Abort {
+ public:
+  explicit Abort(Device& device) : word_(NewPinned<uint32_t>(device)) {}
+
+  const uint32_t* word() const { return word_.get(); }
+  bool set() const { return __atomic_load_n(word_.get(), __ATOMIC_ACQUIRE) != 0; }
+  // First tells those who still wait, so that they skip their work when the wait ends.
+  void Set();
+  void AddDependent(std::weak_ptr<Dependent> dependent, EventPtr awaited);
+
+ private:
+  struct Wait {
+    std::weak_ptr<Dependent> dependent;
+    EventPtr awaited;
+  };
+  void DropFinished();
+
+  const std::shared_ptr<uint32_t> word_;
+  std::mutex mutex_;
+  std::vector<Wait> waits_;
+  size_t drop_at_ = 64;
+};
+using AbortPtr = std::shared_ptr<Abort>;
+using Aborts = std::set<AbortPtr>;
 // Whether one of them is set.
-bool AnyAborted(const AbortWords& words);
+bool AnyAborted(const Aborts& aborts);
 Failure AbortFailure();
 
 class CompletionThread;
@@ -37,7 +68,7 @@ class CudaRecording final : public Recording {
     size_t base;    // of that time; see Device::TimeOf
     EventPtr done;  // everything that belongs to the point is there
     std::shared_ptr<moe_ep_failure_record> failure;  // the stream's at the point; null: none
-    AbortWords aborts;                               // of the stream and of those it waited for
+    Aborts aborts;                                   // of the stream and of those it waited for
     std::shared_ptr<CompletionThread> completions;
   };
   explicit CudaRecording(Parts parts) : parts_(std::move(parts)) {}

@@ -47,7 +47,7 @@ CudaStream::CudaStream(const moe_ep_core_api* api, Device& device, cudaStream_t 
       owned_(owned),
       failure_(static_cast<moe_ep_failure_record*>(
           device.AllocateZeroed(sizeof(moe_ep_failure_record)))),
-      abort_(NewPinned<uint32_t>(device)),
+      abort_(std::make_shared<Abort>(device)),
       completions_(std::make_shared<CompletionThread>(device)),
       scratch_(device),
       shared_(!owned) {}
@@ -140,7 +140,11 @@ std::shared_ptr<Recording> CudaStream::Mark() {
 
 bool CudaStream::Await(const std::shared_ptr<Recording>& recording) {
   if (const auto cuda = std::dynamic_pointer_cast<CudaRecording>(recording)) {
-    awaited_.insert(cuda->parts().aborts.begin(), cuda->parts().aborts.end());
+    for (const AbortPtr& abort : cuda->parts().aborts) {
+      if (!awaited_.insert(abort).second && cuda->completed()) continue;
+      abort->AddDependent(std::static_pointer_cast<CudaStream>(shared_from_this()),
+                          cuda->parts().done);
+    }
     return Enqueue(MarkerCommand([cuda](moe_ep_exec* exec) { Running(exec)->AwaitDevice(*cuda); }));
   }
   // Of a cpu stream: its thread sets a signal that a kernel looks at.
@@ -192,6 +196,8 @@ MaybeFailure CudaStream::Replay(const std::shared_ptr<const Graph>& graph) {
 bool CudaStream::WhenDone(std::function<void(MaybeFailure)> then) {
   if (closed()) return false;
   CudaRecording::Parts parts = {};
+  // A stream that was waited for may be aborted yet, which fails this one.
+  if (!awaited_.empty()) may_fail_ = true;
   parts.aborts = std::exchange(awaited_, {});
   parts.aborts.insert(abort_);
   if (MaybeFailure failure = std::exchange(host_failure_, std::nullopt)) {
@@ -222,17 +228,28 @@ CommandPtr CudaStream::FailCommand(Failure failure) {
 }
 
 void CudaStream::Close(bool abort) {
-  const bool first = MarkClosed();
-  if (!abort) return;
-  __atomic_store_n(abort_.get(), 1u, __ATOMIC_RELEASE);
-  if (!first) return;
-  // Kernels that are queued look at the record before they begin.
+  MarkClosed();
+  if (!abort || abort_->set()) return;
+  Skip();
+  abort_->Set();
+}
+
+// Kernels that are queued look at the record before they begin. A copy, because kernels that wait
+// may hold all multiprocessors.
+void CudaStream::Skip() {
   device_.MakeCurrent();
-  try {
-    LaunchFail(device_.auxiliary(), failure_, RecordOf(AbortFailure()));
-  } catch (const std::exception&) {
-    // The device itself has failed, so nothing of the queue runs.
-  }
+  const auto record = NewPinned<moe_ep_failure_record>(device_);
+  *record = RecordOf(AbortFailure());
+  cudaMemcpyAsync(failure_, record.get(), sizeof(*record), cudaMemcpyDefault, device_.auxiliary());
+  cudaStreamSynchronize(device_.auxiliary());
+  cudaGetLastError();  // where the device itself has failed nothing of the queue runs
+}
+
+bool CudaStream::Idle() {
+  device_.MakeCurrent();
+  const bool idle = cudaStreamQuery(stream_) != cudaErrorNotReady;
+  cudaGetLastError();
+  return idle;
 }
 
 void CudaStream::Join() {
@@ -295,11 +312,12 @@ MaybeFailure CudaStream::CaptureJoined(Capture& capture) {
 
 void CudaStream::CaptureRecord(Capture&, const std::shared_ptr<Event>& event) {
   device_.MakeCurrent();
-  captured_->joins[event.get()] = RecordEvent();
   EventPtr time = device_.NewEvent();
   Check(cudaEventRecordWithFlags(time.get(), stream_, cudaEventRecordExternal),
         "cudaEventRecordWithFlags");
   captured_->times.emplace_back(event, std::move(time));
+  // Behind the other one, which is work of the graph and has to be joined too.
+  captured_->joins[event.get()] = RecordEvent();
 }
 
 void CudaStream::CaptureWait(Capture&, const std::shared_ptr<Event>& event) {

@@ -14,7 +14,7 @@
 
 namespace moe_ep::cuda {
 
-class CudaStream final : public Stream, public Submitter {
+class CudaStream final : public Stream, public Submitter, public Dependent {
  public:
   // Throws.
   static std::shared_ptr<CudaStream> Create(const moe_ep_core_api* api, Device& device);
@@ -31,9 +31,11 @@ class CudaStream final : public Stream, public Submitter {
   CommandPtr FailCommand(Failure failure) override;
   void Close(bool abort) override;
   void Join() override;
-  const uint32_t* abort_word() const override { return abort_.get(); }
+  const uint32_t* abort_word() const override { return abort_->word(); }
+  bool Idle() override;
 
   EventPtr Marker() override;
+  void Skip() override;
 
   // For running commands.
   void Fail(Failure failure) override;
@@ -69,13 +71,13 @@ class CudaStream final : public Stream, public Submitter {
   cudaStream_t const stream_;
   const bool owned_;
   moe_ep_failure_record* const failure_;
-  const AbortWord abort_;
+  const AbortPtr abort_;
   const std::shared_ptr<CompletionThread> completions_;
   Scratch scratch_;
 
   // JavaScript's thread only.
   bool may_fail_ = false;
-  AbortWords awaited_;         // of streams that were waited for since the last await
+  Aborts awaited_;             // of streams that were waited for since the last await
   MaybeFailure host_failure_;  // one that could not be brought to the device
 
   std::mutex marker_mutex_;  // guards what follows: other threads ask for markers

@@ -54,6 +54,8 @@ class Stream : public std::enable_shared_from_this<Stream> {
   // Blocks until nothing of the stream runs any more; call Close first.
   virtual void Join() = 0;
   bool ended() const { return ended_.load(std::memory_order_acquire); }
+  // Whether Join would return at once, the stream being closed.
+  virtual bool Idle() { return ended(); }
   virtual const uint32_t* abort_word() const = 0;
   // Called by a running command.
   virtual void Fail(Failure failure) = 0;

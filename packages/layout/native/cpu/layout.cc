@@ -8,8 +8,7 @@ namespace moe_ep::cpu {
 
 void GetDispatchLayout(const TopkIds& topk_idx, const DispatchLayout& layout) {
   const int64_t ranks = layout.placement.ranks;
-  const int64_t nodes =
-      layout.ranks_per_node == 0 ? 0 : (ranks + layout.ranks_per_node - 1) / layout.ranks_per_node;
+  const int64_t nodes = layout.num_nodes();
   std::fill_n(layout.num_tokens_per_rank, ranks, 0);
   std::fill_n(layout.num_tokens_per_expert, layout.placement.experts, 0);
   if (layout.num_tokens_per_rdma_rank != nullptr)
