@@ -1,5 +1,6 @@
 #include "cuda/cuda_stream.h"
 
+#include <chrono>
 #include <exception>
 #include <utility>
 
@@ -237,8 +238,8 @@ CommandPtr CudaStream::FailCommand(Failure failure) {
 void CudaStream::Close(bool abort) {
   MarkClosed();
   if (!abort || abort_->set()) return;
-  Skip();
   abort_->Set();
+  Skip();
 }
 
 // Kernels that are queued look at the record before they begin. A copy, because kernels that wait
@@ -247,8 +248,13 @@ void CudaStream::Skip() {
   device_.MakeCurrent();
   const auto record = NewPinned<moe_ep_failure_record>(device_);
   *record = RecordOf(AbortFailure());
-  cudaMemcpyAsync(failure_, record.get(), sizeof(*record), cudaMemcpyDefault, device_.auxiliary());
-  cudaStreamSynchronize(device_.auxiliary());
+  const cudaStream_t stream = device_.auxiliary();
+  cudaMemcpyAsync(failure_, record.get(), sizeof(*record), cudaMemcpyDefault, stream);
+  // It takes microseconds. A device that is so busy that it takes longer must not hold up an abort.
+  const auto patience = std::chrono::steady_clock::now() + std::chrono::milliseconds(20);
+  while (cudaStreamQuery(stream) == cudaErrorNotReady &&
+         std::chrono::steady_clock::now() < patience) {
+  }
   cudaGetLastError();  // where the device itself has failed nothing of the queue runs
 }
 
