@@ -6,9 +6,8 @@ namespace moe_ep {
 namespace {
 
 // Elements and values are [N, K] or [E, N, K].
-BlockQuantMatrices MatricesOf(const Tensor& elements, const Tensor& values,
-                                   const Tensor& scales, int64_t block_rows,
-                                   int64_t block_columns) {
+BlockQuantMatrices MatricesOf(const Tensor& elements, const Tensor& values, const Tensor& scales,
+                              int64_t block_rows, int64_t block_columns) {
   return {
       .dtype = elements.dtype(),
       .rows = elements.size(elements.dims() - 2),

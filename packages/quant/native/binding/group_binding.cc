@@ -5,7 +5,7 @@ namespace moe_ep {
 namespace {
 
 GroupQuantMatrix MatrixOf(const Tensor& elements, const Tensor& values, const Tensor& scales,
-                               int64_t group_size) {
+                          int64_t group_size) {
   return {
       .dtype = elements.dtype(),
       .hidden = elements.size(1),

@@ -54,7 +54,8 @@ Napi::Value SiluMul(const Napi::CallbackInfo& info) {
     const int64_t rows = x.size(x.dims() - 2);
     const int64_t hidden = x.size(x.dims() - 1) / 2;
     if constexpr (kCuda) {
-      if (exec.on_cuda()) return cuda::SiluMul(exec, MatrixOf(x, 0, limit), BatchOf(x, counts), out.data());
+      if (exec.on_cuda())
+        return cuda::SiluMul(exec, MatrixOf(x, 0, limit), BatchOf(x, counts), out.data());
     }
     const int64_t bytes = rows * hidden * (BitsOf(x.dtype()) / 8);
     const MaskedRows masked(BatchSizeOf(x), rows, counts);
@@ -82,7 +83,9 @@ Napi::Value SiluMulQuantize(const Napi::CallbackInfo& info) {
     const int64_t hidden = x.size(x.dims() - 1) / 2;
     const int64_t batch = BatchSizeOf(x);
     if constexpr (kCuda) {
-      if (exec.on_cuda()) return cuda::SiluMulQuantize(exec, MatrixOf(x, 0, limit), BatchOf(x, counts, scales), QuantizedOf(x, values, scales, group_size, 0), rule);
+      if (exec.on_cuda())
+        return cuda::SiluMulQuantize(exec, MatrixOf(x, 0, limit), BatchOf(x, counts, scales),
+                                     QuantizedOf(x, values, scales, group_size, 0), rule);
     }
     for (int64_t matrix = 0; matrix < batch; ++matrix)
       cpu::ZeroColumnPadding(ScalesOf(scales, matrix));

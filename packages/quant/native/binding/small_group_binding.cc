@@ -7,7 +7,7 @@ namespace moe_ep {
 namespace {
 
 SmallGroupMatrix MatrixOf(const Tensor& elements, const Tensor& values, const Tensor& scales,
-                               bool swizzled) {
+                          bool swizzled) {
   return {
       .dtype = elements.dtype(),
       .code_dtype = values.dtype(),
@@ -86,7 +86,8 @@ Napi::Value DequantizeNvfp4(const Napi::CallbackInfo& info) {
   return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
     const auto matrix = MatrixOf(out, values, scales, swizzled);
     if constexpr (kCuda) {
-      if (exec.on_cuda()) return cuda::DequantizeNvfp4(exec, matrix, out.size(0), global.data<float>());
+      if (exec.on_cuda())
+        return cuda::DequantizeNvfp4(exec, matrix, out.size(0), global.data<float>());
     }
     exec.ParallelFor(out.size(0), GrainOf(matrix.hidden), [&](int64_t begin, int64_t end) {
       cpu::DequantizeNvfp4(matrix, *global.data<float>(), begin, end);

@@ -31,7 +31,9 @@ Napi::Value QuantizePerTensor(const Napi::CallbackInfo& info) {
   const bool dynamic = args.boolean(4);
   return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
     if constexpr (kCuda) {
-      if (exec.on_cuda()) return cuda::QuantizePerTensor(exec, x.dtype(), x.data(), x.numel(), scale.data<float>(), dynamic, values.data<uint8_t>());
+      if (exec.on_cuda())
+        return cuda::QuantizePerTensor(exec, x.dtype(), x.data(), x.numel(), scale.data<float>(),
+                                       dynamic, values.data<uint8_t>());
     }
     if (dynamic) *scale.data<float>() = TensorScaleOf(LargestOf(exec, x));
     exec.ParallelFor(x.numel(), kGrain, [&](int64_t begin, int64_t end) {
@@ -49,7 +51,9 @@ Napi::Value DequantizePerTensor(const Napi::CallbackInfo& info) {
   const Tensor out = args.tensor(3);
   return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
     if constexpr (kCuda) {
-      if (exec.on_cuda()) return cuda::DequantizePerTensor(exec, out.dtype(), values.data<uint8_t>(), scale.data<float>(), values.numel(), out.data());
+      if (exec.on_cuda())
+        return cuda::DequantizePerTensor(exec, out.dtype(), values.data<uint8_t>(),
+                                         scale.data<float>(), values.numel(), out.data());
     }
     const int64_t bytes = BitsOf(out.dtype()) / 8;
     exec.ParallelFor(values.numel(), kGrain, [&](int64_t begin, int64_t end) {

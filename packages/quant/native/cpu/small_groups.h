@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "operands.h"
 #include "moe_ep/quant/small_groups.h"
+#include "operands.h"
 
 namespace moe_ep::cpu {
 

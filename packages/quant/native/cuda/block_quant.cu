@@ -69,9 +69,8 @@ __global__ void __launch_bounds__(kThreads)
     auto largest = static_cast<Storage>(BlockMax<kThreads>(Peak<Element>::Bits(peak)));
     if (largest > Element::kInfinity) {  // a NaN, to be passed over
       peak = 0;
-      each([&](const Vector& v, int64_t) {
-        peak = Peak<Element>::Larger(peak, v.NumbersPeakOf());
-      });
+      each(
+          [&](const Vector& v, int64_t) { peak = Peak<Element>::Larger(peak, v.NumbersPeakOf()); });
       largest = static_cast<Storage>(BlockMax<kThreads>(Peak<Element>::Bits(peak)));
     }
     const GroupScale made = BlockScaleOf(Element::ToFloat(largest), power_of_two);
@@ -106,10 +105,9 @@ void QuantizeBlock(const Exec& exec, const BlockQuantMatrices& matrices, int64_t
   WithElement(matrices.dtype, [&](auto element) {
     using Element = decltype(element);
     constexpr int kElements = kLoadElements<Element>;
-    const bool vectors = Aligned16(matrices.elements, matrices.values) &&
-                         matrices.columns % kElements == 0 &&
-                         (matrices.block_columns % kElements == 0 ||
-                          matrices.block_columns >= matrices.columns);
+    const bool vectors =
+        Aligned16(matrices.elements, matrices.values) && matrices.columns % kElements == 0 &&
+        (matrices.block_columns % kElements == 0 || matrices.block_columns >= matrices.columns);
     Launch(vectors ? QuantizeBlocks<Element, kElements> : QuantizeBlocks<Element, 1>,
            {BlocksFor(blocks, 1), kThreads}, exec.cuda_stream(), matrices, power_of_two,
            exec.cuda_skip());

@@ -13,8 +13,8 @@ __global__ void ZeroGaps(uint8_t* data, int64_t rows, int64_t gap, int64_t gaps,
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= count) return;
   const int64_t column = i / gap;
-  auto* at = reinterpret_cast<float*>(data + column / gaps * stride +
-                                      column % gaps * column_stride);
+  auto* at =
+      reinterpret_cast<float*>(data + column / gaps * stride + column % gaps * column_stride);
   at[rows + i % gap] = 0.0f;
 }
 

@@ -33,7 +33,7 @@ struct BlockScales {
   int64_t rows;  // of a matrix
   int64_t block_rows;
   int64_t block_columns;
-  int64_t columns;  // of scales
+  int64_t columns;     // of scales
   int64_t per_matrix;  // rows of scales
 
   __device__ __forceinline__ int64_t Column(int64_t column) const { return column / block_columns; }
@@ -129,8 +129,7 @@ void Dequantize(const Exec& exec, DType dtype, const Shape& m, const Scales& sca
 void DequantizePerTokenGroup(const Exec& exec, const GroupQuantMatrix& matrix, int64_t rows) {
   const Shape m = {matrix.values, matrix.elements, rows, matrix.hidden, exec.cuda_skip()};
   const GroupScales scales = {matrix.scales.data, matrix.scales.row_stride,
-                              matrix.scales.column_stride, matrix.group_size,
-                              matrix.scales.packed};
+                              matrix.scales.column_stride, matrix.group_size, matrix.scales.packed};
   Dequantize(exec, matrix.dtype, m, scales, matrix.group_size);
 }
 

@@ -37,8 +37,7 @@ __global__ void __launch_bounds__(kTileThreads)
   constexpr int kItems = kRows * kVectors;
   using Vector = LaneVector<Element, kElements>;
   using Warp = WarpItems<128 / kElements, kItems>;
-  const int64_t tile =
-      static_cast<int64_t>(blockIdx.x) * (kTileThreads / 32) + threadIdx.x / 32;
+  const int64_t tile = static_cast<int64_t>(blockIdx.x) * (kTileThreads / 32) + threadIdx.x / 32;
   if (tile >= tiles) return;
   const bool failed = Failed(m.record);
   const int lane = LaneOfWarp();
@@ -60,10 +59,9 @@ __global__ void __launch_bounds__(kTileThreads)
   }
   if (failed) return;
   uint8_t* values = m.values + place;
-  const float scale =
-      QuantizeGroups<kEncoding, 128>(items, m.rule, [&](int i, const auto& codes) {
-        if (inside(i)) StoreWords(values + offset(i), codes);
-      });
+  const float scale = QuantizeGroups<kEncoding, 128>(items, m.rule, [&](int i, const auto& codes) {
+    if (inside(i)) StoreWords(values + offset(i), codes);
+  });
   const int item = Warp::FirstOwned(lane);
   const int64_t row = first_row + item / kVectors;
   const int64_t group =
@@ -84,8 +82,7 @@ __global__ void __launch_bounds__(kLongThreads) QuantizeLongGroups(const __grid_
   const int64_t group = blockIdx.x % m.scales.groups;
   const int64_t begin = group * m.group_size;
   const int64_t count = std::min(m.group_size, m.hidden - begin) / kElements;
-  const auto* x =
-      static_cast<const typename Element::Storage*>(m.x) + row * m.hidden + begin;
+  const auto* x = static_cast<const typename Element::Storage*>(m.x) + row * m.hidden + begin;
   uint8_t* values = m.values + row * m.hidden + begin;
   const int64_t first = threadIdx.x;
   Vector held[kHeld];
@@ -133,16 +130,13 @@ __global__ void __launch_bounds__(kLongThreads) QuantizeLongGroups(const __grid_
 constexpr int kAnyThreads = 256;
 
 template <typename Element, Encoding kEncoding>
-__global__ void __launch_bounds__(kAnyThreads)
-    QuantizeAnyGroups(const __grid_constant__ Rows m) {
-  const int64_t index =
-      static_cast<int64_t>(blockIdx.x) * (kAnyThreads / 32) + threadIdx.x / 32;
+__global__ void __launch_bounds__(kAnyThreads) QuantizeAnyGroups(const __grid_constant__ Rows m) {
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * (kAnyThreads / 32) + threadIdx.x / 32;
   const int64_t row = index / m.scales.groups;
   const int64_t group = index % m.scales.groups;
   if (row >= m.rows || Failed(m.record)) return;
   const int64_t begin = group * m.group_size;
-  const auto* x =
-      static_cast<const typename Element::Storage*>(m.x) + row * m.hidden + begin;
+  const auto* x = static_cast<const typename Element::Storage*>(m.x) + row * m.hidden + begin;
   const float scale = QuantizeAnyGroup<kEncoding>(
       std::min(m.group_size, m.hidden - begin), m.rule, m.values + row * m.hidden + begin,
       [&](int64_t i) { return Element::ToFloat(x[i]); });

@@ -85,8 +85,8 @@ __global__ void __launch_bounds__(kThreads)
   }
   Warp::Reduce(least, MinPairs);
   const uint16_t largest = Peak<BF16Element>::Bits(most[0]);
-  const uint16_t smallest = static_cast<uint16_t>(
-      largest == 0 ? 0u : min(least[0] & 0xffffu, least[0] >> 16) + 1u);
+  const uint16_t smallest =
+      static_cast<uint16_t>(largest == 0 ? 0u : min(least[0] & 0xffffu, least[0] >> 16) + 1u);
   const LogEncoding own = LogEncoding::Of(smallest, largest);
 
   uint8_t* stage = staged[threadIdx.x / 32];
@@ -131,8 +131,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   const int64_t group = first + Warp::FirstOwned(lane) * 2 + Warp::GroupOf(lane);
   if (Warp::Writes(lane) && group < groups) {
-    reinterpret_cast<uint32_t*>(ranges)[group] =
-        smallest | static_cast<uint32_t>(largest) << 16;
+    reinterpret_cast<uint32_t*>(ranges)[group] = smallest | static_cast<uint32_t>(largest) << 16;
   }
 }
 
@@ -162,7 +161,8 @@ __global__ void __launch_bounds__(kThreads)
   const auto own = moe_ep::detail::LogScale::Of(static_cast<uint16_t>(range),
                                                 static_cast<uint16_t>(range >> 16));
   // Also false for what is no number.
-  const bool plain = own.step >= 0.0f && own.low >= -119.0f && 511.0f * own.step + own.low <= 126.0f;
+  const bool plain =
+      own.step >= 0.0f && own.low >= -119.0f && 511.0f * own.step + own.low <= 126.0f;
   if (failed) return;
   __syncwarp();
   const uint32_t plain_groups = __ballot_sync(kFullWarp, plain);
@@ -185,8 +185,8 @@ __global__ void __launch_bounds__(kThreads)
       for (int e = 0; e < 8; ++e) values[e] = LogValue<false>(code[e], low, step);
     }
     if (first + group < groups) {
-      LaneVector<Element, 8>::OfFloats(values).Store(
-          out + (first + 2 * i) * LogFmt10::kGroup + lane * 8);
+      LaneVector<Element, 8>::OfFloats(values).Store(out + (first + 2 * i) * LogFmt10::kGroup +
+                                                     lane * 8);
     }
   }
 }
@@ -254,8 +254,8 @@ void DequantizeLogFmt10(const Exec& exec, const LogFmtMatrix& m, int64_t rows) {
     auto* out = static_cast<typename Element::Storage*>(m.elements);
     if (WholeGroups(m)) {
       const int64_t tiles = CeilDiv(groups, kTileGroups);
-      Launch(DecodeTiles<Element>, {BlocksFor(tiles, kThreads / 32), kThreads},
-             exec.cuda_stream(), m.codes, m.ranges, out, groups, tiles, exec.cuda_skip());
+      Launch(DecodeTiles<Element>, {BlocksFor(tiles, kThreads / 32), kThreads}, exec.cuda_stream(),
+             m.codes, m.ranges, out, groups, tiles, exec.cuda_skip());
     } else {
       Launch(DecodeGroups<Element>, {BlocksFor(groups, kThreads), kThreads}, exec.cuda_stream(),
              m.codes, m.ranges, out, m.hidden, row_groups, groups, exec.cuda_skip());

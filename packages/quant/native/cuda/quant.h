@@ -15,8 +15,8 @@ namespace moe_ep::cuda {
 struct MaskedBatch {
   int64_t batch;
   int64_t rows;
-  const int32_t* counts;       // null: all rows
-  int64_t scale_stride = 0;    // bytes from one matrix's scales to the next one's
+  const int32_t* counts;     // null: all rows
+  int64_t scale_stride = 0;  // bytes from one matrix's scales to the next one's
 
   // Counts outside [0, rows] are taken as the nearest of these.
   MOE_EP_LANE int64_t RowsOf(int64_t matrix) const {

@@ -38,8 +38,7 @@ __global__ void __launch_bounds__(kThreads)
   if (first >= rows) return;
   const int64_t column = (tile % column_tiles * 32 + LaneOfWarp()) * kElements;
   const int64_t row = matrix * m.batch.rows + first;
-  const auto* x =
-      static_cast<const typename Element::Storage*>(m.x) + row * 2 * m.hidden + column;
+  const auto* x = static_cast<const typename Element::Storage*>(m.x) + row * 2 * m.hidden + column;
   auto* out = static_cast<typename Element::Storage*>(m.out) + row * m.hidden + column;
   Vector gates[kRows];
   Vector ups[kRows];
@@ -84,8 +83,8 @@ void SiluMul(const Exec& exec, const GatedMatrix& matrix, const MaskedBatch& bat
       const int64_t column_tiles = CeilDiv(matrix.hidden, 32 * kElements);
       const int64_t row_tiles = CeilDiv(batch.rows, kRows);
       const int64_t tiles = batch.batch * row_tiles * column_tiles;
-      Launch(SiluMulTiles<Element>, {BlocksFor(tiles, kThreads / 32), kThreads},
-             exec.cuda_stream(), m, column_tiles, row_tiles, tiles);
+      Launch(SiluMulTiles<Element>, {BlocksFor(tiles, kThreads / 32), kThreads}, exec.cuda_stream(),
+             m, column_tiles, row_tiles, tiles);
     } else {
       const int64_t blocks = CeilDiv(matrix.hidden, kThreads);
       Launch(SiluMulElements<Element>, {BlocksFor(batch.batch * batch.rows * blocks, 1), kThreads},

@@ -44,8 +44,7 @@ __global__ void __launch_bounds__(kTileThreads)
   using Vector = LaneVector<Element, kElements>;
   using Product = SiluMulVector<Element, kToF32>;
   using Warp = WarpItems<128 / kElements, kItems>;
-  const int64_t tile =
-      static_cast<int64_t>(blockIdx.x) * (kTileThreads / 32) + threadIdx.x / 32;
+  const int64_t tile = static_cast<int64_t>(blockIdx.x) * (kTileThreads / 32) + threadIdx.x / 32;
   if (tile >= tiles) return;
   const bool failed = Failed(m.record);
   const int lane = LaneOfWarp();
@@ -57,8 +56,8 @@ __global__ void __launch_bounds__(kTileThreads)
   if (first_row >= rows) return;
   const int64_t column = column_tile * kTileColumns + lane * kElements;
   const int64_t row_of_all = matrix * m.batch.rows + first_row;
-  const auto* x = static_cast<const typename Element::Storage*>(m.x) +
-                  row_of_all * 2 * m.hidden + column;
+  const auto* x =
+      static_cast<const typename Element::Storage*>(m.x) + row_of_all * 2 * m.hidden + column;
   uint8_t* values = m.values + row_of_all * m.hidden + column;
   const auto inside = [&](int i) {
     return first_row + i / kVectors < rows && column + i % kVectors * 32 * kElements < m.hidden;
@@ -77,11 +76,10 @@ __global__ void __launch_bounds__(kTileThreads)
   for (int i = 0; i < kItems; ++i) {
     items[i] = SiluMul<Element, kToF32>(gates[i], ups[i], m.limit);
   }
-  const float scale =
-      QuantizeGroups<kEncoding, 128>(items, m.rule, [&](int i, const auto& codes) {
-        const int64_t offset = i / kVectors * m.hidden + i % kVectors * 32 * kElements;
-        if (inside(i)) StoreWords(values + offset, codes);
-      });
+  const float scale = QuantizeGroups<kEncoding, 128>(items, m.rule, [&](int i, const auto& codes) {
+    const int64_t offset = i / kVectors * m.hidden + i % kVectors * 32 * kElements;
+    if (inside(i)) StoreWords(values + offset, codes);
+  });
   const int item = Warp::FirstOwned(lane);
   const int64_t row = first_row + item / kVectors;
   const int64_t group =
@@ -94,8 +92,7 @@ constexpr int kAnyThreads = 256;
 template <typename Element, bool kToF32, Encoding kEncoding>
 __global__ void __launch_bounds__(kAnyThreads)
     SiluMulQuantizeAnyGroups(const __grid_constant__ Gated m) {
-  const int64_t index =
-      static_cast<int64_t>(blockIdx.x) * (kAnyThreads / 32) + threadIdx.x / 32;
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * (kAnyThreads / 32) + threadIdx.x / 32;
   const int64_t row_of_all = index / m.scales.groups;
   const int64_t group = index % m.scales.groups;
   const int64_t matrix = row_of_all / m.batch.rows;
@@ -103,8 +100,8 @@ __global__ void __launch_bounds__(kAnyThreads)
   const int64_t row = row_of_all - matrix * m.batch.rows;
   if (row >= m.batch.RowsOf(matrix) || Failed(m.record)) return;
   const int64_t begin = group * m.group_size;
-  const auto* x = static_cast<const typename Element::Storage*>(m.x) + row_of_all * 2 * m.hidden +
-                  begin;
+  const auto* x =
+      static_cast<const typename Element::Storage*>(m.x) + row_of_all * 2 * m.hidden + begin;
   const float scale = QuantizeAnyGroup<kEncoding>(
       std::min(m.group_size, m.hidden - begin), m.rule, m.values + row_of_all * m.hidden + begin,
       [&](int64_t i) {
@@ -125,8 +122,8 @@ void LaunchGated(const Exec& exec, const Gated& m) {
     const int64_t row_tiles = CeilDiv(batch.rows, kRows);
     const int64_t tiles = batch.batch * row_tiles * column_tiles;
     Launch(SiluMulQuantizeTiles<Element, kToF32, kEncoding, kRows>,
-           {BlocksFor(tiles, kWarps), kTileThreads}, exec.cuda_stream(), m, column_tiles,
-           row_tiles, tiles);
+           {BlocksFor(tiles, kWarps), kTileThreads}, exec.cuda_stream(), m, column_tiles, row_tiles,
+           tiles);
   } else {
     const int64_t groups = batch.batch * batch.rows * m.scales.groups;
     Launch(SiluMulQuantizeAnyGroups<Element, kToF32, kEncoding>,
@@ -157,8 +154,7 @@ void SiluMulQuantize(const Exec& exec, const GatedMatrix& matrix, const MaskedBa
   const Gated m = {
       .x = matrix.x,
       .values = quantized.values,
-      .scales = {quantized.scales.data, quantized.scales.row_stride,
-                 quantized.scales.column_stride,
+      .scales = {quantized.scales.data, quantized.scales.row_stride, quantized.scales.column_stride,
                  NumGroups(quantized.hidden, quantized.group_size), quantized.scales.packed},
       .hidden = matrix.hidden,
       .group_size = quantized.group_size,

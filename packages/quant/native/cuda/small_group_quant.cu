@@ -17,8 +17,8 @@ struct CodeScales {
   bool swizzled;
 
   __device__ __forceinline__ uint8_t* At(int64_t row, int64_t group) const {
-    return data + (swizzled ? SwizzledScaleIndex(row, group, row_scales)
-                            : row * row_scales + group);
+    return data +
+           (swizzled ? SwizzledScaleIndex(row, group, row_scales) : row * row_scales + group);
   }
 };
 
@@ -169,8 +169,7 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t begin = row * m.hidden + group * kGroup;
     const int size = static_cast<int>(std::min<int64_t>(kGroup, m.hidden - group * kGroup));
     const auto* x = static_cast<const typename Element::Storage*>(m.x) + begin;
-    const auto made =
-        rule.Make()(moe_ep::detail::SmallGroupAmax<Element, Codes>(x, size));
+    const auto made = rule.Make()(moe_ep::detail::SmallGroupAmax<Element, Codes>(x, size));
     code = made.code;
     uint8_t* values = m.values + begin / Codes::kPerByte;
     for (int i = 0; i < size; i += Codes::kPerByte) {

@@ -97,11 +97,11 @@ __global__ void __launch_bounds__(kThreads)
     if (v < flat.vectors) StoreWords(values + v * kElements, codes);
   }
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t i = flat.vectors * kElements + static_cast<int64_t>(blockIdx.x) * kThreads +
-                   threadIdx.x;
+  for (int64_t i =
+           flat.vectors * kElements + static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
        i < flat.count; i += stride) {
-    values[i] = static_cast<uint8_t>(
-        E4M3OfFloats(Element::ToFloat(x[i]) * made.factor, 0.0f, 0.0f, 0.0f));
+    values[i] =
+        static_cast<uint8_t>(E4M3OfFloats(Element::ToFloat(x[i]) * made.factor, 0.0f, 0.0f, 0.0f));
   }
 }
 
@@ -127,8 +127,8 @@ __global__ void __launch_bounds__(kThreads)
     if (v < flat.vectors) elements.Store(out + v * kElements);
   }
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
-  for (int64_t i = flat.vectors * kElements + static_cast<int64_t>(blockIdx.x) * kThreads +
-                   threadIdx.x;
+  for (int64_t i =
+           flat.vectors * kElements + static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
        i < flat.count; i += stride) {
     out[i] = Element::FromFloat(lanes::Fp8E4M3ToFloat(values[i]) * factor);
   }
@@ -156,9 +156,8 @@ void QuantizePerTensor(const Exec& exec, DType dtype, const void* x, int64_t cou
     if (find_scale) {
       // At least one block: a tensor without elements has a scale too.
       const int64_t blocks = std::max<int64_t>(1, GridOf(flat).x);
-      Launch(FindScale<Element>, {GridFor(blocks, exec.device(), 8), kThreads},
-             exec.cuda_stream(), elements, flat, exec.CudaScratch<Search>(kScratchKey, 1), scale,
-             exec.cuda_skip());
+      Launch(FindScale<Element>, {GridFor(blocks, exec.device(), 8), kThreads}, exec.cuda_stream(),
+             elements, flat, exec.CudaScratch<Search>(kScratchKey, 1), scale, exec.cuda_skip());
     }
     Launch(QuantizeFlat<Element>, {GridOf(flat), kThreads}, exec.cuda_stream(), elements, flat,
            scale, values, exec.cuda_skip());

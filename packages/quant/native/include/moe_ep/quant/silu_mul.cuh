@@ -40,8 +40,7 @@ __device__ __forceinline__ float SiluToRound(float x) {
   const float y = -x;
   const float shifted = __fmaf_rn(y, 1.44269504f, 12582912.0f);
   const float whole = shifted - 12582912.0f;
-  const float rest =
-      __fmaf_rn(whole, 2.12194440e-4f, __fmaf_rn(whole, -0.693359375f, y));
+  const float rest = __fmaf_rn(whole, 2.12194440e-4f, __fmaf_rn(whole, -0.693359375f, y));
   float series = 1.3814537e-3f;
   series = __fmaf_rn(series, rest, 8.368745e-3f);
   series = __fmaf_rn(series, rest, 4.166839e-2f);
@@ -95,8 +94,8 @@ __device__ __forceinline__ float SiluMulOf(float gate, float up, float limit) {
 }
 
 template <typename Element, bool kToF32>
-using SiluMulVector = LaneVector<std::conditional_t<kToF32, F32Element, Element>,
-                                 kLoadElements<Element>>;
+using SiluMulVector =
+    LaneVector<std::conditional_t<kToF32, F32Element, Element>, kLoadElements<Element>>;
 
 // `limit` must be an element's value; infinity limits nothing.
 template <typename Element, bool kToF32>
@@ -120,8 +119,8 @@ __device__ __forceinline__ SiluMulVector<Element, kToF32> SiluMul(
       Product result;
 #pragma unroll
       for (int i = 0; i < kCount / 2; ++i) {
-        const uint32_t silu = PairOfFloats<BF16Element>(SiluToRound(gate[2 * i]),
-                                                        SiluToRound(gate[2 * i + 1]));
+        const uint32_t silu =
+            PairOfFloats<BF16Element>(SiluToRound(gate[2 * i]), SiluToRound(gate[2 * i + 1]));
         result.words[i] = MulPairBF16(silu, ups.words[i]);
       }
       return result;

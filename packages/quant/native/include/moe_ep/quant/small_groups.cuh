@@ -57,10 +57,10 @@ __device__ __forceinline__ void FloatsOfE2M1(uint32_t packed, float (&out)[kElem
     const uint32_t four = packed >> (16 * i);
     // 0, 0.5, 1, 1.5 and 2, 3, 4, 6
     const uint32_t high = __byte_perm(0x3e3c3800u, 0x46444240u, four & 0x7777u);
-    const uint32_t low_pair = __byte_perm(high, 0, 0x1404) | (four << 12 & 0x8000u) |
-                              (four << 24 & 0x80000000u);
-    const uint32_t high_pair = __byte_perm(high, 0, 0x3424) | (four << 4 & 0x8000u) |
-                               (four << 16 & 0x80000000u);
+    const uint32_t low_pair =
+        __byte_perm(high, 0, 0x1404) | (four << 12 & 0x8000u) | (four << 24 & 0x80000000u);
+    const uint32_t high_pair =
+        __byte_perm(high, 0, 0x3424) | (four << 4 & 0x8000u) | (four << 16 & 0x80000000u);
     FloatsOfPair<F16Element>(low_pair, out[4 * i], out[4 * i + 1]);
     FloatsOfPair<F16Element>(high_pair, out[4 * i + 2], out[4 * i + 3]);
   }
