@@ -1,9 +1,7 @@
 #include <optional>
 
-#include "cpu/permute.h"
-#include "cpu/slot_counts.h"
-#include "cpu/unpermute.h"
 #include "moe_ep/addon.h"
+#include "operations.h"
 
 namespace moe_ep {
 namespace {
@@ -22,7 +20,7 @@ LocalExperts ExpertsOf(const Tensor& topk_idx, const Tensor& expert_map, int64_t
 int64_t ElementBytes(const Tensor& tensor) { return BitsOf(tensor.dtype()) / 8; }
 
 // The output's rows lie without gaps, in as many dimensions as the layout has.
-cpu::RowMove RowsOf(const Tensor& from, const Tensor& to) {
+RowMove RowsOf(const Tensor& from, const Tensor& to) {
   return {
       .from = from.data<uint8_t>(),
       .from_stride = from.stride(0) * ElementBytes(from),
@@ -32,7 +30,7 @@ cpu::RowMove RowsOf(const Tensor& from, const Tensor& to) {
 }
 
 // `to` is [rows, columns] or [experts, rows, columns], with any strides.
-cpu::ScaleMove ScalesOf(const Tensor& from, const Tensor& to) {
+ScaleMove ScalesOf(const Tensor& from, const Tensor& to) {
   if (!from) return {};
   const int64_t from_bytes = ElementBytes(from);
   const int64_t to_bytes = ElementBytes(to);
@@ -56,8 +54,9 @@ cpu::ScaleMove ScalesOf(const Tensor& from, const Tensor& to) {
 struct PermuteSettings {
   int64_t alignment;
   int64_t rows_per_expert;
-  cpu::PaddingIds padding_ids;
-  bool zero_padding;
+  PaddingIds padding_ids;
+  bool zero_rows;
+  bool zero_scales;
   bool foreign_last;
 
   explicit PermuteSettings(const Napi::Object& object)
@@ -65,7 +64,8 @@ struct PermuteSettings {
         rows_per_expert(object.Get("rowsPerExpert").As<Napi::Number>().Int64Value()),
         padding_ids{.inside = OptionalId(object.Get("idInside")),
                     .behind = OptionalId(object.Get("idBehind"))},
-        zero_padding(object.Get("zeroPadding").As<Napi::Boolean>().Value()),
+        zero_rows(object.Get("zeroRows").As<Napi::Boolean>().Value()),
+        zero_scales(object.Get("zeroScales").As<Napi::Boolean>().Value()),
         foreign_last(object.Get("foreignLast").As<Napi::Boolean>().Value()) {}
 
  private:
@@ -76,21 +76,21 @@ struct PermuteSettings {
 };
 
 // countExpertNumTokens(stream, topkIdx, expertMap | undefined, out)
-Napi::Value CountExpertNumTokens(const Napi::CallbackInfo& info) {
+Napi::Value EnqueueCountExpertNumTokens(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const Tensor topk_idx = args.tensor(1);
   const Tensor expert_map = args.optional_tensor(2);
   const Tensor out = args.tensor(3);
   return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
-    cpu::CountExpertNumTokens(exec, ExpertsOf(topk_idx, expert_map, out.numel()), topk_idx.numel(),
-                              topk_idx.size(1), out.data<int32_t>());
+    CountExpertNumTokens(exec, ExpertsOf(topk_idx, expert_map, out.numel()), topk_idx.numel(),
+                         topk_idx.size(1), out.data<int32_t>());
   });
 }
 
 // permute(stream, x, scales | undefined, topkIdx, expertMap | undefined, reserved | undefined,
 //         rows, outScales | undefined, expertIds | undefined, inversePermutation, expertStart,
 //         expertEnd | undefined, expertNumTokens, settings)
-Napi::Value Permute(const Napi::CallbackInfo& info) {
+Napi::Value EnqueuePermute(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const Tensor x = args.tensor(1);
   const Tensor scales = args.optional_tensor(2);
@@ -107,37 +107,38 @@ Napi::Value Permute(const Napi::CallbackInfo& info) {
   const PermuteSettings settings(args.value(13).As<Napi::Object>());
   return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
     const bool masked = settings.rows_per_expert > 0;
-    cpu::Permute(exec,
-                 {
-                     .placement =
-                         {
-                             .experts = ExpertsOf(topk_idx, expert_map, expert_num_tokens.numel()),
-                             .num_tokens = topk_idx.size(0),
-                             .topk = topk_idx.size(1),
-                             .alignment = settings.alignment,
-                             .rows_per_expert = settings.rows_per_expert,
-                             .reserved = reserved.data<int32_t>(),
-                             .capacity = masked ? rows.size(0) * rows.size(1) : rows.size(0),
-                             .foreign_last = settings.foreign_last,
-                         },
-                     .rows = RowsOf(x, rows),
-                     .scales = ScalesOf(scales, out_scales),
-                     .padding_ids = settings.padding_ids,
-                     .zero_padding = settings.zero_padding,
-                 },
-                 {
-                     .row_of_slot = inverse_permutation.data<int32_t>(),
-                     .expert_start = expert_start.data<int64_t>(),
-                     .expert_end = expert_end.data<int32_t>(),
-                     .expert_num_tokens = expert_num_tokens.data<int32_t>(),
-                 },
-                 expert_ids.data<int32_t>());
+    Permute(exec,
+            {
+                .placement =
+                    {
+                        .experts = ExpertsOf(topk_idx, expert_map, expert_num_tokens.numel()),
+                        .num_tokens = topk_idx.size(0),
+                        .topk = topk_idx.size(1),
+                        .alignment = settings.alignment,
+                        .rows_per_expert = settings.rows_per_expert,
+                        .reserved = reserved.data<int32_t>(),
+                        .capacity = masked ? rows.size(0) * rows.size(1) : rows.size(0),
+                        .foreign_last = settings.foreign_last,
+                    },
+                .rows = RowsOf(x, rows),
+                .scales = ScalesOf(scales, out_scales),
+                .padding_ids = settings.padding_ids,
+                .zero_rows = settings.zero_rows,
+                .zero_scales = settings.zero_scales,
+            },
+            {
+                .row_of_slot = inverse_permutation.data<int32_t>(),
+                .expert_start = expert_start.data<int64_t>(),
+                .expert_end = expert_end.data<int32_t>(),
+                .expert_num_tokens = expert_num_tokens.data<int32_t>(),
+            },
+            expert_ids.data<int32_t>());
   });
 }
 
 // unpermuteAndReduce(stream, expertRows, topkIdx | undefined, topkWeights, inversePermutation,
 //                    expertMap | undefined, numValidRows | undefined, out)
-Napi::Value UnpermuteAndReduce(const Napi::CallbackInfo& info) {
+Napi::Value EnqueueUnpermuteAndReduce(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const Tensor rows = args.tensor(1);
   const Tensor topk_idx = args.optional_tensor(2);
@@ -149,29 +150,29 @@ Napi::Value UnpermuteAndReduce(const Napi::CallbackInfo& info) {
   return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
     std::optional<LocalExperts> experts;
     if (topk_idx) experts = ExpertsOf(topk_idx, expert_map, kAnyNumberOfExperts);
-    cpu::UnpermuteAndReduce(exec, {
-                                      .experts = experts,
-                                      .num_valid_rows = num_valid_rows.data<int64_t>(),
-                                      .row_of_slot = inverse_permutation.data<int32_t>(),
-                                      .weights = weights.data<float>(),
-                                      .num_tokens = weights.size(0),
-                                      .topk = weights.size(1),
-                                      .hidden = out.size(1),
-                                      .rows = rows.data(),
-                                      .rows_dtype = rows.dtype(),
-                                      .row_stride = rows.stride(0),
-                                      .num_rows = rows.size(0),
-                                      .out = out.data(),
-                                      .out_dtype = out.dtype(),
-                                  });
+    UnpermuteAndReduce(exec, {
+                                 .experts = experts,
+                                 .num_valid_rows = num_valid_rows.data<int64_t>(),
+                                 .row_of_slot = inverse_permutation.data<int32_t>(),
+                                 .weights = weights.data<float>(),
+                                 .num_tokens = weights.size(0),
+                                 .topk = weights.size(1),
+                                 .hidden = out.size(1),
+                                 .rows = rows.data(),
+                                 .rows_dtype = rows.dtype(),
+                                 .row_stride = rows.stride(0),
+                                 .num_rows = rows.size(0),
+                                 .out = out.data(),
+                                 .out_dtype = out.dtype(),
+                             });
   });
 }
 
 Napi::Object Initialize(Napi::Env env, Napi::Object exports) {
   ExportInitialize(env, exports);
-  Export(env, exports, "countExpertNumTokens", CountExpertNumTokens);
-  Export(env, exports, "permute", Permute);
-  Export(env, exports, "unpermuteAndReduce", UnpermuteAndReduce);
+  Export(env, exports, "countExpertNumTokens", EnqueueCountExpertNumTokens);
+  Export(env, exports, "permute", EnqueuePermute);
+  Export(env, exports, "unpermuteAndReduce", EnqueueUnpermuteAndReduce);
   return exports;
 }
 

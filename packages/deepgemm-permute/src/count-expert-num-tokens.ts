@@ -22,8 +22,8 @@ export function countExpertNumTokens(topkIdx: Tensor, options: CountExpertNumTok
   requireTopkIdx(topkIdx)
   const { numLocalExperts, expertMap, stream = topkIdx.device.defaultStream } = options
   requireInteger('numLocalExperts', numLocalExperts, 1)
-  requireExpertMap(expertMap)
-  const out = Tensor.zeros([numLocalExperts], 'i32', topkIdx.device)
+  requireExpertMap(expertMap, topkIdx.device)
+  const out = Tensor.empty([numLocalExperts], 'i32', topkIdx.device)
   traceOperation('deepgemm-permute.countExpertNumTokens', stream, topkIdx.byteLength + out.byteLength, () =>
     native().countExpertNumTokens(stream.handle, topkIdx.handle, expertMap?.handle, out.handle),
   )

@@ -2,7 +2,7 @@ import { argumentError, requireInteger, Tensor, traceOperation } from '@moe-ep/c
 import { maxRows, requireOutDisjoint } from './checks.js'
 import { computeAlignedM } from './compute-aligned-m.js'
 import { native } from './native.js'
-import { outTensor } from './out-tensor.js'
+import { mustZero, outTensor } from './out-tensor.js'
 import { requireRoutedRows, type RoutedRowsOptions } from './routed-rows.js'
 import { scalesFor } from './scales.js'
 
@@ -67,8 +67,8 @@ export function moePermute(x: Tensor, options: MoePermuteOptions): MoePermuted {
   const i32 = { dtype: 'i32', device } as const
   const result: MoePermuted = {
     rows: outTensor('out.rows', out.rows, [numRows, hidden], x),
-    scales: scalesFor(options, numTokens, [numRows], out.scales),
-    expertFirstTokenOffset: Tensor.zeros([numLocalExperts + 1], 'i64', device),
+    scales: scalesFor(options, numTokens, [numRows], out.scales, device),
+    expertFirstTokenOffset: Tensor.empty([numLocalExperts + 1], 'i64', device),
     invPermutedIdx: outTensor('out.invPermutedIdx', out.invPermutedIdx, [numTokens * topk], i32),
     mIndices: outTensor('out.mIndices', out.mIndices, [numRows], i32),
   }
@@ -87,9 +87,11 @@ export function moePermute(x: Tensor, options: MoePermuteOptions): MoePermuted {
       result.invPermutedIdx.handle,
       result.expertFirstTokenOffset.handle,
       undefined,
-      Tensor.zeros([numLocalExperts], 'i32', device).handle,
+      Tensor.empty([numLocalExperts], 'i32', device).handle,
       {
-        ...{ alignment, rowsPerExpert: 0, zeroPadding, foreignLast: true },
+        ...{ alignment, rowsPerExpert: 0, foreignLast: true },
+        zeroRows: zeroPadding || mustZero(out.rows, device),
+        zeroScales: zeroPadding || mustZero(out.scales, device),
         ...{ idInside: undefined, idBehind: fillInvalidExpert },
       },
     ),

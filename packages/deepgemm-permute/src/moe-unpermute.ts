@@ -26,10 +26,11 @@ export interface MoeUnpermuteOptions extends ReduceOutput {
 export function moeUnpermute(permutedRows: Tensor, options: MoeUnpermuteOptions): Tensor {
   requireRows('permutedRows', permutedRows, floatDtypes)
   const { topkWeights, invPermutedIdx, expertFirstTokenOffset } = options
-  requireTensor('topkWeights', topkWeights, { dtype: 'f32', shape: [null, null] })
-  requireTensor('invPermutedIdx', invPermutedIdx, { dtype: 'i32', shape: [topkWeights.numel] })
+  const { device } = permutedRows
+  requireTensor('topkWeights', topkWeights, { dtype: 'f32', shape: [null, null], device })
+  requireTensor('invPermutedIdx', invPermutedIdx, { dtype: 'i32', shape: [topkWeights.numel], device })
   if (expertFirstTokenOffset !== undefined) {
-    requireTensor('expertFirstTokenOffset', expertFirstTokenOffset, { dtype: 'i64', shape: [null] })
+    requireTensor('expertFirstTokenOffset', expertFirstTokenOffset, { dtype: 'i64', shape: [null], device })
     if (expertFirstTokenOffset.numel === 0) {
       throw argumentError('expertFirstTokenOffset', 'an offset or more', expertFirstTokenOffset)
     }

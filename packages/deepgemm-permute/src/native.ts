@@ -9,7 +9,10 @@ export interface PermuteSettings {
   readonly idInside: number | undefined
   /** Id of rows behind the last expert; undefined: what was there. */
   readonly idBehind: number | undefined
-  readonly zeroPadding: boolean
+  /** Whether padding rows are zeroed. */
+  readonly zeroRows: boolean
+  /** Whether the scales of padding rows are zeroed. */
+  readonly zeroScales: boolean
   /** Whether slots without a local expert are numbered behind all rows, instead of -1. */
   readonly foreignLast: boolean
 }

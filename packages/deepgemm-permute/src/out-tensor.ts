@@ -1,7 +1,7 @@
 import { type Device, type DType, requireTensor, Tensor } from '@moe-ep/core'
 
 /**
- * The caller's tensor for a result, checked, or a new zeroed one.
+ * The caller's tensor for a result, checked, or a new one for the operation to write.
  * @throws ERR_MOE_EP_ARGUMENT.
  */
 export function outTensor(
@@ -10,7 +10,15 @@ export function outTensor(
   shape: readonly number[],
   { dtype, device }: { readonly dtype: DType; readonly device: Device },
 ): Tensor {
-  if (out === undefined) return Tensor.zeros(shape, dtype, device)
-  requireTensor(argument, out, { dtype, shape })
+  if (out === undefined) return Tensor.empty(shape, dtype, device)
+  requireTensor(argument, out, { dtype, shape, device })
   return out
+}
+
+/**
+ * Whether an operation has to zero what it does not write otherwise, because the memory of a result is new: the cpu's is zero from
+ * the start, a cuda device's is anything, and zeroing all of it first would take longer.
+ */
+export function mustZero(out: Tensor | undefined, device: Device): boolean {
+  return out === undefined && device.kind === 'cuda'
 }

@@ -1,7 +1,7 @@
 import { argumentError, requireInteger, Tensor, traceOperation } from '@moe-ep/core'
 import { maxRows, requireOutDisjoint } from './checks.js'
 import { native } from './native.js'
-import { outTensor } from './out-tensor.js'
+import { mustZero, outTensor } from './out-tensor.js'
 import { requireRoutedRows, type RoutedRowsOptions } from './routed-rows.js'
 import { scalesFor } from './scales.js'
 
@@ -65,7 +65,7 @@ export function permuteMasked(x: Tensor, options: PermuteMaskedOptions): Permute
   const lead = [numLocalExperts, maxTokens]
   const result: PermutedMasked = {
     rows: outTensor('out.rows', out.rows, [...lead, x.shape[1]!], x),
-    scales: scalesFor(options, x.shape[0]!, lead, out.scales),
+    scales: scalesFor(options, x.shape[0]!, lead, out.scales, device),
     maskedM: outTensor('out.maskedM', out.maskedM, [numLocalExperts], i32),
     inversePermutation: outTensor('out.inversePermutation', out.inversePermutation, topkIdx.shape, i32),
   }
@@ -82,10 +82,14 @@ export function permuteMasked(x: Tensor, options: PermuteMaskedOptions): Permute
       result.scales?.handle,
       undefined,
       result.inversePermutation.handle,
-      Tensor.zeros([numLocalExperts + 1], 'i64', device).handle,
+      Tensor.empty([numLocalExperts + 1], 'i64', device).handle,
       undefined,
       result.maskedM.handle,
-      { alignment: 1, rowsPerExpert: maxTokens, idInside: -1, idBehind: -1, zeroPadding, foreignLast: false },
+      {
+        ...{ alignment: 1, rowsPerExpert: maxTokens, idInside: -1, idBehind: -1, foreignLast: false },
+        zeroRows: zeroPadding || mustZero(out.rows, device),
+        zeroScales: zeroPadding || mustZero(out.scales, device),
+      },
     ),
   )
   return result

@@ -2,7 +2,7 @@ import { argumentError, MoeEpError, requireInteger, requireTensor, Tensor, trace
 import { maxRows, requireOutDisjoint } from './checks.js'
 import { computeAlignedM, defaultAlignment } from './compute-aligned-m.js'
 import { native, type PermuteSettings } from './native.js'
-import { outTensor } from './out-tensor.js'
+import { mustZero, outTensor } from './out-tensor.js'
 import { requireHostCounts } from './rounding.js'
 import { requireRoutedRows, type RoutedRowsOptions } from './routed-rows.js'
 import { scalesFor } from './scales.js'
@@ -98,15 +98,15 @@ export function permute(x: Tensor, options: PermuteOptions): Permuted {
   const capacity = capacityOf(out, needed, hostCounts !== undefined)
   const { device } = x
   const i32 = { dtype: 'i32', device } as const
-  const expertStart = Tensor.zeros([numLocalExperts + 1], 'i64', device)
+  const expertStart = Tensor.empty([numLocalExperts + 1], 'i64', device)
   const result: Permuted = {
     rows: outTensor('out.rows', out.rows, [capacity, hidden], x),
-    scales: scalesFor(options, numTokens, [capacity], out.scales),
+    scales: scalesFor(options, numTokens, [capacity], out.scales, device),
     expertIds: outTensor('out.expertIds', out.expertIds, [capacity], i32),
     inversePermutation: outTensor('out.inversePermutation', out.inversePermutation, [numTokens, topk], i32),
     expertStart: expertStart.slice(0, numLocalExperts),
     expertEnd: outTensor('out.expertEnd', out.expertEnd, [numLocalExperts], i32),
-    expertNumTokens: Tensor.zeros([numLocalExperts], 'i32', device),
+    expertNumTokens: Tensor.empty([numLocalExperts], 'i32', device),
   }
   requireOutDisjoint(
     { ...out },
@@ -127,7 +127,12 @@ export function permute(x: Tensor, options: PermuteOptions): Permuted {
       expertStart.handle,
       result.expertEnd.handle,
       result.expertNumTokens.handle,
-      { alignment, rowsPerExpert: 0, ...idsOfFill[fill]!, zeroPadding, foreignLast: false },
+      {
+        ...{ alignment, rowsPerExpert: 0, foreignLast: false },
+        ...idsOfFill[fill === 'tile' && mustZero(out.expertIds, device) ? 'expert' : fill]!,
+        zeroRows: zeroPadding || mustZero(out.rows, device),
+        zeroScales: zeroPadding || mustZero(out.scales, device),
+      },
     ),
   )
   return result
@@ -135,13 +140,14 @@ export function permute(x: Tensor, options: PermuteOptions): Permuted {
 
 /** Rows to keep for each expert, where the caller says so. Host counts are copied: the caller may change them at once. */
 function reservedRows(options: PermuteOptions): Tensor | undefined {
-  const { expertNumTokens, expertNumTokensHost, numLocalExperts, topkIdx } = options
+  const { expertNumTokens, expertNumTokensHost, numLocalExperts } = options
+  const { device } = options.topkIdx
   if (expertNumTokensHost !== undefined) requireHostCounts('expertNumTokensHost', expertNumTokensHost, numLocalExperts)
   if (expertNumTokens !== undefined) {
-    requireTensor('expertNumTokens', expertNumTokens, { dtype: 'i32', shape: [numLocalExperts] })
+    requireTensor('expertNumTokens', expertNumTokens, { dtype: 'i32', shape: [numLocalExperts], device })
     return expertNumTokens
   }
-  return expertNumTokensHost && Tensor.from(expertNumTokensHost, [numLocalExperts], 'i32', topkIdx.device)
+  return expertNumTokensHost && Tensor.copyOf(expertNumTokensHost, [numLocalExperts], 'i32', device)
 }
 
 /** Rows of the outputs: those of `out`, which say it by their first dimension, else as many as needed. */

@@ -28,10 +28,10 @@ export function reduceRows(operation: string, expertRows: Tensor, input: ReduceI
   const { outDtype = input.out?.dtype ?? expertRows.dtype, stream = expertRows.device.defaultStream } = input
   if (!floatDtypes.includes(outDtype)) throw argumentError('outDtype', floatDtypes.join(' or '), outDtype)
   const shape = [input.topkWeights.shape[0]!, expertRows.shape[1]!]
-  if (input.out !== undefined) requireTensor('out', input.out, { dtype: outDtype, shape })
+  if (input.out !== undefined) requireTensor('out', input.out, { dtype: outDtype, shape, device: expertRows.device })
   const { topkIdx, topkWeights, inversePermutation, expertMap } = input
   requireDisjoint({ out: input.out }, { expertRows, topkIdx, topkWeights, inversePermutation, expertMap })
-  const out = input.out ?? Tensor.zeros(shape, outDtype, expertRows.device)
+  const out = input.out ?? Tensor.empty(shape, outDtype, expertRows.device)
   traceOperation(operation, stream, undefined, () =>
     native().unpermuteAndReduce(
       stream.handle,

@@ -27,8 +27,8 @@ export function requireRoutedRows(
   { topkIdx, numLocalExperts, expertMap, zeroPadding = false }: RoutedRowsOptions,
 ): void {
   requireRows('x', x, rowDtypes)
-  requireTopkIdx(topkIdx, x.shape[0]!)
+  requireTopkIdx(topkIdx, x.shape[0]!, x.device)
   requireInteger('numLocalExperts', numLocalExperts, 1)
-  requireExpertMap(expertMap)
+  requireExpertMap(expertMap, x.device)
   if (typeof zeroPadding !== 'boolean') throw argumentError('zeroPadding', 'a boolean', zeroPadding)
 }

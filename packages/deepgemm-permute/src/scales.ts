@@ -27,6 +27,7 @@ const byteDtypes: readonly DType[] = ['u8', 'e8m0']
 /**
  * The scales' output: `out` when given, else new memory; undefined without scales.
  * @param lead sizes before the columns: [rows], or [experts, rows].
+ * @param device that both must be on.
  * @throws ERR_MOE_EP_ARGUMENT.
  */
 export function scalesFor(
@@ -34,6 +35,7 @@ export function scalesFor(
   numTokens: number,
   lead: readonly number[],
   out: Tensor | undefined,
+  device: Device,
 ): Tensor | undefined {
   const { scales, packScales = false, scaleLayout = 'row' } = options
   if (typeof packScales !== 'boolean') throw argumentError('packScales', 'a boolean', packScales)
@@ -44,28 +46,26 @@ export function scalesFor(
     return undefined
   }
   const dtype = packScales ? byteDtypes : scaleDtypes
-  requireTensor('scales', scales, { dtype, shape: [numTokens, null], contiguous: false })
+  requireTensor('scales', scales, { dtype, shape: [numTokens, null], contiguous: false, device })
   const columns = packScales ? Math.ceil(scales.shape[1]! / 4) : scales.shape[1]!
   const shape = [...lead, columns]
   const outDtype = packScales ? 'i32' : scales.dtype
   if (out === undefined) {
-    return scaleLayout === 'row'
-      ? Tensor.zeros(shape, outDtype, scales.device)
-      : columnMajor(shape, outDtype, scales.device)
+    return scaleLayout === 'row' ? Tensor.empty(shape, outDtype, device) : columnMajor(shape, outDtype, device)
   }
-  requireTensor('out.scales', out, { dtype: outDtype, shape, contiguous: false })
+  requireTensor('out.scales', out, { dtype: outDtype, shape, contiguous: false, device })
   requireApart('out.scales', out)
   return out
 }
 
-/** A new zeroed tensor [..., rows, columns] whose last two dimensions lie column by column. */
+/** A new tensor [..., rows, columns] whose last two dimensions lie column by column. */
 function columnMajor(shape: readonly number[], dtype: DType, device: Device): Tensor {
   const [rows, columns] = shape.slice(-2) as [number, number]
   const bytes = dtypes[dtype].bits / 8
   const columnStride = roundUp(rows, 16 / bytes)
   const matrix = columnStride * columns
   const batches = shape.length === 2 ? 1 : shape[0]!
-  const memory = device.allocate(batches * matrix * bytes)
+  const memory = device.allocate(batches * matrix * bytes, { zeroed: false })
   const strides = [1, columnStride]
   return new Tensor({ memory, dtype, shape, strides: shape.length === 2 ? strides : [matrix, ...strides] })
 }

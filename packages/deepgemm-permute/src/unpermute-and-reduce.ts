@@ -27,10 +27,11 @@ export interface UnpermuteAndReduceOptions extends ReduceOutput {
 export function unpermuteAndReduce(expertRows: Tensor, options: UnpermuteAndReduceOptions): Tensor {
   requireRows('expertRows', expertRows, floatDtypes)
   const { topkIdx, topkWeights, inversePermutation, expertMap } = options
-  requireTopkIdx(topkIdx)
+  const { device } = expertRows
+  requireTopkIdx(topkIdx, null, device)
   const { shape } = topkIdx
-  requireTensor('topkWeights', topkWeights, { dtype: 'f32', shape })
-  requireTensor('inversePermutation', inversePermutation, { dtype: 'i32', shape })
-  requireExpertMap(expertMap)
+  requireTensor('topkWeights', topkWeights, { dtype: 'f32', shape, device })
+  requireTensor('inversePermutation', inversePermutation, { dtype: 'i32', shape, device })
+  requireExpertMap(expertMap, device)
   return reduceRows('deepgemm-permute.unpermuteAndReduce', expertRows, options)
 }

@@ -13,7 +13,7 @@ import {
   reference,
   roundUp128,
 } from '../src/index.js'
-import { device, elementRows, failure, matrix, randomBits, randomNumbers, rowBytes } from './support.js'
+import { copyToHost, elementRows, failure, matrix, onHost, randomBits, randomNumbers, rowBytes } from './support.js'
 
 const refused = expect.objectContaining({ code: 'ERR_MOE_EP_ARGUMENT' })
 
@@ -74,11 +74,11 @@ describe('epScatter', () => {
         ...{ x: Tensor.zeros([ids.length, 4], 'fp8e4m3'), scales: Tensor.zeros([ids.length, 1], 'f32') },
       })
       epScatter({ ...options, blockE, blockD: 64, numWarps: 4 })
-      await device.defaultStream.synchronize()
+      const out = await onHost(options)
       const filled = tiles.flatMap((rows, expert) => Array<number>(rows).fill(expert))
-      expect([...options.mIndices.data]).toEqual([...filled, ...Array<number>(2 * blockE).fill(-9)])
+      expect([...out.mIndices.data]).toEqual([...filled, ...Array<number>(2 * blockE).fill(-9)])
       const starts = counts.map((_, expert) => tiles.slice(0, expert).reduce((a, b) => a + b, 0))
-      expect([...options.expertStartLoc.data]).toEqual(starts.map((start, expert) => start + counts[expert]!))
+      expect([...out.expertStartLoc.data]).toEqual(starts.map((start, expert) => start + counts[expert]!))
     },
   )
 
@@ -104,13 +104,13 @@ describe('epScatter', () => {
       const rows = expertNumTokensRoundUpAndSum(Int32Array.from(counts), 128)
       const options = scatterOptions({ ids, topk, x, scales, counts, rows, packed })
       epScatter(options)
-      await device.defaultStream.synchronize()
+      const out = await onHost(options)
       const [sources, sourceScales] = [rowBytes(x), elementRows(scales)]
-      const [moved, movedScales] = [rowBytes(options.outputTensor), elementRows(options.outputTensorScale)]
-      const places = options.outputIndex.toNumbers()
+      const [moved, movedScales] = [rowBytes(out.outputTensor), elementRows(out.outputTensorScale)]
+      const places = out.outputIndex.toNumbers()
       ids.forEach((id, slot) => {
         const [position, token] = [Number(places[slot]), Math.floor(slot / topk)]
-        expect(options.mIndices.data[position]).toBe(id)
+        expect(out.mIndices.data[position]).toBe(id)
         expect(moved[position]).toEqual(sources[token])
         const expected = packed ? [...reference.packUe8m0(sourceScales[token]!)] : sourceScales[token]
         expect(movedScales[position]).toEqual(expected)
@@ -126,9 +126,9 @@ describe('epScatter', () => {
       ...{ x: randomBits([16, 128], 'fp8e4m3'), scales: Tensor.zeros([16, 1], 'f32') },
     })
     epScatter({ ...options, expertMap: Tensor.from([-1, 0, -1, 1, -1, 2, -1, 3], [8], 'i32') })
-    await device.defaultStream.synchronize()
+    const out = await onHost(options)
     const rowOf = (id: number, round: number): number => (id % 2 === 0 ? -1 : 64 * (id - 1) + round)
-    expect([...options.outputIndex.data]).toEqual(ids.map((id, token) => rowOf(id, Math.floor(token / 8))))
+    expect([...out.outputIndex.data]).toEqual(ids.map((id, token) => rowOf(id, Math.floor(token / 8))))
   })
 
   test('writes scales into column-major memory', async () => {
@@ -139,8 +139,7 @@ describe('epScatter', () => {
     const { memory } = options.outputTensorScale
     const columns = new Tensor({ memory, dtype: 'f32', shape: [256, 2], strides: [1, 256] })
     epScatter({ ...options, outputTensorScale: columns })
-    await device.defaultStream.synchronize()
-    const [moved, sources] = [elementRows(columns), elementRows(options.recvXScale)]
+    const [moved, sources] = [elementRows(await copyToHost(columns)), elementRows(options.recvXScale)]
     expect([moved[128], moved[0], moved[129]]).toEqual(sources)
   })
 
@@ -170,8 +169,7 @@ describe('deepgemmMoePermute and deepgemmUnpermuteAndReduce', () => {
     ['with host counts', meta, 128 * 5],
   ])('give what permute gives, %s', async (_, expertTokensMeta, rows) => {
     const options = { aq, aqScale, topkIds, localNumExperts: experts, ...(expertTokensMeta && { expertTokensMeta }) }
-    const actual = deepgemmMoePermute(options)
-    await device.defaultStream.synchronize()
+    const actual = await onHost(deepgemmMoePermute(options))
     const expected = reference.permute(rowBytes(aq), {
       ...{ topkIdx: matrix(ids, topk), numLocalExperts: experts, fill: 'expert', capacity: rows },
       scales: rowBytes(aqScale),
@@ -188,9 +186,9 @@ describe('deepgemmMoePermute and deepgemmUnpermuteAndReduce', () => {
     const alignment = 224
     const aqOut = Tensor.zeros([expertNumTokensRoundUpAndSum(counts, alignment), hidden], 'fp8e4m3')
     const options = { aq, aqScale: exponents, packUe8m0: true, topkIds, localNumExperts: experts, alignment }
-    const out = deepgemmMoePermute({ ...options, scaleLayout: 'column', aqOut, expertTokensMeta: meta })
-    await device.defaultStream.synchronize()
-    expect(out.aqOut).toBe(aqOut)
+    const permuted = deepgemmMoePermute({ ...options, scaleLayout: 'column', aqOut, expertTokensMeta: meta })
+    expect(permuted.aqOut).toBe(aqOut)
+    const out = await onHost(permuted)
     expect(out.aqScaleOut).toMatchObject({ dtype: 'i32', shape: [1120, 2], strides: [1, 1120] })
     const words = elementRows(out.aqScaleOut)
     ids.forEach((_, slot) => {
@@ -209,13 +207,13 @@ describe('deepgemmMoePermute and deepgemmUnpermuteAndReduce', () => {
     deepgemmUnpermuteAndReduce(ours)
     const gather = { inputTensor: rows, recvTopkIds: topkIds, recvTopkWeight: topkWeights, expertMap }
     epGather({ ...gather, inputIndex: inversePermutation, outputTensor: second, blockD: 1024, numWarps: 2 })
-    await device.defaultStream.synchronize()
-    const expected = reference.unpermuteAndReduce(matrix(rows.toNumbers(), hidden), {
-      ...{ topkIdx: matrix(ids, topk), topkWeights: matrix(topkWeights.toNumbers(), topk), hidden },
-      ...{ inversePermutation: matrix(inversePermutation.toNumbers(), topk), expertMap: [0, -1, 2, 3, 4] },
+    const host = await onHost({ rows, topkWeights, inversePermutation, first, second })
+    const expected = reference.unpermuteAndReduce(matrix(host.rows.toNumbers(), hidden), {
+      ...{ topkIdx: matrix(ids, topk), topkWeights: matrix(host.topkWeights.toNumbers(), topk), hidden },
+      ...{ inversePermutation: matrix(host.inversePermutation.toNumbers(), topk), expertMap: [0, -1, 2, 3, 4] },
     })
-    expect([...first.toNumbers()]).toEqual(expected.flat())
-    expect(second.data).toEqual(first.data)
+    expect([...host.first.toNumbers()]).toEqual(expected.flat())
+    expect(host.second.data).toEqual(host.first.data)
   })
 
   test.each([

@@ -1,4 +1,4 @@
-import { encode, f32ToBits, Graph, Tensor } from '@moe-ep/core'
+import { copyTensor, encode, f32ToBits, Graph, Tensor } from '@moe-ep/core'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import {
@@ -11,15 +11,17 @@ import {
   unpermuteMaskedAndReduce,
 } from '../src/index.js'
 import {
+  copyToHost,
   device,
   failure,
   firstDifference,
   matrix,
+  onHost,
   optionsOf,
   randomBits,
   randomNumbers,
-  rowBytes,
   routings,
+  rowBytes,
 } from './support.js'
 
 const refused = expect.objectContaining({ code: 'ERR_MOE_EP_ARGUMENT' })
@@ -40,11 +42,10 @@ describe('permuteMasked', () => {
     })
     await fc.assert(
       fc.asyncProperty(routings, shapes, async (routing, { dtype, hidden, spare }) => {
-        const { cpu, reference: plain } = optionsOf(routing, 'i32')
+        const { ours, reference: plain } = optionsOf(routing, 'i32')
         const maxTokens = Math.max(1, ...reference.countExpertNumTokens(routing.topkIdx, plain)) + spare
         const x = randomBits([routing.topkIdx.length, hidden], dtype)
-        const actual = permuteMasked(x, { ...cpu, maxTokens })
-        await device.defaultStream.synchronize()
+        const actual = await onHost(permuteMasked(x, { ...ours, maxTokens }))
         const expected = reference.permuteMasked(rowBytes(x), { ...plain, maxTokens })
         const zero = new Uint8Array(hidden * { bf16: 2, f16: 2, f32: 4, fp8e4m3: 1, fp8e5m2: 1 }[dtype])
         expect(actual.rows.shape).toEqual([routing.numLocalExperts, maxTokens, hidden])
@@ -67,21 +68,24 @@ describe('permuteMasked', () => {
         routings,
         fc.constantFrom('bf16' as const, 'f16' as const, 'f32' as const),
         async (routing, dtype) => {
-          const { cpu, reference: plain } = optionsOf(routing, 'i64')
+          const { ours, reference: plain } = optionsOf(routing, 'i64')
           const maxTokens = Math.max(1, ...reference.countExpertNumTokens(routing.topkIdx, plain)) + 2
           const slots = [routing.topkIdx.length, routing.topk] as const
           const x = randomBits([slots[0], 24], dtype)
-          const topkWeights = Tensor.wrap(randomNumbers(slots[0] * slots[1]), slots, 'f32')
-          const masked = permuteMasked(x, { ...cpu, maxTokens })
-          const contiguous = permute(x, cpu)
-          const fromMasked = unpermuteMaskedAndReduce(masked.rows, { ...cpu, ...masked, topkWeights })
-          const fromContiguous = unpermuteAndReduce(contiguous.rows, { ...cpu, ...contiguous, topkWeights })
-          await device.defaultStream.synchronize()
+          const weights = randomNumbers(slots[0] * slots[1])
+          const topkWeights = Tensor.copyOf(weights, slots, 'f32')
+          const [masked, contiguous] = [permuteMasked(x, { ...ours, maxTokens }), permute(x, ours)]
+          const fromMasked = await copyToHost(
+            unpermuteMaskedAndReduce(masked.rows, { ...ours, ...masked, topkWeights }),
+          )
+          const fromContiguous = await copyToHost(
+            unpermuteAndReduce(contiguous.rows, { ...ours, ...contiguous, topkWeights }),
+          )
           expect(firstDifference(rowBytes(fromMasked), rowBytes(fromContiguous))).toBeUndefined()
-          const expected = reference.unpermuteAndReduce(matrix(flat(masked.rows).toNumbers(), 24), {
+          const expected = reference.unpermuteAndReduce(matrix(await flat(masked.rows).readNumbers(), 24), {
             ...plain,
-            ...{ topkWeights: matrix(topkWeights.toNumbers(), slots[1]), hidden: 24 },
-            inversePermutation: matrix(masked.inversePermutation.toNumbers(), slots[1]),
+            ...{ topkWeights: matrix(weights, slots[1]), hidden: 24 },
+            inversePermutation: matrix(await masked.inversePermutation.readNumbers(), slots[1]),
           })
           const bits =
             dtype === 'f32' ? expected.flat().map(f32ToBits) : Array.from(encode(dtype, expected.flat()), Number)
@@ -97,8 +101,7 @@ describe('permuteMasked', () => {
   test('says where rows go: expert and position', async () => {
     const x = Tensor.from([1, 2, 3], [3, 1], 'u8')
     const topkIdx = Tensor.from([1, 0, 1, -1, 1, 1], [3, 2], 'i32')
-    const out = permuteMasked(x, { topkIdx, numLocalExperts: 3, maxTokens: 5 })
-    await device.defaultStream.synchronize()
+    const out = await onHost(permuteMasked(x, { topkIdx, numLocalExperts: 3, maxTokens: 5 }))
     expect([...out.rows.data]).toEqual([1, 0, 0, 0, 0, 1, 2, 3, 3, 0, 0, 0, 0, 0, 0])
     expect([...out.maskedM.data]).toEqual([1, 4, 0])
     expect([...out.inversePermutation.data]).toEqual([5, 0, 6, -1, 7, 8])
@@ -110,36 +113,37 @@ describe('permuteMasked', () => {
     permuteMasked(Tensor.zeros([4, 2], 'u8'), { topkIdx, numLocalExperts: 2, maxTokens: 2, out: { rows } })
     const message = expect.stringContaining('every expert has 2 rows, but 4 are needed for local expert 1')
     expect(await failure()).toMatchObject({ code: 'ERR_MOE_EP_CAPACITY', message })
-    expect([...rows.data]).toEqual(Array<number>(8).fill(9))
+    expect([...(await rows.read())]).toEqual(Array<number>(8).fill(9))
   })
 
   test('replays in a graph, and zeroes what an earlier replay left', async () => {
-    const ids = Int32Array.of(0, 0, 1)
+    const topkIdx = Tensor.from([0, 0, 1], [3, 1], 'i32')
     const x = Tensor.from([1, 2, 3], [3, 1], 'u8')
-    const out = {
+    const memory = {
       rows: Tensor.zeros([2, 3, 1], 'u8'),
       maskedM: Tensor.zeros([2], 'i32'),
       inversePermutation: Tensor.zeros([3, 1], 'i32'),
     }
     const stream = device.createStream()
-    const options = { topkIdx: Tensor.wrap(ids, [3, 1], 'i32'), numLocalExperts: 2, maxTokens: 3, zeroPadding: true }
-    const graph = Graph.capture(stream, () => permuteMasked(x, { ...options, out, stream }))
+    const options = { topkIdx, numLocalExperts: 2, maxTokens: 3, zeroPadding: true }
+    const graph = Graph.capture(stream, () => permuteMasked(x, { ...options, out: memory, stream }))
     graph.launch(stream)
-    await stream.synchronize()
-    expect([...out.rows.data]).toEqual([1, 2, 0, 3, 0, 0])
-    ids.set([1, -1, 1])
+    expect([...(await memory.rows.read({ stream }))]).toEqual([1, 2, 0, 3, 0, 0])
+    copyTensor(Tensor.from([1, -1, 1], [3, 1], 'i32'), topkIdx, { stream })
     graph.launch(stream)
     await stream.close()
+    const out = await onHost(memory)
     expect([...out.rows.data]).toEqual([0, 0, 0, 1, 3, 0])
     expect([...out.maskedM.data]).toEqual([0, 2])
     expect([...out.inversePermutation.data]).toEqual([3, -1, 4])
   })
 
   test('takes no tokens', async () => {
-    const out = permuteMasked(Tensor.zeros([0, 8], 'bf16'), {
-      ...{ topkIdx: Tensor.zeros([0, 2], 'i64'), numLocalExperts: 3, maxTokens: 4 },
-    })
-    await device.defaultStream.synchronize()
+    const out = await onHost(
+      permuteMasked(Tensor.zeros([0, 8], 'bf16'), {
+        ...{ topkIdx: Tensor.zeros([0, 2], 'i64'), numLocalExperts: 3, maxTokens: 4 },
+      }),
+    )
     expect(out.rows.shape).toEqual([3, 4, 8])
     expect([...out.maskedM.data]).toEqual([0, 0, 0])
   })
@@ -184,8 +188,7 @@ describe('unpermuteMaskedAndReduce', () => {
       topkWeights: ones([2, 1]),
       inversePermutation: Tensor.from([4, 0], [2, 1], 'i32'),
     }
-    const out = unpermuteMaskedAndReduce(view([15, 5, 1]), options)
-    await device.defaultStream.synchronize()
+    const out = await onHost(unpermuteMaskedAndReduce(view([15, 5, 1]), options))
     expect([...out.toNumbers()]).toEqual([20, 21, 0, 1])
     expect(() => unpermuteMaskedAndReduce(view([16, 5, 1]), options)).toThrow(refused)
     expect(() => unpermuteMaskedAndReduce(view([15, 5, 2]), options)).toThrow(refused)

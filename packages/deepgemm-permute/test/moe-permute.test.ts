@@ -3,10 +3,10 @@ import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { moePermute, type MoePermuteOptions, moeUnpermute, type MoeUnpermuteOptions, reference } from '../src/index.js'
 import {
-  device,
   failure,
   firstDifference,
   matrix,
+  onHost,
   optionsOf,
   randomBits,
   randomNumbers,
@@ -27,7 +27,7 @@ describe('moePermute', () => {
     })
     await fc.assert(
       fc.asyncProperty(routings, shapes, async (routing, { dtype, hidden, alignment, fillInvalidExpert, groups }) => {
-        const { cpu, reference: plain } = optionsOf(routing, 'i32')
+        const { ours, reference: plain } = optionsOf(routing, 'i32')
         const [numTokens, topk] = [routing.topkIdx.length, routing.topk]
         const x = randomBits([numTokens, hidden], dtype)
         const scales = groups === undefined ? undefined : randomBits([numTokens, groups], 'f32', 2)
@@ -35,10 +35,11 @@ describe('moePermute', () => {
           ...(alignment !== undefined && { alignment }),
           ...(fillInvalidExpert !== undefined && { fillInvalidExpert }),
         }
-        const actual = moePermute(x, { ...cpu, ...settings, ...(scales && { scales }) })
-        const topkWeights = Tensor.wrap(randomNumbers(numTokens * topk, 3), [numTokens, topk], 'f32')
-        const back = moeUnpermute(actual.rows, { ...actual, topkWeights })
-        await device.defaultStream.synchronize()
+        const weights = randomNumbers(numTokens * topk, 3)
+        const permuted = moePermute(x, { ...ours, ...settings, ...(scales && { scales }) })
+        const topkWeights = Tensor.copyOf(weights, [numTokens, topk], 'f32')
+        const back = await onHost(moeUnpermute(permuted.rows, { ...permuted, topkWeights }))
+        const actual = await onHost(permuted)
         const expected = reference.moePermute(rowBytes(x), {
           ...{ ...plain, ...settings, topk },
           ...(scales && { scales: rowBytes(scales) }),
@@ -64,7 +65,7 @@ describe('moePermute', () => {
         expect([...actual.invPermutedIdx.data]).toEqual(expected.invPermutedIdx)
         expect(firstDifference([Array.from(actual.mIndices.data, Number)], [expected.mIndices])).toBeUndefined()
         const sums = reference.moeUnpermute(matrix(actual.rows.toNumbers(), hidden), {
-          topkWeights: matrix(topkWeights.toNumbers(), topk),
+          topkWeights: matrix(weights, topk),
           invPermutedIdx: expected.invPermutedIdx,
           numValidRows: expected.expertFirstTokenOffset.at(-1)!,
           hidden,
@@ -94,13 +95,13 @@ describe('moePermute', () => {
         Math.floor(id / numLocalExperts) === rank ? id % numLocalExperts : experts + id
       const expertMap = Int32Array.from({ length: experts }, (_, id) => (keyOf(id) < experts ? keyOf(id) : -1))
       const x = Tensor.from(randomNumbers(tokens * hidden, 6), [tokens, hidden], 'bf16')
-      const out = moePermute(x, {
-        ...{ topkIdx: Tensor.wrap(ids, [tokens, topk], 'i32'), numLocalExperts },
-        expertMap: Tensor.wrap(expertMap, [experts], 'i32'),
+      const permuted = moePermute(x, {
+        ...{ topkIdx: Tensor.copyOf(ids, [tokens, topk], 'i32'), numLocalExperts },
+        expertMap: Tensor.copyOf(expertMap, [experts], 'i32'),
       })
       const topkWeights = Tensor.from(Array<number>(tokens * topk).fill(1), [tokens, topk], 'f32')
-      const back = moeUnpermute(out.rows, { ...out, topkWeights, outDtype: 'f32' })
-      await device.defaultStream.synchronize()
+      const back = await onHost(moeUnpermute(permuted.rows, { ...permuted, topkWeights, outDtype: 'f32' }))
+      const out = await onHost(permuted)
 
       // A stable sort of all slots, worked out apart from the package.
       const sorted = Array.from(ids, (_, slot) => slot).sort((a, b) => keyOf(ids[a]!) - keyOf(ids[b]!) || a - b)
@@ -111,14 +112,18 @@ describe('moePermute', () => {
       expect(out.invPermutedIdx.data).toEqual(index)
       expect([...out.expertFirstTokenOffset.toNumbers()]).toEqual(offsets)
       expect(out.rows.shape).toEqual([tokens * topk, hidden])
-      const [source, rows] = [Buffer.from(x.memory.arrayBuffer), Buffer.from(out.rows.memory.arrayBuffer)]
+      const host = await onHost(x)
+      const [source, rows] = [host, out.rows].map(({ data }) => Buffer.from(data.buffer, data.byteOffset)) as [
+        Buffer,
+        Buffer,
+      ]
       const size = hidden * 2
       for (const [row, slot] of sorted.slice(0, locals.length).entries()) {
         const token = Math.floor(slot / topk)
         expect(rows.compare(source, token * size, (token + 1) * size, row * size, (row + 1) * size)).toBe(0)
       }
       // With weights of one, a row comes back as often as it was local, each sum exact enough for f32.
-      const values = x.toNumbers()
+      const values = host.toNumbers()
       const sums = back.toNumbers()
       let furthest = 0
       for (let token = 0; token < tokens; token++) {
@@ -138,9 +143,8 @@ describe('moePermute', () => {
       expertMap: Tensor.from([-1, 0, 1, -1], [4], 'i32'),
     }
     const x = Tensor.from([1, 2, 3, 4], [4, 1], 'u8')
-    const plain = moePermute(x, options)
-    const aligned = moePermute(x, { ...options, alignment: 4, fillInvalidExpert: -5 })
-    await device.defaultStream.synchronize()
+    const plain = await onHost(moePermute(x, options))
+    const aligned = await onHost(moePermute(x, { ...options, alignment: 4, fillInvalidExpert: -5 }))
     expect([...plain.expertFirstTokenOffset.toNumbers()]).toEqual([0, 2, 3])
     expect([...plain.invPermutedIdx.data]).toEqual([5, 0, 7, 3, 2, 1, 4, 6])
     expect([...plain.mIndices.data]).toEqual([0, 0, 1, -1, -1, -1, -1, -1])
@@ -153,9 +157,8 @@ describe('moePermute', () => {
   test('takes no tokens', async () => {
     const out = moePermute(Tensor.zeros([0, 4], 'bf16'), { topkIdx: Tensor.zeros([0, 2], 'i32'), numLocalExperts: 3 })
     const back = moeUnpermute(out.rows, { ...out, topkWeights: Tensor.zeros([0, 2], 'f32') })
-    await device.defaultStream.synchronize()
-    expect([out.rows.shape, out.mIndices.shape, back.shape]).toEqual([[0, 4], [0], [0, 4]])
-    expect([...out.expertFirstTokenOffset.toNumbers()]).toEqual([0, 0, 0, 0])
+    expect([out.rows.shape, out.mIndices.shape, (await onHost(back)).shape]).toEqual([[0, 4], [0], [0, 4]])
+    expect([...(await out.expertFirstTokenOffset.readNumbers())]).toEqual([0, 0, 0, 0])
   })
 
   const ids = Tensor.zeros([2, 2], 'i32')
@@ -188,8 +191,7 @@ describe('moeUnpermute', () => {
   }
 
   test('adds nothing for rows behind the last offset', async () => {
-    const out = moeUnpermute(rows, options)
-    await device.defaultStream.synchronize()
+    const out = await onHost(moeUnpermute(rows, options))
     expect([...out.toNumbers()]).toEqual([3, 4, 4, 8])
   })
 

@@ -1,4 +1,4 @@
-import { type DType, Graph, Tensor } from '@moe-ep/core'
+import { copyTensor, type DType, Graph, Tensor } from '@moe-ep/core'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { computeAlignedM, permute, type Permuted, type PermuteOptions, reference } from '../src/index.js'
@@ -6,12 +6,14 @@ import {
   device,
   failure,
   firstDifference,
+  hostOf,
   matrix,
+  onHost,
   optionsOf,
   randomBits,
   randomNumbers,
-  rowBytes,
   routings,
+  rowBytes,
 } from './support.js'
 
 const refused = expect.objectContaining({ code: 'ERR_MOE_EP_ARGUMENT' })
@@ -65,17 +67,18 @@ describe('permute', () => {
           const expertNumTokens = reference.countExpertNumTokens(routing.topkIdx, options.reference)
           const host = counts === 'host' || counts === 'both'
           const size = { numTokens, topk: routing.topk, numLocalExperts: routing.numLocalExperts, alignment }
-          const actual = permute(x, {
-            ...options.cpu,
-            alignment,
-            fill,
-            ...(scales && { scales }),
-            ...(host && { expertNumTokensHost: expertNumTokens.slice() }),
-            ...((counts === 'device' || counts === 'both') && {
-              expertNumTokens: Tensor.wrap(expertNumTokens.slice(), [routing.numLocalExperts], 'i32'),
+          const actual = await onHost(
+            permute(x, {
+              ...options.ours,
+              alignment,
+              fill,
+              ...(scales && { scales }),
+              ...(host && { expertNumTokensHost: expertNumTokens.slice() }),
+              ...((counts === 'device' || counts === 'both') && {
+                expertNumTokens: Tensor.copyOf(expertNumTokens.slice(), [routing.numLocalExperts], 'i32'),
+              }),
             }),
-          })
-          await device.defaultStream.synchronize()
+          )
           const bound = numTokens === 0 ? 0 : computeAlignedM(size)
           const capacity = host ? computeAlignedM({ ...size, expertNumTokens }) : bound
           expect(actual.rows.shape).toEqual([capacity, hidden])
@@ -109,9 +112,8 @@ describe('permute', () => {
     const topkIdx = Tensor.from(ids, [ids.length, 1], 'i32')
     const x = Tensor.zeros([ids.length, 8], 'u8')
     const expertNumTokensHost = Int32Array.from(counts)
-    const marked = permute(x, { topkIdx, numLocalExperts, expertNumTokensHost })
-    const filled = permute(x, { topkIdx, numLocalExperts, expertNumTokensHost, fill: 'expert' })
-    await device.defaultStream.synchronize()
+    const marked = await onHost(permute(x, { topkIdx, numLocalExperts, expertNumTokensHost }))
+    const filled = await onHost(permute(x, { topkIdx, numLocalExperts, expertNumTokensHost, fill: 'expert' }))
     const tiles = counts.map((count) => Math.ceil(count / 128) * 128)
     const expected = counts.flatMap((count, expert) =>
       Array.from({ length: tiles[expert]! }, (_, row) => (row < count ? expert : -1)),
@@ -140,8 +142,7 @@ describe('permute', () => {
       const x = randomBits([tokens, hidden], 'fp8e4m3')
       const scales = randomBits([tokens, hidden / group], 'f32', 3)
       const topkIdx = Tensor.from(ids, [tokens, topk], 'i64')
-      const out = permute(x, { scales, topkIdx, numLocalExperts: experts })
-      await device.defaultStream.synchronize()
+      const out = await onHost(permute(x, { scales, topkIdx, numLocalExperts: experts }))
       const [sources, sourceScales] = [rowBytes(x), rowBytes(scales)]
       const [rows, rowScales] = [rowBytes(out.rows), rowBytes(out.scales!)]
       ids.forEach((id, slot) => {
@@ -157,12 +158,13 @@ describe('permute', () => {
   test('skips slots whose expert is elsewhere: 8 experts, the odd ones local', async () => {
     const ids = Array.from({ length: 16 }, (_, token) => token % 8)
     const expertMap = Tensor.from([-1, 0, -1, 1, -1, 2, -1, 3], [8], 'i32')
-    const out = permute(randomBits([16, 128], 'bf16'), {
-      topkIdx: Tensor.from(ids, [16, 1], 'i32'),
-      numLocalExperts: 4,
-      expertMap,
-    })
-    await device.defaultStream.synchronize()
+    const out = await onHost(
+      permute(randomBits([16, 128], 'bf16'), {
+        topkIdx: Tensor.from(ids, [16, 1], 'i32'),
+        numLocalExperts: 4,
+        expertMap,
+      }),
+    )
     const rowOf = (id: number, round: number): number => (id % 2 === 0 ? -1 : 128 * ((id - 1) / 2) + round)
     expect([...out.inversePermutation.data]).toEqual(ids.map((id, token) => rowOf(id, Math.floor(token / 8))))
     expect([...out.expertNumTokens.data]).toEqual([2, 2, 2, 2])
@@ -176,12 +178,13 @@ describe('permute', () => {
     const [tokens, topk, experts] = [300, 8, 32]
     const ids = Array.from(randomNumbers(tokens * topk, 5), (value) => Math.floor(((value + 1) / 2) * experts))
     const x = randomBits([tokens, hidden], dtype)
-    const out = permute(x, {
-      topkIdx: Tensor.from(ids, [tokens, topk], 'i32'),
-      numLocalExperts: experts,
-      alignment: 16,
-    })
-    await device.defaultStream.synchronize()
+    const out = await onHost(
+      permute(x, {
+        topkIdx: Tensor.from(ids, [tokens, topk], 'i32'),
+        numLocalExperts: experts,
+        alignment: 16,
+      }),
+    )
     const capacity = out.rows.shape[0]!
     const expected = reference.permute(
       Array.from({ length: tokens }, (_, token) => token),
@@ -209,14 +212,8 @@ describe('permute', () => {
         stream,
       })
       await stream.close()
-      const tensors = [
-        out.rows,
-        out.scales!,
-        out.expertIds,
-        out.inversePermutation,
-        out.expertStart,
-        out.expertNumTokens,
-      ]
+      const { rows, scales: rowScales, expertIds, inversePermutation, expertStart, expertNumTokens } = await onHost(out)
+      const tensors = [rows, rowScales!, expertIds, inversePermutation, expertStart, expertNumTokens]
       results.push(
         Buffer.concat(tensors.map(({ data }) => new Uint8Array(data.buffer, data.byteOffset, data.byteLength))),
       )
@@ -226,14 +223,17 @@ describe('permute', () => {
   })
 
   test('gives empty tensors when no row is needed', async () => {
-    const none = permute(Tensor.zeros([0, 64], 'bf16'), { topkIdx: Tensor.zeros([0, 2], 'i64'), numLocalExperts: 4 })
-    const skipped = permute(Tensor.zeros([3, 64], 'fp8e4m3'), {
-      scales: Tensor.zeros([3, 1], 'f32'),
-      topkIdx: Tensor.from([-1, -1, -1], [3, 1], 'i32'),
-      numLocalExperts: 4,
-      expertNumTokensHost: new Int32Array(4),
-    })
-    await device.defaultStream.synchronize()
+    const none = await onHost(
+      permute(Tensor.zeros([0, 64], 'bf16'), { topkIdx: Tensor.zeros([0, 2], 'i64'), numLocalExperts: 4 }),
+    )
+    const skipped = await onHost(
+      permute(Tensor.zeros([3, 64], 'fp8e4m3'), {
+        scales: Tensor.zeros([3, 1], 'f32'),
+        topkIdx: Tensor.from([-1, -1, -1], [3, 1], 'i32'),
+        numLocalExperts: 4,
+        expertNumTokensHost: new Int32Array(4),
+      }),
+    )
     expect([none.rows.shape, none.expertIds.shape, none.inversePermutation.shape]).toEqual([[0, 64], [0], [0, 2]])
     expect([skipped.rows.shape, skipped.scales!.shape, skipped.expertIds.shape]).toEqual([[0, 64], [0, 1], [0]])
     expect([...skipped.inversePermutation.data]).toEqual([-1, -1, -1])
@@ -243,8 +243,7 @@ describe('permute', () => {
   test('keeps more rows than an expert has slots when the counts say so', async () => {
     const options = { topkIdx: Tensor.from([1, 0, 1], [3, 1], 'i32'), numLocalExperts: 2, alignment: 4 }
     const x = randomBits([3, 8], 'u8')
-    const out = permute(x, { ...options, expertNumTokensHost: Int32Array.of(5, 2) })
-    await device.defaultStream.synchronize()
+    const out = await onHost(permute(x, { ...options, expertNumTokensHost: Int32Array.of(5, 2) }))
     const plain = { topkIdx: [[1], [0], [1]], numLocalExperts: 2, alignment: 4, expertNumTokens: [5, 2] }
     expectEqual(out, reference.permute(rowBytes(x), plain))
     expect([...out.expertStart.toNumbers()]).toEqual([0, 8])
@@ -257,8 +256,7 @@ describe('permute', () => {
     const view = (tensor: Tensor, columns: number): Tensor =>
       new Tensor({ memory: tensor.memory, dtype: tensor.dtype, shape: [5, columns], strides: tensor.strides })
     const options = { topkIdx: Tensor.from([1, 0, -1, 1, 0], [5, 1], 'i32'), numLocalExperts: 2, alignment: 2 }
-    const out = permute(view(wide, 16), { ...options, scales: view(wideScales, 3) })
-    await device.defaultStream.synchronize()
+    const out = await onHost(permute(view(wide, 16), { ...options, scales: view(wideScales, 3) }))
     const cut = (tensor: Tensor, bytes: number): Uint8Array[] => rowBytes(tensor).map((row) => row.slice(0, bytes))
     const plain = {
       topkIdx: [[1], [0], [-1], [1], [0]],
@@ -284,15 +282,14 @@ describe('permute into given memory', () => {
   const tokenOfRow = [1, undefined, 0, 2, undefined, undefined]
 
   test.each([false, true])('leaves padding rows as they were, unless zeroPadding (%s)', async (zeroPadding) => {
-    const out = marked()
-    const result = permute(x, { ...base, out, zeroPadding })
-    await device.defaultStream.synchronize()
-    expect(result).toMatchObject(out)
+    const memory = marked()
+    expect(permute(x, { ...base, out: memory, zeroPadding })).toMatchObject(memory)
+    const out = await onHost(memory)
     const padding = zeroPadding ? 0 : 9
     expect(matrix(out.rows.toNumbers(), 4)).toEqual(
       tokenOfRow.map((token) => (token === undefined ? Array<number>(4).fill(padding) : [...rowBytes(x)[token]!])),
     )
-    const sources = matrix(scales.toNumbers(), 2)
+    const sources = matrix(hostOf(scales).toNumbers(), 2)
     expect(matrix(out.scales.toNumbers(), 2)).toEqual(
       tokenOfRow.map((token) => (token === undefined ? [padding, padding] : sources[token])),
     )
@@ -301,14 +298,14 @@ describe('permute into given memory', () => {
   })
 
   test('replays in a graph with what the inputs hold then', async () => {
-    const ids = Int32Array.of(1, 0, 1)
-    const out = marked()
-    const options = { ...base, topkIdx: Tensor.wrap(ids, [3, 1], 'i32'), out, zeroPadding: true }
+    const topkIdx = Tensor.from([1, 0, 1], [3, 1], 'i32')
+    const memory = marked()
     const stream = device.createStream()
-    const graph = Graph.capture(stream, () => permute(x, { ...options, stream }))
-    ids.set([0, 0, -1])
+    const graph = Graph.capture(stream, () => permute(x, { ...base, topkIdx, out: memory, zeroPadding: true, stream }))
+    copyTensor(Tensor.from([0, 0, -1], [3, 1], 'i32'), topkIdx, { stream })
     graph.launch(stream)
     await stream.close()
+    const out = await onHost(memory)
     expect([...out.inversePermutation.data]).toEqual([0, 1, -1])
     expect([...out.expertIds.data]).toEqual([0, 0, -1, -1, -1, -1])
     expect(matrix(out.rows.toNumbers(), 4)).toEqual([
@@ -324,7 +321,7 @@ describe('permute into given memory', () => {
     permute(x, { topkIdx: base.topkIdx, numLocalExperts: 2, alignment: 2, out: { rows } })
     const message = expect.stringContaining('3 rows, but 4 are needed')
     expect(await failure()).toMatchObject({ code: 'ERR_MOE_EP_CAPACITY', message })
-    expect([...rows.data]).toEqual(Array<number>(12).fill(9))
+    expect([...(await rows.read())]).toEqual(Array<number>(12).fill(9))
   })
 
   test.each([
@@ -332,9 +329,9 @@ describe('permute into given memory', () => {
     ['expert' as const, [0, 0, 1, 1, 0, 0]],
     ['tile' as const, [0, 0, 1, 1, 9, 9]],
   ])('gives padding rows the ids that fill %s asks for', async (fill, expected) => {
-    const out = marked()
-    const { expertEnd } = permute(x, { ...base, out, fill })
-    await device.defaultStream.synchronize()
+    const memory = marked()
+    const { expertEnd } = await onHost(permute(x, { ...base, out: memory, fill }))
+    const out = await onHost(memory)
     expect([...out.expertIds.data]).toEqual(expected)
     expect([...expertEnd.data]).toEqual([1, 4])
   })

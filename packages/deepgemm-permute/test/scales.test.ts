@@ -1,4 +1,4 @@
-import { type DType, Tensor } from '@moe-ep/core'
+import { type DType, dtypes, Tensor } from '@moe-ep/core'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { computeAlignedM, permute, permuteMasked, reference } from '../src/index.js'
@@ -7,11 +7,12 @@ import {
   device,
   elementRows,
   firstDifference,
+  onHost,
   optionsOf,
   randomBits,
   randomNumbers,
-  rowBytes,
   routings,
+  rowBytes,
 } from './support.js'
 
 const refused = expect.objectContaining({ code: 'ERR_MOE_EP_ARGUMENT' })
@@ -27,16 +28,16 @@ function restride(scales: Tensor, how: 'packed' | 'wide' | 'column'): Tensor {
   const [rows, columns] = scales.shape as [number, number]
   const strides = how === 'wide' ? [columns * 3 + 1, 2] : [1, rows + 1]
   const span = 1 + Math.max(0, rows - 1) * strides[0]! + Math.max(0, columns - 1) * strides[1]!
-  const memory = Tensor.zeros([span], scales.dtype).memory
-  const view = new Tensor({ memory, dtype: scales.dtype, shape: scales.shape, strides })
   const bytes = scales.byteLength / Math.max(1, rows * columns)
-  const target = new Uint8Array(memory.arrayBuffer)
+  const elementBytes = dtypes[scales.dtype].bits / 8
+  const target = new Uint8Array(span * elementBytes)
   rowBytes(scales).forEach((row, r) => {
     for (let c = 0; c < columns; c++) {
       target.set(row.subarray(c * bytes, (c + 1) * bytes), (r * strides[0]! + c * strides[1]!) * bytes)
     }
   })
-  return view
+  const { memory } = Tensor.copyOf(target, [span], scales.dtype)
+  return new Tensor({ memory, dtype: scales.dtype, shape: scales.shape, strides })
 }
 
 describe('scales', () => {
@@ -72,13 +73,12 @@ describe('scales', () => {
   test('travel with their rows in either layout, packed or not, from any strides', async () => {
     await fc.assert(
       fc.asyncProperty(routings, shapes, async (routing, shape) => {
-        const { cpu, reference: plain } = optionsOf(routing, 'i32')
+        const { ours, reference: plain } = optionsOf(routing, 'i32')
         const { scales, expectedRows, empty } = prepare(routing, shape)
         const { scaleLayout, alignment } = shape
         const numTokens = routing.topkIdx.length
         const x = Tensor.zeros([numTokens, 1], 'u8')
-        const actual = permute(x, { ...cpu, scales, packScales: shape.kind[1], scaleLayout, alignment })
-        await device.defaultStream.synchronize()
+        const actual = await onHost(permute(x, { ...ours, scales, packScales: shape.kind[1], scaleLayout, alignment }))
         const capacity = actual.rows.shape[0]!
         const expected = reference.permute(rowBytes(x), { ...plain, alignment, capacity, scales: expectedRows })
         expect(
@@ -97,13 +97,14 @@ describe('scales', () => {
   test('travel into the masked layout likewise', async () => {
     await fc.assert(
       fc.asyncProperty(routings, shapes, fc.integer({ min: 0, max: 70 }), async (routing, shape, spare) => {
-        const { cpu, reference: plain } = optionsOf(routing, 'i64')
+        const { ours, reference: plain } = optionsOf(routing, 'i64')
         const { scales, expectedRows, empty } = prepare(routing, shape)
         const maxTokens = Math.max(1, ...reference.countExpertNumTokens(routing.topkIdx, plain)) + spare
         const x = Tensor.zeros([routing.topkIdx.length, 1], 'u8')
         const { scaleLayout } = shape
-        const actual = permuteMasked(x, { ...cpu, maxTokens, scales, packScales: shape.kind[1], scaleLayout })
-        await device.defaultStream.synchronize()
+        const actual = await onHost(
+          permuteMasked(x, { ...ours, maxTokens, scales, packScales: shape.kind[1], scaleLayout }),
+        )
         const expected = reference.permuteMasked(rowBytes(x), { ...plain, maxTokens, scales: expectedRows })
         expect(actual.scales!.shape).toEqual([routing.numLocalExperts, maxTokens, empty.length])
         expect(
@@ -128,8 +129,7 @@ describe('scales', () => {
       const scales = randomBits([tokens, hidden / group], 'u8', 9)
       const x = randomBits([tokens, hidden], 'fp8e4m3')
       const topkIdx = Tensor.from(ids, [tokens, topk], 'i64')
-      const out = permute(x, { scales, packScales: true, topkIdx, numLocalExperts: experts })
-      await device.defaultStream.synchronize()
+      const out = await onHost(permute(x, { scales, packScales: true, topkIdx, numLocalExperts: experts }))
       expect(out.scales!.shape).toEqual([out.rows.shape[0], Math.ceil(hidden / group / 4)])
       const words = elementRows(out.scales!)
       const rows = rowBytes(out.rows)
@@ -149,14 +149,15 @@ describe('scales', () => {
   test('pack little end first, and missing groups are 0', async () => {
     const scales = Tensor.from([0x11, 0x22, 0x33, 0x44, 0xff, 0x80], [1, 6], 'u8')
     const topkIdx = Tensor.zeros([1, 1], 'i32')
-    const out = permute(Tensor.zeros([1, 4], 'u8'), {
-      scales,
-      packScales: true,
-      topkIdx,
-      numLocalExperts: 1,
-      alignment: 1,
-    })
-    await device.defaultStream.synchronize()
+    const out = await onHost(
+      permute(Tensor.zeros([1, 4], 'u8'), {
+        scales,
+        packScales: true,
+        topkIdx,
+        numLocalExperts: 1,
+        alignment: 1,
+      }),
+    )
     expect([...out.scales!.data]).toEqual([0x44332211, 0x80ff])
     expect([...reference.packUe8m0([0x11, 0x22, 0x33, 0x44, 0xff, 0x80])]).toEqual([0x44332211, 0x80ff])
     expect([...reference.packUe8m0([0, 0, 0, 0x80])]).toEqual([-(2 ** 31)])
@@ -165,18 +166,18 @@ describe('scales', () => {
   test.each([false, true])(
     'leave padding as it was in column-major memory, unless zeroPadding (%s)',
     async (zeroPadding) => {
-      const memory = Tensor.from(Array<number>(20).fill(9), [20], 'f32').memory
+      const whole = Tensor.from(Array<number>(20).fill(9), [20], 'f32')
+      const { memory } = whole
       const out = new Tensor({ memory, dtype: 'f32', shape: [5, 2], strides: [1, 8], byteOffset: 8 })
       const options = { topkIdx: Tensor.from([1, 0, 1], [3, 1], 'i32'), numLocalExperts: 2, alignment: 2 }
       permute(Tensor.zeros([3, 1], 'u8'), {
         ...options,
         ...{ scales: Tensor.from([1, 2, 3, 4, 5, 6], [3, 2], 'f32'), zeroPadding, out: { scales: out } },
       })
-      await device.defaultStream.synchronize()
       const p = zeroPadding ? 0 : 9
       const column = (a: number, b: number, c: number): number[] => [a, p, b, c, p]
       const expected = [9, 9, ...column(3, 1, 5), 9, 9, 9, ...column(4, 2, 6), 9, 9, 9, 9, 9]
-      expect([...new Float32Array(memory.arrayBuffer)]).toEqual(expected)
+      expect([...(await whole.read())]).toEqual(expected)
     },
   )
 
@@ -192,7 +193,7 @@ describe('scales', () => {
         ...{ topkIdx: Tensor.from(ids, [tokens, topk], 'i32'), numLocalExperts: experts },
       })
       await stream.close()
-      results.push(elementRows(out.scales!))
+      results.push(elementRows((await onHost(out)).scales!))
     }
     const size = { numTokens: tokens, topk, numLocalExperts: experts, alignment: 16 }
     const topkIdx = Array.from({ length: tokens }, (_, token) => ids.slice(token * topk, (token + 1) * topk))

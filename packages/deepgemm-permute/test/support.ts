@@ -1,7 +1,20 @@
-import { type DType, dtypes, getDevice, MoeEpError, Tensor } from '@moe-ep/core'
+import {
+  type DType,
+  dtypes,
+  getDefaultDevice,
+  getDevice,
+  MoeEpError,
+  type Stream,
+  Tensor,
+  wrapArrayBuffer,
+} from '@moe-ep/core'
 import fc from 'fast-check'
 
-export const device = getDevice('cpu')
+/** What everything runs on: the cpu, or what MOE_EP_DEVICE names. */
+export const device = getDefaultDevice()
+
+/** The cpu, which holds what results are compared with. */
+const host = getDevice('cpu')
 
 /** Routing of some tokens: what both the reference and the cpu take. */
 export interface Routing {
@@ -40,18 +53,18 @@ export const routings: fc.Arbitrary<Routing> = fc
     })
   })
 
-/** Options that both the reference (arrays) and the cpu (tensors) take for a routing. */
+/** Options that both the reference (arrays) and the operations (tensors) take for a routing. */
 export function optionsOf(
   routing: Routing,
   idDtype: 'i32' | 'i64',
 ): {
   readonly reference: { numLocalExperts: number; topkIdx: number[][]; expertMap?: number[] }
-  readonly cpu: { numLocalExperts: number; topkIdx: Tensor; expertMap?: Tensor }
+  readonly ours: { numLocalExperts: number; topkIdx: Tensor; expertMap?: Tensor }
 } {
   const { numLocalExperts, expertMap, topk, topkIdx } = routing
   return {
     reference: { numLocalExperts, topkIdx, ...(expertMap && { expertMap }) },
-    cpu: {
+    ours: {
       numLocalExperts,
       topkIdx: Tensor.from(topkIdx.flat(), [topkIdx.length, topk], idDtype),
       ...(expertMap && { expertMap: Tensor.from(expertMap, [expertMap.length], 'i32') }),
@@ -59,13 +72,45 @@ export function optionsOf(
   }
 }
 
+/** The host's copies of inputs. */
+const origins = new WeakMap<Tensor, Tensor>()
+
 /** A tensor of pseudo-random bits: every pattern, NaN and infinity too, and the same for the same seed. */
 export function randomBits(shape: readonly number[], dtype: DType, seed = 1): Tensor {
-  const tensor = Tensor.zeros(shape, dtype)
-  const bytes = new Uint8Array(tensor.memory.arrayBuffer, 0, tensor.byteLength)
+  const origin = Tensor.zeros(shape, dtype, host)
+  const { buffer, byteOffset, byteLength } = origin.data
+  const bytes = new Uint8Array(buffer, byteOffset, byteLength)
   const next = generator(seed)
   for (let i = 0; i < bytes.length; i++) bytes[i] = next() >>> 24
+  const tensor = Tensor.copyOf(origin.data, shape, dtype)
+  origins.set(tensor, origin)
   return tensor
+}
+
+/** What `randomBits` put into a tensor; a tensor of the host is its own. */
+export function hostOf(tensor: Tensor): Tensor {
+  return origins.get(tensor) ?? tensor
+}
+
+/** A tensor's elements on the host, with the same shape and strides, as they are behind all work of the stream. */
+export async function copyToHost(tensor: Tensor, stream: Stream = tensor.device.defaultStream): Promise<Tensor> {
+  const { dtype, shape, strides, memory, byteOffset } = tensor
+  if (tensor.isContiguous) {
+    const stored = await tensor.read({ stream })
+    return new Tensor({ memory: wrapArrayBuffer(host, stored), dtype, shape, strides })
+  }
+  const length = memory.byteLength - byteOffset
+  const bytes = await new Tensor({ memory, dtype: 'u8', shape: [length], byteOffset }).read({ stream })
+  return new Tensor({ memory: wrapArrayBuffer(host, bytes), dtype, shape, strides })
+}
+
+/** A result with its tensors on the host. */
+export async function onHost<Result extends object>(result: Result, stream?: Stream): Promise<Result> {
+  if (result instanceof Tensor) return (await copyToHost(result, stream)) as Result & Tensor
+  const copies: [string, unknown][] = []
+  for (const [name, value] of Object.entries(result))
+    copies.push([name, value instanceof Tensor ? await copyToHost(value, stream) : value])
+  return Object.fromEntries(copies) as Result
 }
 
 /** Pseudo-random numbers in [-1, 1). */
@@ -86,7 +131,7 @@ function generator(seed: number): () => number {
 export function rowBytes(tensor: Tensor): Uint8Array[] {
   const [rows, columns] = tensor.shape as [number, number]
   const size = (columns * dtypes[tensor.dtype].bits) / 8
-  const { buffer, byteOffset } = tensor.data
+  const { buffer, byteOffset } = hostOf(tensor).data
   return Array.from({ length: rows }, (_, row) => new Uint8Array(buffer, byteOffset + row * size, size))
 }
 
@@ -110,12 +155,12 @@ export async function failure(): Promise<MoeEpError> {
 
 /** The elements of a strided matrix or batch of matrices, in storage form, by rows. */
 export function elementRows(tensor: Tensor): number[][] {
-  const { shape, strides } = tensor
-  const { storage: Storage } = dtypes[tensor.dtype]
+  const { shape, strides, dtype, memory, byteOffset } = hostOf(tensor)
+  const { storage: Storage } = dtypes[dtype]
   const { BYTES_PER_ELEMENT } = Storage
-  const { arrayBuffer, byteLength } = tensor.memory
-  const all = new Storage(arrayBuffer, 0, Math.floor(byteLength / BYTES_PER_ELEMENT))
-  const start = tensor.byteOffset / BYTES_PER_ELEMENT
+  const { buffer, byteOffset: memoryOffset } = memory.range(0, memory.byteLength)
+  const all = new Storage(buffer, memoryOffset, Math.floor(memory.byteLength / BYTES_PER_ELEMENT))
+  const start = byteOffset / BYTES_PER_ELEMENT
   const [batches, rows, columns] = shape.length === 3 ? shape : [1, ...shape]
   const [batchStride, rowStride, columnStride] = strides.length === 3 ? strides : [0, ...strides]
   return Array.from({ length: batches! * rows! }, (_, i) =>
@@ -128,8 +173,8 @@ export function elementRows(tensor: Tensor): number[][] {
 
 /** The bits of f32 or i32 rows, so that NaN compares by its bits. */
 export function asWords(tensor: Tensor): Tensor {
-  const { memory, shape, strides, byteOffset } = tensor
-  return new Tensor({ memory, shape, strides, byteOffset, dtype: tensor.dtype === 'f32' ? 'i32' : tensor.dtype })
+  const { memory, shape, strides, byteOffset, dtype } = hostOf(tensor)
+  return new Tensor({ memory, shape, strides, byteOffset, dtype: dtype === 'f32' ? 'i32' : dtype })
 }
 
 /** The first row in which two matrices differ; undefined when they are equal. Much faster than toEqual on many rows. */

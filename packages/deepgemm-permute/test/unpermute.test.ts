@@ -2,7 +2,18 @@ import { type DType, encode, f32ToBits, Tensor } from '@moe-ep/core'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { permute, reference, unpermuteAndReduce, type UnpermuteAndReduceOptions } from '../src/index.js'
-import { device, failure, matrix, optionsOf, randomBits, randomNumbers, routings } from './support.js'
+import {
+  copyToHost,
+  device,
+  failure,
+  hostOf,
+  matrix,
+  onHost,
+  optionsOf,
+  randomBits,
+  randomNumbers,
+  routings,
+} from './support.js'
 
 const refused = expect.objectContaining({ code: 'ERR_MOE_EP_ARGUMENT' })
 type FloatDType = 'bf16' | 'f16' | 'f32'
@@ -33,7 +44,7 @@ describe('unpermuteAndReduce', () => {
         routings,
         shapes,
         async (routing, { rows: rowsDtype, out: outDtype, idDtype, hidden, weights }) => {
-          const { cpu, reference: plain } = optionsOf(routing, idDtype)
+          const { ours, reference: plain } = optionsOf(routing, idDtype)
           const { topk } = routing
           const numTokens = routing.topkIdx.length
           const layout = reference.permute(routing.topkIdx, { ...plain, alignment: 3 })
@@ -42,17 +53,18 @@ describe('unpermuteAndReduce', () => {
           const topkWeights =
             weights === 'bits'
               ? randomBits(slots, 'f32', 7)
-              : Tensor.wrap(randomNumbers(numTokens * topk), slots, 'f32')
-          const out = unpermuteAndReduce(expertRows, {
-            ...cpu,
-            topkWeights,
-            inversePermutation: Tensor.from(layout.inversePermutation.flat(), slots, 'i32'),
-            outDtype,
-          })
-          await device.defaultStream.synchronize()
-          const expected = reference.unpermuteAndReduce(matrix(expertRows.toNumbers(), hidden), {
+              : Tensor.copyOf(randomNumbers(numTokens * topk), slots, 'f32')
+          const out = await onHost(
+            unpermuteAndReduce(expertRows, {
+              ...ours,
+              topkWeights,
+              inversePermutation: Tensor.from(layout.inversePermutation.flat(), slots, 'i32'),
+              outDtype,
+            }),
+          )
+          const expected = reference.unpermuteAndReduce(matrix(hostOf(expertRows).toNumbers(), hidden), {
             ...plain,
-            topkWeights: matrix(topkWeights.toNumbers(), topk),
+            topkWeights: matrix(await topkWeights.readNumbers(), topk),
             inversePermutation: layout.inversePermutation,
             hidden,
           })
@@ -66,19 +78,20 @@ describe('unpermuteAndReduce', () => {
   test.each<FloatDType>(['bf16', 'f16', 'f32'])(
     'loads and stores every f16 exactly as core does, to %s',
     async (outDtype) => {
-      const all = Tensor.wrap(
+      const all = Tensor.copyOf(
         Uint16Array.from({ length: 65536 }, (_, bits) => bits),
         [1, 65536],
         'f16',
       )
       const one = Tensor.from([1], [1, 1], 'f32')
       const index = Tensor.zeros([1, 1], 'i32')
-      const out = unpermuteAndReduce(all, { topkIdx: index, topkWeights: one, inversePermutation: index, outDtype })
-      await device.defaultStream.synchronize()
+      const out = await onHost(
+        unpermuteAndReduce(all, { topkIdx: index, topkWeights: one, inversePermutation: index, outDtype }),
+      )
       // The sum starts at +0, so that -0 comes out as +0.
       expect(bitsOf(out)).toEqual(
         storedBits(
-          Array.from(all.toNumbers(), (value) => value + 0),
+          Array.from(await all.readNumbers(), (value) => value + 0),
           outDtype,
         ),
       )
@@ -95,19 +108,20 @@ describe('unpermuteAndReduce', () => {
     const words = new Uint32Array(values.buffer)
     // The value, its middle to the next one (a tie in the normal range), and one f32 step on either side of both.
     const nearby = [-1, 0, 1, 4095, 4096, 4097].flatMap((step) => Array.from(words, (word) => (word + step) >>> 0))
-    const rows = Tensor.wrap(new Float32Array(Uint32Array.from(nearby).buffer), [1, nearby.length], 'f32')
+    const rows = Tensor.copyOf(new Float32Array(Uint32Array.from(nearby).buffer), [1, nearby.length], 'f32')
     const index = Tensor.zeros([1, 1], 'i32')
     const one = Tensor.from([1], [1, 1], 'f32')
-    const out = unpermuteAndReduce(rows, {
-      topkIdx: index,
-      topkWeights: one,
-      inversePermutation: index,
-      outDtype: 'f16',
-    })
-    await device.defaultStream.synchronize()
+    const out = await onHost(
+      unpermuteAndReduce(rows, {
+        topkIdx: index,
+        topkWeights: one,
+        inversePermutation: index,
+        outDtype: 'f16',
+      }),
+    )
     expect(bitsOf(out)).toEqual(
       storedBits(
-        Array.from(rows.toNumbers(), (value) => value + 0),
+        Array.from(await rows.readNumbers(), (value) => value + 0),
         'f16',
       ),
     )
@@ -138,14 +152,15 @@ describe('unpermuteAndReduce', () => {
         undefined,
         Array.from({ length: experts }, (_, id) => (id % 2 === 1 ? (id - 1) / 2 : -1)),
       ]) {
-        const out = unpermuteAndReduce(rows, {
-          topkIdx: Tensor.from(ids.flat(), [tokens, topk], 'i64'),
-          topkWeights: Tensor.from(weights.flat(), [tokens, topk], 'f32'),
-          inversePermutation: Tensor.from(places.flat(), [tokens, topk], 'i32'),
-          ...(expertMap && { expertMap: Tensor.from(expertMap, [experts], 'i32') }),
-        })
-        await device.defaultStream.synchronize()
-        const expected = reference.unpermuteAndReduce(matrix(rows.toNumbers(), hidden), {
+        const out = await onHost(
+          unpermuteAndReduce(rows, {
+            topkIdx: Tensor.from(ids.flat(), [tokens, topk], 'i64'),
+            topkWeights: Tensor.from(weights.flat(), [tokens, topk], 'f32'),
+            inversePermutation: Tensor.from(places.flat(), [tokens, topk], 'i32'),
+            ...(expertMap && { expertMap: Tensor.from(expertMap, [experts], 'i32') }),
+          }),
+        )
+        const expected = reference.unpermuteAndReduce(matrix(await rows.readNumbers(), hidden), {
           topkIdx: ids,
           topkWeights: weights,
           inversePermutation: places,
@@ -161,11 +176,10 @@ describe('unpermuteAndReduce', () => {
     const ids = Array.from({ length: 33 }, (_, token) => (token * 5) % 7)
     const x = Tensor.from(randomNumbers(33 * 96), [33, 96], 'bf16')
     const topkIdx = Tensor.from(ids, [33, 1], 'i32')
-    const { rows, inversePermutation } = permute(x, { topkIdx, numLocalExperts: 7 })
+    const permuted = await onHost(permute(x, { topkIdx, numLocalExperts: 7 }))
     const topkWeights = Tensor.from(Array<number>(33).fill(1), [33, 1], 'f32')
-    const out = unpermuteAndReduce(rows, { topkIdx, topkWeights, inversePermutation })
-    await device.defaultStream.synchronize()
-    expect(out.data).toEqual(x.data)
+    const out = await onHost(unpermuteAndReduce(permuted.rows, { ...permuted, topkIdx, topkWeights }))
+    expect(out.data).toEqual(await x.read())
   })
 
   test('gives the same bits with 1, 2 and 5 threads, and reads rows that lie apart', async () => {
@@ -174,7 +188,7 @@ describe('unpermuteAndReduce', () => {
     const slots = [90, 5]
     const options = {
       topkIdx: Tensor.zeros(slots, 'i64'),
-      topkWeights: Tensor.wrap(randomNumbers(450), slots, 'f32'),
+      topkWeights: Tensor.copyOf(randomNumbers(450), slots, 'f32'),
       inversePermutation: Tensor.from(
         Array.from({ length: 450 }, (_, slot) => (slot * 37) % 200),
         slots,
@@ -184,17 +198,17 @@ describe('unpermuteAndReduce', () => {
     const results: Tensor[] = []
     for (const threads of [1, 2, 5]) {
       const stream = device.createStream({ threads })
-      results.push(unpermuteAndReduce(rows, { ...options, stream }))
+      results.push(await copyToHost(unpermuteAndReduce(rows, { ...options, stream }), stream))
       await stream.close()
     }
     expect(results[1]!.data).toEqual(results[0]!.data)
     expect(results[2]!.data).toEqual(results[0]!.data)
     const expected = reference.unpermuteAndReduce(
-      matrix(wide.toNumbers(), 400).map((row) => row.slice(0, 320)),
+      matrix(hostOf(wide).toNumbers(), 400).map((row) => row.slice(0, 320)),
       {
-        topkIdx: matrix(options.topkIdx.toNumbers(), 5),
-        topkWeights: matrix(options.topkWeights.toNumbers(), 5),
-        inversePermutation: matrix(options.inversePermutation.toNumbers(), 5),
+        topkIdx: matrix(await options.topkIdx.readNumbers(), 5),
+        topkWeights: matrix(await options.topkWeights.readNumbers(), 5),
+        inversePermutation: matrix(await options.inversePermutation.readNumbers(), 5),
         hidden: 320,
       },
     )
@@ -210,9 +224,8 @@ describe('unpermuteAndReduce', () => {
       expertMap: Tensor.from([0, -1], [2], 'i32'),
       out,
     })
-    await device.defaultStream.synchronize()
     expect(result).toBe(out)
-    expect(bitsOf(out)).toEqual([0, 0, 0, 0, 2, 4, 6, 8].map(f32ToBits))
+    expect(bitsOf(await copyToHost(out))).toEqual([0, 0, 0, 0, 2, 4, 6, 8].map(f32ToBits))
   })
 
   test('takes no tokens and no rows', async () => {
@@ -221,9 +234,8 @@ describe('unpermuteAndReduce', () => {
       topkWeights: Tensor.zeros([numTokens, 1], 'f32'),
       inversePermutation: Tensor.zeros([numTokens, 1], 'i32'),
     })
-    const none = unpermuteAndReduce(Tensor.zeros([0, 16], 'bf16'), slots(0))
-    const zeros = unpermuteAndReduce(Tensor.zeros([0, 2], 'bf16'), slots(3))
-    await device.defaultStream.synchronize()
+    const none = await onHost(unpermuteAndReduce(Tensor.zeros([0, 16], 'bf16'), slots(0)))
+    const zeros = await onHost(unpermuteAndReduce(Tensor.zeros([0, 2], 'bf16'), slots(3)))
     expect(none.shape).toEqual([0, 16])
     expect(bitsOf(zeros)).toEqual([0, 0, 0, 0, 0, 0])
   })
@@ -274,6 +286,6 @@ describe('unpermuteAndReduce refuses', () => {
     const out = Tensor.from(Array<number>(16).fill(1), [2, 8], 'bf16')
     unpermuteAndReduce(rows, { ...base, ...options, out })
     expect(await failure()).toMatchObject({ code: 'ERR_MOE_EP_ARGUMENT', message: expect.stringContaining(message) })
-    expect([...out.toNumbers()]).toEqual(Array<number>(16).fill(1))
+    expect([...(await out.readNumbers())]).toEqual(Array<number>(16).fill(1))
   })
 })

@@ -4,6 +4,8 @@
 #include <cstring>
 #include <vector>
 
+#include "cpu/placement.h"
+#include "cpu/scale_rows.h"
 #include "moe_ep/stream_row.h"
 
 namespace moe_ep::cpu {
@@ -107,13 +109,13 @@ void Permute(const Exec& exec, const PermuteRequest& request, const Placement& p
   const int64_t needed = PlaceRows(exec, request.placement, placement);
   if (needed < 0) return;
   if (expert_ids != nullptr) FillExpertIds(exec, request, placement, expert_ids);
-  if (request.zero_padding) ZeroPadding(exec, request, placement);
+  if (request.zero_rows) ZeroPadding(exec, request, placement);
   MoveRows(exec, request, placement, needed);
   if (request.scales.from == nullptr) return;
   const std::vector<int32_t> token_of_row =
       TokensOfRows(exec, request.placement, placement, needed);
   MoveScales(exec, request.scales, token_of_row.data(), request.placement.capacity,
-             request.zero_padding);
+             request.zero_scales);
 }
 
 }  // namespace moe_ep::cpu

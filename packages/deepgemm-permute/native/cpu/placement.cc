@@ -1,30 +1,18 @@
 #include "cpu/placement.h"
 
 #include <algorithm>
-#include <string>
 
 #include "cpu/slot_counts.h"
+#include "messages.h"
 
 namespace moe_ep::cpu {
 namespace {
-
-int64_t RoundUp(int64_t value, int64_t alignment) {
-  return (value + alignment - 1) / alignment * alignment;
-}
-
-// Rows that an expert takes, padding included.
-int64_t RowsOf(const PlacementRequest& request, int64_t expert, int64_t total) {
-  if (request.rows_per_expert > 0) return request.rows_per_expert;
-  return RoundUp(request.reserved == nullptr ? total : request.reserved[expert], request.alignment);
-}
 
 bool RequireReserved(const Exec& exec, const PlacementRequest& request, const SlotCounts& slots) {
   for (int64_t expert = 0; expert < request.experts.num_local; ++expert) {
     const int64_t total = slots.Total(expert);
     if (request.reserved[expert] >= total) continue;
-    exec.Fail("ERR_MOE_EP_ARGUMENT", "expertNumTokens: expected at least " + std::to_string(total) +
-                                         " for local expert " + std::to_string(expert) +
-                                         ", received " + std::to_string(request.reserved[expert]));
+    exec.Fail("ERR_MOE_EP_ARGUMENT", messages::Reserved(total, expert, request.reserved[expert]));
     return false;
   }
   return true;
@@ -37,18 +25,15 @@ bool RequireRoom(const Exec& exec, const PlacementRequest& request, const SlotCo
       if (slots.Total(expert) > slots.Total(fullest)) fullest = expert;
     const int64_t needed = slots.Total(fullest);
     if (needed <= request.rows_per_expert) return true;
-    exec.Fail("ERR_MOE_EP_CAPACITY", "permuteMasked: every expert has " +
-                                         std::to_string(request.rows_per_expert) + " rows, but " +
-                                         std::to_string(needed) + " are needed for local expert " +
-                                         std::to_string(fullest));
+    exec.Fail("ERR_MOE_EP_CAPACITY",
+              messages::MaskedCapacity(request.rows_per_expert, needed, fullest));
     return false;
   }
   int64_t needed = 0;
   for (int64_t expert = 0; expert < request.experts.num_local; ++expert)
-    needed += RowsOf(request, expert, slots.Total(expert));
+    needed += request.RowsOf(expert, slots.Total(expert));
   if (needed <= request.capacity) return true;
-  exec.Fail("ERR_MOE_EP_CAPACITY", "permute: the output has " + std::to_string(request.capacity) +
-                                       " rows, but " + std::to_string(needed) + " are needed");
+  exec.Fail("ERR_MOE_EP_CAPACITY", messages::Capacity(request.capacity, needed));
   return false;
 }
 
@@ -80,7 +65,7 @@ int64_t PlaceRows(const Exec& exec, const PlacementRequest& request, const Place
     placement.expert_num_tokens[expert] = static_cast<int32_t>(total);
     if (placement.expert_end != nullptr)
       placement.expert_end[expert] = static_cast<int32_t>(start + total);
-    start += RowsOf(request, expert, total);
+    start += request.RowsOf(expert, total);
   }
   const int64_t needed = start;
   placement.expert_start[num_local] = needed;

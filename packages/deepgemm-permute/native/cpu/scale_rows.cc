@@ -17,14 +17,10 @@ struct Rows {
   int64_t size = 0;
 };
 
-int64_t ColumnsTo(const ScaleMove& move) {
-  return move.pack ? (move.columns + 3) / 4 : move.columns;
-}
-
 void ZeroRow(const ScaleMove& move, uint8_t* to) {
-  const size_t bytes = move.pack ? 4 : static_cast<size_t>(move.element_bytes);
-  for (int64_t column = 0; column < ColumnsTo(move); ++column)
-    std::memset(to + column * move.to_column_stride, 0, bytes);
+  for (int64_t column = 0; column < move.to_columns(); ++column)
+    std::memset(to + column * move.to_column_stride, 0,
+                static_cast<size_t>(move.to_element_bytes()));
 }
 
 // Strides are arguments, so that a packed row can be read word by word. Four columns together: each

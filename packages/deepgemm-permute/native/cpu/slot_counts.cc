@@ -1,7 +1,8 @@
 #include "cpu/slot_counts.h"
 
 #include <algorithm>
-#include <string>
+
+#include "messages.h"
 
 namespace moe_ep::cpu {
 namespace {
@@ -50,21 +51,11 @@ bool CountSlots(const Exec& exec, const SlotGroups& groups, int64_t num_slots, i
 
 void FailForSlot(const Exec& exec, const LocalExperts& experts, int64_t slot, int64_t topk) {
   const int64_t id = experts.Id(slot);
-  const auto below = [](int64_t limit) {
-    return limit == kAnyNumberOfExperts ? "" : " below " + std::to_string(limit);
-  };
-  const std::string place =
-      " for token " + std::to_string(slot / topk) + ", slot " + std::to_string(slot % topk);
-  if (experts.map != nullptr && id >= 0 && id < experts.num_global) {
-    exec.Fail("ERR_MOE_EP_ARGUMENT", "expertMap: expected -1 or a local expert" +
-                                         below(experts.num_local) + ", received " +
-                                         std::to_string(experts.map[id]) + " for expert " +
-                                         std::to_string(id) + place);
-  } else {
-    exec.Fail("ERR_MOE_EP_ARGUMENT", "topkIdx: expected -1 or an expert" +
-                                         below(experts.num_global) + ", received " +
-                                         std::to_string(id) + place);
-  }
+  const int64_t token = slot / topk;
+  const bool in_map = experts.map != nullptr && id >= 0 && id < experts.num_global;
+  exec.Fail("ERR_MOE_EP_ARGUMENT",
+            in_map ? messages::ExpertMap(experts.map[id], id, experts.num_local, token, slot % topk)
+                   : messages::TopkIdx(id, experts.num_global, token, slot % topk));
 }
 
 void CountExpertNumTokens(const Exec& exec, const LocalExperts& experts, int64_t num_slots,

@@ -7,28 +7,9 @@
 
 #include "moe_ep/command.h"
 #include "moe_ep/deepgemm_permute/local_experts.h"
+#include "slot_groups.h"
 
 namespace moe_ep::cpu {
-
-// What a slot is counted under: its local expert, and, where `foreign` ones are asked for, behind
-// all local experts the foreign ones by their global id, and at the very end "no expert".
-struct SlotGroups {
-  LocalExperts experts;
-  bool foreign;
-
-  int64_t size() const {
-    if (!foreign) return experts.num_local;
-    return experts.num_local + (experts.map == nullptr ? 0 : experts.num_global) + 1;
-  }
-
-  // A group, kNoExpert for slots that are not counted, or kInvalidExpert.
-  int64_t operator[](int64_t slot) const {
-    const int64_t expert = experts[slot];
-    if (expert != kNoExpert || !foreign) return expert;
-    const int64_t id = experts.Id(slot);
-    return id == kNoExpert ? size() - 1 : experts.num_local + id;
-  }
-};
 
 // Chunks are ranges of slots in token-major order. Their number depends on the input only, not on
 // the threads.

@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <atomic>
-#include <string>
 #include <utility>
 #include <vector>
 
 #include "cpu/slot_counts.h"
+#include "messages.h"
 #include "moe_ep/deepgemm_permute/reduce_rows.h"
 #include "moe_ep/isa.h"
 
@@ -102,11 +102,9 @@ int64_t FirstBadSlot(const Exec& exec, const UnpermuteRequest& request) {
 void FailForBadSlot(const Exec& exec, const UnpermuteRequest& request, int64_t slot) {
   if (request.experts.has_value() && (*request.experts)[slot] == kInvalidExpert)
     return FailForSlot(exec, *request.experts, slot, request.topk);
-  exec.Fail("ERR_MOE_EP_ARGUMENT", "inversePermutation: expected a row below " +
-                                       std::to_string(request.num_rows) + ", received " +
-                                       std::to_string(request.row_of_slot[slot]) + " for token " +
-                                       std::to_string(slot / request.topk) + ", slot " +
-                                       std::to_string(slot % request.topk));
+  exec.Fail("ERR_MOE_EP_ARGUMENT",
+            messages::InversePermutation(request.num_rows, request.row_of_slot[slot],
+                                         slot / request.topk, slot % request.topk));
 }
 
 // The rows and weights of one token's slots, in slot order.

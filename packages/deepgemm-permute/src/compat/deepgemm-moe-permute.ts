@@ -58,8 +58,8 @@ export function deepgemmMoePermute(options: DeepgemmMoePermuteOptions): Deepgemm
   const { aq, aqOut, topkIds, localNumExperts, expertMap, expertTokensMeta: meta, stream } = options
   const { alignment = deepGemmBlockShape()[0], packUe8m0 = false, scaleLayout = 'row' } = options
   requireTensor('aq', aq, { shape: [null, null], contiguous: false })
-  requireTopkIdx(topkIds, aq.shape[0]!, 'topkIds')
-  requireTensor('aqScale', options.aqScale, { contiguous: false })
+  requireTopkIdx(topkIds, aq.shape[0]!, aq.device, 'topkIds')
+  requireTensor('aqScale', options.aqScale, { contiguous: false, device: aq.device })
   const hostCounts = meta?.expertNumTokensCpu
   const numRows = computeAlignedM({
     numTokens: topkIds.shape[0]!,
@@ -68,14 +68,18 @@ export function deepgemmMoePermute(options: DeepgemmMoePermuteOptions): Deepgemm
     alignment,
     ...(hostCounts && { expertNumTokens: hostCounts }),
   })
-  if (aqOut !== undefined) requireTensor('aqOut', aqOut, { dtype: aq.dtype, shape: [numRows, aq.shape[1]!] })
+  const shape = [numRows, aq.shape[1]!]
+  if (aqOut !== undefined) requireTensor('aqOut', aqOut, { dtype: aq.dtype, shape })
+  // For no tokens `permute` alone would make no rows.
+  const rowsOfNoTokens = (): Tensor => Tensor.zeros(shape, aq.dtype, aq.device, { ...(stream && { stream }) })
+  const out = aqOut ?? (aq.shape[0] === 0 ? rowsOfNoTokens() : undefined)
   const permuted = permute(aq, {
     ...{ scales: options.aqScale, packScales: packUe8m0, scaleLayout },
     ...{ topkIdx: topkIds, numLocalExperts: localNumExperts, alignment, fill: 'expert' },
     ...(expertMap && { expertMap }),
     ...(meta && { expertNumTokens: meta.expertNumTokens }),
     ...(hostCounts && { expertNumTokensHost: hostCounts }),
-    out: { rows: aqOut ?? Tensor.zeros([numRows, aq.shape[1]!], aq.dtype, aq.device) },
+    ...(out && { out: { rows: out } }),
     ...(stream && { stream }),
   })
   const { rows, scales, expertIds, inversePermutation } = permuted

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <limits>
 
+#include "moe_ep/host_device.h"
+
 namespace moe_ep {
 
 inline constexpr int64_t kNoExpert = -1;
@@ -18,20 +20,21 @@ struct LocalExperts {
   int64_t num_global;  // entries of the map; without one, the local experts
   int64_t num_local;
 
-  int64_t Id(int64_t slot) const {
+  MOE_EP_HOST_DEVICE int64_t Id(int64_t slot) const {
     return wide ? static_cast<const int64_t*>(ids)[slot] : static_cast<const int32_t*>(ids)[slot];
   }
 
   // A local expert, kNoExpert, or kInvalidExpert when the id or its entry in the map is out of
   // range.
-  int64_t operator[](int64_t slot) const {
-    const int64_t id = Id(slot);
+  MOE_EP_HOST_DEVICE int64_t OfId(int64_t id) const {
     if (id == kNoExpert) return kNoExpert;
     if (id < 0 || id >= num_global) return kInvalidExpert;
     if (map == nullptr) return id;
     const int64_t local = map[id];
     return local >= kNoExpert && local < num_local ? local : kInvalidExpert;
   }
+
+  MOE_EP_HOST_DEVICE int64_t operator[](int64_t slot) const { return OfId(Id(slot)); }
 };
 
 // For operations that only ask whether a slot is local.

@@ -1,0 +1,162 @@
+// The finished placement as the kernels that move rows see it: which row a slot goes to, and which
+// slots a row may come from.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/warp.cuh"
+
+namespace moe_ep::cuda {
+
+// Where the experts' rows lie. starts[num_local] is where the last expert's padding ends. In global
+// memory that another kernel has just written, or in shared memory.
+template <bool kGlobal>
+struct Segments {
+  const int32_t* starts;
+  const int32_t* counts;
+  int64_t num_local;
+
+  __device__ __forceinline__ int32_t Start(int64_t expert) const { return Load(starts + expert); }
+  __device__ __forceinline__ int32_t Count(int64_t expert) const { return Load(counts + expert); }
+  __device__ __forceinline__ int32_t needed() const { return Start(num_local); }
+
+  // The expert whose rows or padding this row, below needed(), belongs to.
+  __device__ __forceinline__ int64_t ExpertOf(int64_t row) const {
+    int64_t low = 0;  // starts at or before the row
+    int64_t high = num_local;
+    while (high - low > 1) {
+      const int64_t middle = (low + high) / 2;
+      if (Start(middle) <= row) {
+        low = middle;
+      } else {
+        high = middle;
+      }
+    }
+    return low;
+  }
+
+ private:
+  static __device__ __forceinline__ int32_t Load(const int32_t* from) {
+    if constexpr (kGlobal) {
+      return __ldcg(from);
+    } else {
+      return *from;
+    }
+  }
+};
+
+// From the plan of many blocks: slots come in chunks of a power of two; a slot's word is its group
+// and its rank in the chunk, and `prefix` [groups, chunks] counts the group's slots before a chunk.
+struct ChunkedRows {
+  static constexpr uint32_t kNoWord = 0xffffffffu;
+
+  const uint32_t* words;
+  const uint32_t* prefix;
+  Segments<true> segments;
+  int64_t num_slots;
+  int64_t num_chunks;
+  int shift;  // of slots to chunks, and of words to groups
+
+  __device__ __forceinline__ uint32_t Word(int64_t slot) const { return __ldcg(words + slot); }
+
+  __device__ __forceinline__ int32_t RowOfWord(uint32_t word, int64_t slot) const {
+    if (word == kNoWord) return -1;
+    const int64_t group = word >> shift;
+    const uint32_t before = __ldcg(prefix + group * num_chunks + (slot >> shift));
+    return segments.Start(group) + static_cast<int32_t>(before + RankIn(word));
+  }
+
+  __device__ __forceinline__ int32_t operator[](int64_t slot) const {
+    return RowOfWord(Word(slot), slot);
+  }
+
+  // The row of a slot with a local expert; -1 for others.
+  __device__ __forceinline__ int32_t LocalRowOfWord(uint32_t word, int64_t slot) const {
+    if (word == kNoWord || (word >> shift) >= segments.num_local) return -1;
+    return RowOfWord(word, slot);
+  }
+
+  // Calls found(row, slot) for the slots whose rows lie in [begin, end); a warp calls it together,
+  // and each slot is found by one lane.
+  template <typename Found>
+  __device__ __forceinline__ void ForSlotsOf(int64_t begin, int64_t end, const Found& found) const {
+    if (begin >= segments.needed()) return;
+    for (int64_t expert = segments.ExpertOf(begin);
+         expert < segments.num_local && segments.Start(expert) < end; ++expert) {
+      const int64_t start = segments.Start(expert);
+      const int64_t rows_end = start + segments.Count(expert);
+      if (rows_end <= begin) continue;
+      const uint32_t* const before = prefix + expert * num_chunks;
+      for (int64_t first = 0; first < num_chunks; first += kWarp) {
+        const int64_t chunk = first + Lane();
+        int64_t low = 0;
+        bool overlaps = false;
+        if (chunk < num_chunks) {
+          low = start + __ldcg(before + chunk);
+          const int64_t high =
+              chunk + 1 < num_chunks ? start + __ldcg(before + chunk + 1) : rows_end;
+          overlaps = low < high && low < end && high > begin;
+        }
+        for (uint32_t left = __ballot_sync(kAllLanes, overlaps); left != 0; left &= left - 1) {
+          const int lane = __ffs(static_cast<int>(left)) - 1;
+          ForSlotsOfChunk(first + lane, expert, __shfl_sync(kAllLanes, low, lane), begin, end,
+                          found);
+        }
+      }
+    }
+  }
+
+ private:
+  __device__ __forceinline__ uint32_t RankIn(uint32_t word) const {
+    return word & ((1u << shift) - 1u);
+  }
+
+  template <typename Found>
+  __device__ __forceinline__ void ForSlotsOfChunk(int64_t chunk, int64_t expert, int64_t low,
+                                                  int64_t begin, int64_t end,
+                                                  const Found& found) const {
+    constexpr int kTogether = 8;
+    const int64_t first_slot = chunk << shift;
+    const int64_t all = first_slot + (int64_t{1} << shift);
+    const int64_t slots_end = all < num_slots ? all : num_slots;
+    for (int64_t slot = first_slot + Lane(); slot < slots_end; slot += kTogether * kWarp) {
+      uint32_t word[kTogether];
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i)
+        word[i] = slot + i * kWarp < slots_end ? Word(slot + i * kWarp) : kNoWord;
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {
+        if (word[i] == kNoWord || (word[i] >> shift) != static_cast<uint32_t>(expert)) continue;
+        const int64_t row = low + RankIn(word[i]);
+        if (row >= begin && row < end) found(row, slot + i * kWarp);
+      }
+    }
+  }
+};
+
+// From a placement that a block has worked out for itself, in shared memory.
+struct SharedRows {
+  const int32_t* rows;
+  Segments<false> segments;
+  int64_t num_slots;
+
+  __device__ __forceinline__ int32_t operator[](int64_t slot) const { return rows[slot]; }
+  // No word is loaded ahead: rows are at hand.
+  __device__ __forceinline__ uint32_t Word(int64_t slot) const { return 0; }
+  __device__ __forceinline__ int32_t LocalRowOfWord(uint32_t word, int64_t slot) const {
+    const int32_t row = rows[slot];
+    return row < segments.needed() ? row : -1;
+  }
+
+  template <typename Found>
+  __device__ __forceinline__ void ForSlotsOf(int64_t begin, int64_t end, const Found& found) const {
+    const int64_t needed = segments.needed();
+    if (end > needed) end = needed;
+    for (int64_t slot = Lane(); slot < num_slots; slot += kWarp) {
+      const int64_t row = rows[slot];
+      if (row >= begin && row < end) found(row, slot);
+    }
+  }
+};
+
+}  // namespace moe_ep::cuda

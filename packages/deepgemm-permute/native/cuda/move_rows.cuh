@@ -1,0 +1,289 @@
+// Copies of tokens' rows to the rows of their slots: a row is read once and written once for each
+// slot. Warps are movers, each for itself: what they share is the count of what is left.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/warp.cuh"
+#include "moe_ep/cuda/access.cuh"
+#include "moe_ep/cuda/bulk_copy.cuh"
+#include "requests.h"
+
+namespace moe_ep::cuda {
+
+// A unit is a token with up to 32 of its slots, a lane for each. Tokens have one unit or, with more
+// slots, several. A batch is as many units as lanes can look after together.
+struct MoveArguments {
+  RowMove rows;
+  // Scales whose rows travel with the rows: whole, in multiples of 16 bytes. 0 bytes: none do.
+  const uint8_t* scales_from;
+  int64_t scales_from_stride;
+  uint8_t* scales_to;
+  int32_t scale_bytes;
+  // Rows are moved in pieces that fit into a stage of shared memory.
+  int32_t piece_bytes;
+  int32_t num_pieces;
+  int32_t stage_bytes;
+  int64_t num_tokens;
+  int64_t topk;
+  int32_t width;  // slots of a unit
+  int32_t units_per_token;
+  int64_t num_units;
+  int32_t units_per_batch;
+  int64_t num_batches;
+  unsigned long long* claims;  // batches taken beyond the first two of each mover; null: no need
+};
+
+// A lane's slot in a batch; -1 for none.
+__device__ __forceinline__ int64_t SlotOfLane(const MoveArguments& move, int64_t batch, int lane) {
+  const int in_batch = lane / move.width;
+  const int64_t unit = batch * move.units_per_batch + in_batch;
+  if (in_batch >= move.units_per_batch || unit >= move.num_units || batch >= move.num_batches)
+    return -1;
+  const int64_t token = unit / move.units_per_token;
+  const int64_t k = unit % move.units_per_token * kWarp + lane % move.width;
+  return k < move.topk ? token * move.topk + k : -1;
+}
+
+// Calls use(token, first lane of the unit, piece) for the pieces of all units that a lane of
+// `needed` belongs to, until it returns false.
+template <typename Use>
+__device__ __forceinline__ void ForPieces(const MoveArguments& move, int64_t batch, uint32_t needed,
+                                          const Use& use) {
+  const uint32_t lanes = move.width == kWarp ? kAllLanes : (1u << move.width) - 1u;
+  for (int i = 0; i < move.units_per_batch; ++i) {
+    const int first_lane = i * move.width;
+    if ((needed >> first_lane & lanes) == 0) continue;
+    const int64_t token = (batch * move.units_per_batch + i) / move.units_per_token;
+    for (int piece = 0; piece < move.num_pieces; ++piece)
+      if (!use(token, first_lane, piece)) return;
+  }
+}
+
+// Rows go through shared memory by bulk copies. Some loads are under way while stored rows are
+// still being read out of shared memory.
+struct BulkMover {
+  static constexpr int kMovers = 6;  // warps of a block
+  static constexpr int kStages = 4;
+  static constexpr int kStoring = 1;  // stages that are being read out while the others load
+  static constexpr int kAhead = kStages - kStoring;
+  static constexpr int kMostStageBytes = 8192;
+
+  struct Control {
+    uint64_t full[kStages];
+    int32_t row[kStages][kWarp];  // of each lane's slot; -1 for none
+    int32_t piece[kStages][kWarp];
+  };
+
+  // Of a whole block.
+  static __host__ __device__ int64_t SharedBytes(const MoveArguments& move) {
+    return kMovers * (kStages * int64_t{move.stage_bytes} + static_cast<int64_t>(sizeof(Control)));
+  }
+
+  const MoveArguments& move;
+  uint8_t* stages;
+  Control* control;
+  uint32_t loaded = 0;
+  uint32_t pushed = 0;
+  uint32_t popped = 0;
+
+  __device__ BulkMover(const MoveArguments& arguments, uint8_t* shared, int mover)
+      : move(arguments),
+        stages(shared + mover * kStages * int64_t{arguments.stage_bytes}),
+        control(reinterpret_cast<Control*>(shared +
+                                           kMovers * kStages * int64_t{arguments.stage_bytes}) +
+                mover) {}
+
+  __device__ void Start() {
+    if (Lane() == 0) {
+      for (uint64_t& full : control->full) InitBarrier(&full, 1);
+      FenceBarriers();
+    }
+    __syncwarp();
+  }
+
+  // Starts to load the first pieces of a batch whose rows' places are not known yet.
+  __device__ void Preload(int64_t batch, uint32_t needed) {
+    ForPieces(move, batch, needed, [&](int64_t token, int, int piece) {
+      Load(token, piece);
+      return loaded < kAhead;
+    });
+  }
+
+  // Waits for what was preloaded and will not be used.
+  __device__ void Abandon() {
+    for (; popped < loaded; ++popped) WaitBarrier(&control->full[popped % kStages], 0);
+  }
+
+  // Moves a piece of a token's row to this lane's row, if it has one.
+  __device__ void Push(int64_t token, int piece, int32_t row) {
+    if (pushed == loaded) {
+      while (popped + kAhead <= loaded) Pop();
+      if (loaded >= kStages) WaitBulkStoresRead<kStoring>();
+      __syncwarp();
+      Load(token, piece);
+    }
+    control->row[pushed % kStages][Lane()] = row;
+    control->piece[pushed % kStages][Lane()] = piece;
+    ++pushed;
+  }
+
+  __device__ void Finish() {
+    while (popped < pushed) Pop();
+    WaitBulkStores<0>();
+  }
+
+ private:
+  __device__ int32_t BytesOf(int piece) const {
+    const int64_t left = move.rows.row_bytes - int64_t{piece} * move.piece_bytes;
+    return left < move.piece_bytes ? static_cast<int32_t>(left) : move.piece_bytes;
+  }
+  __device__ int32_t ScaleBytesOf(int piece) const { return piece == 0 ? move.scale_bytes : 0; }
+  __device__ uint8_t* Stage(uint32_t stage) const {
+    return stages + stage * int64_t{move.stage_bytes};
+  }
+
+  __device__ void Load(int64_t token, int piece) {
+    if (Lane() == 0) {
+      uint64_t* const full = &control->full[loaded % kStages];
+      uint8_t* const stage = Stage(loaded % kStages);
+      const int32_t bytes = BytesOf(piece);
+      const int32_t scale_bytes = ScaleBytesOf(piece);
+      ArriveExpecting(full, static_cast<uint32_t>(bytes + scale_bytes));
+      BulkLoad(stage,
+               move.rows.from + token * move.rows.from_stride + int64_t{piece} * move.piece_bytes,
+               static_cast<uint32_t>(bytes), full);
+      if (scale_bytes > 0)
+        BulkLoad(stage + move.piece_bytes, move.scales_from + token * move.scales_from_stride,
+                 static_cast<uint32_t>(scale_bytes), full);
+    }
+    ++loaded;
+  }
+
+  // Stores the oldest piece.
+  __device__ void Pop() {
+    const uint32_t index = popped % kStages;
+    const int64_t row = control->row[index][Lane()];
+    const int piece = control->piece[index][Lane()];
+    WaitBarrier(&control->full[index], popped / kStages & 1u);
+    if (row >= 0) {
+      const uint8_t* const stage = Stage(index);
+      BulkStore(move.rows.to + row * move.rows.row_bytes + int64_t{piece} * move.piece_bytes, stage,
+                static_cast<uint32_t>(BytesOf(piece)));
+      if (ScaleBytesOf(piece) > 0)
+        BulkStore(move.scales_to + row * move.scale_bytes, stage + move.piece_bytes,
+                  static_cast<uint32_t>(move.scale_bytes));
+    }
+    CommitBulkStores();
+    ++popped;
+  }
+};
+
+// Rows go through registers: any alignment.
+struct PlainMover {
+  static constexpr int kMovers = 12;
+
+  static __host__ __device__ int64_t SharedBytes(const MoveArguments&) { return 0; }
+
+  const MoveArguments& move;
+
+  __device__ PlainMover(const MoveArguments& arguments, uint8_t*, int) : move(arguments) {}
+
+  __device__ void Start() {}
+  __device__ void Preload(int64_t, uint32_t) {}
+  __device__ void Abandon() {}
+  __device__ void Finish() {}
+
+  __device__ void Push(int64_t token, int, int32_t row) {
+    const RowMove& rows = move.rows;
+    const uint8_t* const from = rows.from + token * rows.from_stride;
+    const uintptr_t places = reinterpret_cast<uintptr_t>(rows.from) |
+                             reinterpret_cast<uintptr_t>(rows.to) |
+                             static_cast<uintptr_t>(rows.from_stride | rows.row_bytes);
+    if (places % 16 == 0) {
+      Copy<uint4>(rows.to, from, rows.row_bytes, row);
+    } else if (places % 4 == 0) {
+      Copy<uint32_t>(rows.to, from, rows.row_bytes, row);
+    } else if (places % 2 == 0) {
+      Copy<uint16_t>(rows.to, from, rows.row_bytes, row);
+    } else {
+      Copy<uint8_t>(rows.to, from, rows.row_bytes, row);
+    }
+    if (move.scale_bytes > 0)
+      Copy<uint4>(move.scales_to, move.scales_from + token * move.scales_from_stride,
+                  move.scale_bytes, row);
+  }
+
+ private:
+  static __device__ __forceinline__ uint4 LoadOne(const uint4* from) { return LoadOnce(from); }
+  template <typename Vector>
+  static __device__ __forceinline__ Vector LoadOne(const Vector* from) {
+    return __ldg(from);
+  }
+  static __device__ __forceinline__ void StoreOne(uint4* to, uint4 value) { StoreOnce(to, value); }
+  template <typename Vector>
+  static __device__ __forceinline__ void StoreOne(Vector* to, Vector value) {
+    *to = value;
+  }
+
+  // The same bytes to the rows of all lanes that have one.
+  template <typename Vector>
+  static __device__ __forceinline__ void Copy(uint8_t* to, const uint8_t* from, int64_t bytes,
+                                              int32_t row) {
+    constexpr int kTogether = 8;
+    const uint32_t places = __ballot_sync(kAllLanes, row >= 0);
+    const auto* const source = reinterpret_cast<const Vector*>(from);
+    const int64_t vectors = bytes / static_cast<int64_t>(sizeof(Vector));
+    for (int64_t first = 0; first < vectors; first += kTogether * kWarp) {
+      const int64_t begin = first + Lane();
+      Vector vector[kTogether];
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i)
+        if (begin + i * kWarp < vectors) vector[i] = LoadOne(source + begin + i * kWarp);
+      for (uint32_t left = places; left != 0; left &= left - 1) {
+        const int64_t place = __shfl_sync(kAllLanes, row, __ffs(static_cast<int>(left)) - 1);
+        auto* const target = reinterpret_cast<Vector*>(to + place * bytes);
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i)
+          if (begin + i * kWarp < vectors) StoreOne(target + begin + i * kWarp, vector[i]);
+      }
+    }
+  }
+};
+
+// Moves mover `mover`'s share. Its first batch has been preloaded for the lanes of `preloaded`.
+template <typename Mover, typename Rows>
+__device__ __forceinline__ void MoveBatches(Mover& engine, const Rows& rows, uint32_t preloaded,
+                                            int64_t mover, int64_t num_movers) {
+  const MoveArguments& move = engine.move;
+  const int lane = Lane();
+  int64_t batch = mover;
+  int64_t slot = SlotOfLane(move, batch, lane);
+  uint32_t word = slot < 0 ? 0 : rows.Word(slot);
+  int64_t next = mover + num_movers;
+  for (bool first = true; batch < move.num_batches; first = false) {
+    // What the next turn needs is asked for in this one.
+    const int64_t next_slot = SlotOfLane(move, next, lane);
+    const uint32_t next_word = next_slot < 0 ? 0 : rows.Word(next_slot);
+    unsigned long long claim = 0;
+    if (move.claims != nullptr && lane == 0) claim = atomicAdd(move.claims, 1ull);
+
+    const int32_t row = slot < 0 ? -1 : rows.LocalRowOfWord(word, slot);
+    const uint32_t needed = first ? preloaded : __ballot_sync(kAllLanes, row >= 0);
+    ForPieces(move, batch, needed, [&](int64_t token, int first_lane, int piece) {
+      const bool mine = lane >= first_lane && lane < first_lane + move.width;
+      engine.Push(token, piece, mine ? row : -1);
+      return true;
+    });
+
+    batch = next;
+    slot = next_slot;
+    word = next_word;
+    next = move.claims == nullptr
+               ? next + num_movers
+               : 2 * num_movers + static_cast<int64_t>(__shfl_sync(kAllLanes, claim, 0));
+  }
+  engine.Finish();
+}
+
+}  // namespace moe_ep::cuda

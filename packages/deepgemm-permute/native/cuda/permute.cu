@@ -1,0 +1,415 @@
+// Small inputs take one launch: every block works out the whole placement for itself and moves its
+// share. Others take two: a plan (plan.cuh), and a kernel that moves rows, which starts while the
+// plan is made and loads the first rows meanwhile. Blocks of both have warps that move rows and
+// warps that do the rest.
+
+#include "cuda/permute.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "cuda/move_rows.cuh"
+#include "cuda/plan.cuh"
+#include "cuda/row_tiles.cuh"
+#include "moe_ep/cuda/launch.h"
+
+namespace moe_ep::cuda {
+namespace {
+
+// Bulk copies for rows that are aligned to 16 bytes; false: these too go through registers.
+constexpr bool kUseBulkCopies = true;
+
+constexpr int64_t kScratchKey = 0x7065726d75746531;  // this file's
+
+// Small: up to so many slots, and groups that 16 warps can count in shared memory.
+constexpr int kSmallWarps = 16;
+constexpr int kSmallRounds = 4;
+constexpr int64_t kSmallSlots = kSmallWarps * kSmallRounds * kWarp;
+constexpr int64_t kSmallGroups = 512;
+// Rows of so few tokens are loaded before anybody knows whether they are needed.
+constexpr int64_t kEagerTokens = 512;
+
+constexpr int kHelpers = 4;  // warps of a block that moves rows after a plan
+constexpr int64_t kPlanSharedBytes = 96 << 10;
+
+struct TileWork {
+  TileArguments tiles;
+  int32_t* row_of_slot;
+  int64_t num_slots;
+};
+
+// What is left beside the moving of rows.
+template <typename Rows>
+__device__ void Help(const Rows& rows, const TileWork& work, TileMemory* memory, int64_t helper,
+                     int64_t num_helpers) {
+  WriteRowsOfSlots(rows, work.row_of_slot, work.num_slots, helper, num_helpers);
+  const int64_t num_tiles = work.tiles.num_tiles();
+  for (int64_t tile = helper; tile < num_tiles; tile += num_helpers)
+    FinishTile(rows, work.tiles, tile, memory);
+}
+
+struct MoveKernelArguments {
+  MoveArguments move;
+  TileWork work;
+  LocalExperts experts;
+  ChunkedRows rows;
+  const moe_ep_failure_record* failure;
+};
+
+// Neighbouring pieces of work go to different blocks.
+template <typename Mover>
+__global__ void __launch_bounds__((Mover::kMovers + kHelpers) * kWarp)
+    MoveKernel(const __grid_constant__ MoveKernelArguments a) {
+  extern __shared__ __align__(128) uint8_t shared[];
+  __shared__ TileMemory tile_memory[kHelpers];
+  const int warp = WarpOfBlock();
+  if (warp < Mover::kMovers) {
+    // Inputs are there: the plan did not start before what was ahead of it on the stream.
+    Mover mover(a.move, shared, warp);
+    mover.Start();
+    const int64_t index = int64_t{warp} * gridDim.x + blockIdx.x;
+    const int64_t slot = SlotOfLane(a.move, index, Lane());
+    const uint32_t needed = __ballot_sync(kAllLanes, slot >= 0 && a.experts[slot] >= 0);
+    mover.Preload(index, needed);
+    cudaGridDependencySynchronize();
+    if (Failed(a.failure)) return mover.Abandon();
+    MoveBatches(mover, a.rows, needed, index, int64_t{Mover::kMovers} * gridDim.x);
+  } else {
+    cudaGridDependencySynchronize();
+    if (Failed(a.failure)) return;
+    const int helper = warp - Mover::kMovers;
+    Help(a.rows, a.work, &tile_memory[helper], int64_t{helper} * gridDim.x + blockIdx.x,
+         int64_t{kHelpers} * gridDim.x);
+  }
+}
+
+struct SmallKernelArguments {
+  PlanArguments plan;
+  MoveArguments move;
+  TileWork work;
+};
+
+template <typename Mover>
+constexpr int kSmallHelpers = kSmallWarps - Mover::kMovers;
+
+// Shared memory behind the mover's.
+struct SmallMemory {
+  int32_t* rows;
+  uint32_t* counts;  // [kSmallWarps, groups]
+  uint32_t* totals;
+  int32_t* starts;
+
+  static int64_t Bytes(int64_t num_slots, int64_t num_groups) {
+    return 4 * (num_slots + (kSmallWarps + 2) * num_groups + 1);
+  }
+  __device__ SmallMemory(uint8_t* memory, int64_t num_slots, int64_t num_groups)
+      : rows(reinterpret_cast<int32_t*>(memory)),
+        counts(reinterpret_cast<uint32_t*>(rows + num_slots)),
+        totals(counts + kSmallWarps * num_groups),
+        starts(reinterpret_cast<int32_t*>(totals + num_groups)) {}
+};
+
+// The whole placement, the same in every block; false where something was wrong.
+__device__ bool PlaceInBlock(const PlanArguments& a, const SmallMemory& memory) {
+  __shared__ BadSlot bad;
+  __shared__ bool fits;
+  const bool reports = blockIdx.x == 0;
+  const int warp = WarpOfBlock();
+  const WarpCounts counts{memory.counts, 1, a.num_groups};
+  for (int64_t i = threadIdx.x; i < kSmallWarps * a.num_groups; i += blockDim.x)
+    memory.counts[i] = 0;
+  if (threadIdx.x == 0) bad = 0;
+  __syncthreads();
+
+  // Whole rounds for every warp.
+  const int64_t rounds = (a.num_slots + kSmallWarps * kWarp - 1) / (kSmallWarps * kWarp);
+  const int64_t begin = warp * rounds * kWarp;
+  const int64_t behind = begin + rounds * kWarp;
+  const int64_t end = behind < a.num_slots ? behind : a.num_slots;
+  RankedSlots<kSmallRounds> slots;
+  RankSlots<kSmallRounds>(a.groups, begin, end, warp, counts, &bad, &slots);
+  __syncthreads();
+  StartWarps(counts, kSmallWarps, a.num_groups,
+             [&](int64_t group, uint32_t total) { memory.totals[group] = total; });
+  __syncthreads();
+  if (warp == 0) {
+    bool ok = bad == 0;
+    if (!ok && reports && Lane() == 0)
+      FailForSlot(a.failure, a.describers, a.groups.experts, SlotOf(bad), a.request.topk);
+    ok = ok && CheckRoom(a.request, memory.totals, a.describers, a.failure, reports);
+    if (ok)
+      PlaceGroups(a.request, a.num_groups, {memory.totals, memory.starts}, a.placement, reports);
+    if (Lane() == 0) fits = ok;
+  }
+  __syncthreads();
+  if (!fits) return false;
+#pragma unroll
+  for (int r = 0; r < kSmallRounds; ++r) {
+    const int64_t slot = begin + r * kWarp + Lane();
+    if (slot >= end) break;
+    const int32_t group = slots.group[r];
+    memory.rows[slot] =
+        group < 0
+            ? -1
+            : memory.starts[group] + static_cast<int32_t>(counts.At(warp, group) + slots.rank[r]);
+  }
+  __syncthreads();
+  return true;
+}
+
+template <typename Mover>
+__global__ void __launch_bounds__(kSmallWarps* kWarp)
+    SmallKernel(const __grid_constant__ SmallKernelArguments a) {
+  extern __shared__ __align__(128) uint8_t shared[];
+  __shared__ TileMemory tile_memory[kSmallHelpers<Mover>];
+  if (Failed(a.plan.failure)) return;
+  const int warp = WarpOfBlock();
+  const int64_t index = int64_t{warp} * gridDim.x + blockIdx.x;
+  const SmallMemory memory(shared + Mover::SharedBytes(a.move), a.plan.num_slots,
+                           a.plan.num_groups);
+  const SharedRows rows{memory.rows,
+                        {memory.starts, reinterpret_cast<const int32_t*>(memory.totals),
+                         a.plan.request.experts.num_local},
+                        a.plan.num_slots};
+  const bool moves = warp < Mover::kMovers;
+  const int64_t slot = moves ? SlotOfLane(a.move, index, Lane()) : -1;
+  const bool eager = a.move.num_tokens <= kEagerTokens;
+  uint32_t needed = __ballot_sync(kAllLanes, slot >= 0);
+  Mover mover(a.move, shared, warp);
+  if (moves) {
+    mover.Start();
+    if (eager) mover.Preload(index, needed);
+  }
+  const bool placed = PlaceInBlock(a.plan, memory);
+  if (moves) {
+    if (!placed) return mover.Abandon();
+    if (!eager) needed = __ballot_sync(kAllLanes, slot >= 0 && rows.LocalRowOfWord(0, slot) >= 0);
+    MoveBatches(mover, rows, needed, index, int64_t{Mover::kMovers} * gridDim.x);
+  } else if (placed) {
+    const int helper = warp - Mover::kMovers;
+    Help(rows, a.work, &tile_memory[helper], int64_t{helper} * gridDim.x + blockIdx.x,
+         int64_t{kSmallHelpers<Mover>} * gridDim.x);
+  }
+}
+
+bool IsAligned(const void* pointer, int64_t stride, int64_t bytes) {
+  return (reinterpret_cast<uintptr_t>(pointer) | static_cast<uintptr_t>(stride | bytes)) % 16 == 0;
+}
+
+// Whether the scales of a row are bytes that lie together at either end and can travel with it.
+bool ScalesTravel(const ScaleMove& scales, bool has_rows) {
+  const int64_t bytes = scales.columns * scales.element_bytes;
+  return scales.from != nullptr && has_rows && !scales.pack && bytes > 0 &&
+         bytes <= BulkMover::kMostStageBytes / 2 &&
+         scales.from_column_stride == scales.element_bytes &&
+         scales.to_column_stride == scales.element_bytes && scales.to_row_stride == bytes &&
+         (scales.to_batch_stride == 0 || scales.to_batch_stride == scales.rows_per_batch * bytes) &&
+         IsAligned(scales.from, scales.from_row_stride, bytes) && IsAligned(scales.to, 0, bytes);
+}
+
+MoveArguments MoveOf(const PermuteRequest& request, bool scales_travel, int64_t num_movers) {
+  const RowMove& rows = request.rows;
+  const ScaleMove& scales = request.scales;
+  const PlacementRequest& placement = request.placement;
+  MoveArguments move = {};
+  move.rows = rows;
+  if (scales_travel) {
+    move.scales_from = scales.from;
+    move.scales_from_stride = scales.from_row_stride;
+    move.scales_to = scales.to;
+    move.scale_bytes = static_cast<int32_t>(scales.columns * scales.element_bytes);
+  }
+  move.num_pieces = 1;
+  move.num_tokens = placement.num_tokens;
+  move.topk = placement.topk;
+  move.width = static_cast<int32_t>(std::clamp<int64_t>(placement.topk, 1, kWarp));
+  move.units_per_token =
+      static_cast<int32_t>(std::max<int64_t>(1, (placement.topk + kWarp - 1) / kWarp));
+  if (rows.row_bytes > 0 && placement.topk > 0)
+    move.num_units = placement.num_tokens * move.units_per_token;
+  // Small batches where there is too little work to go round.
+  move.units_per_batch = static_cast<int32_t>(
+      std::clamp<int64_t>(move.num_units / (4 * num_movers), 1, kWarp / move.width));
+  move.num_batches = (move.num_units + move.units_per_batch - 1) / move.units_per_batch;
+  return move;
+}
+
+void SplitIntoPieces(MoveArguments* move) {
+  const int64_t bytes = move->rows.row_bytes;
+  const int64_t most = BulkMover::kMostStageBytes;
+  const int64_t pieces = std::max<int64_t>(1, (bytes + most - 1) / most);
+  move->piece_bytes = static_cast<int32_t>(((bytes + pieces - 1) / pieces + 15) / 16 * 16);
+  move->num_pieces = static_cast<int32_t>(pieces);
+  move->stage_bytes = move->piece_bytes + move->scale_bytes;
+}
+
+TileWork WorkOf(const PermuteRequest& request, const Placement& placement, int32_t* expert_ids,
+                bool scales_travel) {
+  const PaddingIds& ids = request.padding_ids;
+  const bool has_scales = request.scales.from != nullptr && request.scales.columns > 0;
+  return {
+      .tiles =
+          {
+              .capacity = request.placement.capacity,
+              .topk = request.placement.topk,
+              .expert_ids = expert_ids,
+              .inside_is_expert = !ids.inside.has_value(),
+              .id_inside = ids.inside.value_or(0),
+              .writes_behind = ids.behind.has_value(),
+              .id_behind = ids.behind.value_or(0),
+              .zero_rows = request.zero_rows && request.rows.row_bytes > 0,
+              .rows = request.rows.to,
+              .row_bytes = request.rows.row_bytes,
+              .zero_scales = request.zero_scales && has_scales,
+              .move_scales = has_scales && !scales_travel,
+              .scales = request.scales,
+          },
+      .row_of_slot = placement.row_of_slot,
+      .num_slots = request.placement.num_tokens * request.placement.topk,
+  };
+}
+
+PlanArguments PlanOf(const Exec& exec, const PlacementRequest& request, const Placement& placement,
+                     int64_t num_slots) {
+  const SlotGroups groups{.experts = request.experts, .foreign = request.foreign_last};
+  PlanArguments plan = {};
+  plan.request = request;
+  plan.placement = placement;
+  plan.groups = groups;
+  plan.num_slots = num_slots;
+  plan.num_groups = groups.size();
+  plan.describers = Describers{};
+  plan.failure = exec.cuda_failure();
+  return plan;
+}
+
+// Room in scratch memory, part after part.
+class Parts {
+ public:
+  int64_t Take(int64_t bytes) {
+    const int64_t at = bytes_;
+    bytes_ += (bytes + 255) / 256 * 256;
+    return at;
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  int64_t bytes_ = 0;
+};
+
+// Launches the plan of many blocks and completes its arguments.
+void LaunchPlan(const Exec& exec, bool with_words, PlanArguments* plan) {
+  int num_warps = kPlanWarps;
+  while (num_warps > 1 && num_warps * plan->num_groups * 4 > kPlanSharedBytes) num_warps /= 2;
+  plan->counts_in_shared = num_warps * plan->num_groups * 4 <= kPlanSharedBytes;
+  // More rounds make fewer chunks, whose counts the last block has to sum up.
+  const bool many = plan->num_slots > (int64_t{512} << 10) || num_warps < kPlanWarps;
+  const int rounds = many ? 8 : 2;
+  plan->shift = 0;
+  while ((int64_t{1} << plan->shift) < int64_t{num_warps} * rounds * kWarp) ++plan->shift;
+  const int64_t num_chunks = plan->num_chunks();
+
+  Parts parts;
+  const int64_t state = parts.Take(sizeof(PlanState));
+  const int64_t prefix = parts.Take(plan->num_groups * num_chunks * 4);
+  const int64_t totals = parts.Take(plan->counts_in_shared ? 0 : plan->num_groups * 4);
+  const int64_t starts = parts.Take((plan->num_groups + 1) * 4);
+  const int64_t words = parts.Take(with_words ? plan->num_slots * 4 : 0);
+  auto* const scratch = exec.CudaScratch<uint8_t>(kScratchKey, parts.bytes());
+  plan->state = reinterpret_cast<PlanState*>(scratch + state);
+  plan->prefix = reinterpret_cast<uint32_t*>(scratch + prefix);
+  plan->totals = reinterpret_cast<uint32_t*>(scratch + totals);
+  plan->starts = reinterpret_cast<int32_t*>(scratch + starts);
+  plan->words = with_words ? reinterpret_cast<uint32_t*>(scratch + words) : nullptr;
+
+  const auto kernel = many ? PlanKernel<8> : PlanKernel<2>;
+  // As much shared memory on the multiprocessor as the kernel that moves rows wants, so that its
+  // blocks fit beside these.
+  Check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                             cudaSharedmemCarveoutMaxShared),
+        "cudaFuncSetAttribute");
+  const int64_t shared_bytes = plan->counts_in_shared ? num_warps * plan->num_groups * 4 : 0;
+  Launch(kernel,
+         {.grid = dim3(static_cast<unsigned>(num_chunks)),
+          .block = dim3(static_cast<unsigned>(num_warps * kWarp)),
+          .shared_bytes = shared_bytes},
+         exec.cuda_stream(), *plan);
+}
+
+template <typename Mover>
+void PermuteWith(const Exec& exec, const PlanArguments& plan, const MoveArguments& move,
+                 const TileWork& work) {
+  const int multiprocessors = Multiprocessors(exec.device());
+  const dim3 grid(static_cast<unsigned>(multiprocessors));
+  if (plan.num_slots <= kSmallSlots && plan.num_groups <= kSmallGroups) {
+    const int64_t shared_bytes =
+        Mover::SharedBytes(move) + SmallMemory::Bytes(plan.num_slots, plan.num_groups);
+    Launch(SmallKernel<Mover>,
+           {.grid = grid, .block = dim3(kSmallWarps * kWarp), .shared_bytes = shared_bytes},
+           exec.cuda_stream(), SmallKernelArguments{plan, move, work});
+    return;
+  }
+  PlanArguments large = plan;
+  LaunchPlan(exec, true, &large);
+  MoveKernelArguments arguments = {
+      .move = move,
+      .work = work,
+      .experts = large.groups.experts,
+      .rows = {.words = large.words,
+               .prefix = large.prefix,
+               .segments = {.starts = large.starts,
+                            .counts = large.placement.expert_num_tokens,
+                            .num_local = large.request.experts.num_local},
+               .num_slots = large.num_slots,
+               .num_chunks = large.num_chunks(),
+               .shift = large.shift},
+      .failure = large.failure,
+  };
+  arguments.move.claims = &large.state->claims;
+  Launch(MoveKernel<Mover>,
+         {.grid = grid,
+          .block = dim3((Mover::kMovers + kHelpers) * kWarp),
+          .shared_bytes = Mover::SharedBytes(move),
+          .overlaps_previous = true},
+         exec.cuda_stream(), arguments);
+}
+
+}  // namespace
+
+void Permute(const Exec& exec, const PermuteRequest& request, const Placement& placement,
+             int32_t* expert_ids) {
+  const int64_t num_slots = request.placement.num_tokens * request.placement.topk;
+  const PlanArguments plan = PlanOf(exec, request.placement, placement, num_slots);
+  const RowMove& rows = request.rows;
+  const bool bulk = kUseBulkCopies && IsAligned(rows.from, rows.from_stride, rows.row_bytes) &&
+                    IsAligned(rows.to, 0, 0);
+  const bool scales_travel = ScalesTravel(request.scales, rows.row_bytes > 0);
+  const int movers = bulk ? BulkMover::kMovers : PlainMover::kMovers;
+  MoveArguments move =
+      MoveOf(request, scales_travel, int64_t{movers} * Multiprocessors(exec.device()));
+  const TileWork work = WorkOf(request, placement, expert_ids, scales_travel);
+  if (bulk) {
+    SplitIntoPieces(&move);
+    PermuteWith<BulkMover>(exec, plan, move, work);
+  } else {
+    PermuteWith<PlainMover>(exec, plan, move, work);
+  }
+}
+
+void CountExpertNumTokens(const Exec& exec, const LocalExperts& experts, int64_t num_slots,
+                          int64_t topk, int32_t* counts) {
+  const PlacementRequest request = {
+      .experts = experts,
+      .num_tokens = 0,
+      .topk = topk,
+      .alignment = 1,
+      .rows_per_expert = 0,
+      .reserved = nullptr,
+      .capacity = std::numeric_limits<int64_t>::max(),
+      .foreign_last = false,
+  };
+  PlanArguments plan = PlanOf(exec, request, {.expert_num_tokens = counts}, num_slots);
+  LaunchPlan(exec, false, &plan);
+}
+
+}  // namespace moe_ep::cuda

@@ -1,0 +1,35 @@
+// Small things that the threads of a warp do together.
+#pragma once
+
+#include <cstdint>
+
+namespace moe_ep::cuda {
+
+inline constexpr int kWarp = 32;
+inline constexpr uint32_t kAllLanes = 0xffffffffu;
+
+__device__ __forceinline__ int Lane() { return static_cast<int>(threadIdx.x % kWarp); }
+__device__ __forceinline__ int WarpOfBlock() { return static_cast<int>(threadIdx.x / kWarp); }
+__device__ __forceinline__ uint32_t LanesBelow(int lane) { return (1u << lane) - 1u; }
+
+// The sum of the values of this lane and those below it.
+template <typename T>
+__device__ __forceinline__ T InclusiveSum(T value, int lane) {
+#pragma unroll
+  for (int distance = 1; distance < kWarp; distance *= 2) {
+    const T below = __shfl_up_sync(kAllLanes, value, distance);
+    if (lane >= distance) value += below;
+  }
+  return value;
+}
+
+// combine(a, b) of all lanes' values, in every lane. `combine` is associative and commutative.
+template <typename T, typename Combine>
+__device__ __forceinline__ T ReduceLanes(T value, Combine combine) {
+#pragma unroll
+  for (int distance = kWarp / 2; distance > 0; distance /= 2)
+    value = combine(value, __shfl_xor_sync(kAllLanes, value, distance));
+  return value;
+}
+
+}  // namespace moe_ep::cuda
