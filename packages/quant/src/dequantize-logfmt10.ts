@@ -30,7 +30,7 @@ export function dequantizeLogFmt10(codes: Tensor, ranges: Tensor, options: Dequa
   const rows = codes.shape[0]!
   const shapes = logFmt10Shapes(rows, hidden)
   requireTensor('codes', codes, { shape: shapes.codes })
-  requireTensor('ranges', ranges, { dtype: 'bf16', shape: shapes.ranges })
+  requireTensor('ranges', ranges, { dtype: 'bf16', shape: shapes.ranges, device: codes.device })
   const out = dequantizedOutput(options, [rows, hidden], { codes, ranges })
   traceOperation('quant.dequantizeLogFmt10', stream, codes.byteLength + ranges.byteLength + out.byteLength, () =>
     native().dequantizeLogFmt10(stream.handle, codes.handle, ranges.handle, out.handle),

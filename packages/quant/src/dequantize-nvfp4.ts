@@ -34,11 +34,11 @@ export function dequantizeNvfp4(
 ): Tensor {
   requireTensor('values', values, { dtype: 'fp4e2m1', shape: [null, null] })
   requireRows('values', values, true)
-  requireGlobalScale(globalScale)
+  requireGlobalScale(globalScale, values.device)
   const { scaleLayout = 'row-major', stream = values.device.defaultStream } = options
   requireName('scaleLayout', scaleLayout, ['row-major', 'swizzled'])
   const scaleShape = nvfp4ScaleShape(values.shape[0]!, values.shape[1]!, scaleLayout)
-  requireTensor('scales', scales, { dtype: 'fp8e4m3', shape: scaleShape })
+  requireTensor('scales', scales, { dtype: 'fp8e4m3', shape: scaleShape, device: values.device })
   const out = dequantizedOutput(options, values.shape, { values, scales, globalScale })
   traceOperation('quant.dequantizeNvfp4', stream, values.byteLength + scales.byteLength + out.byteLength, () =>
     native().dequantizeNvfp4(

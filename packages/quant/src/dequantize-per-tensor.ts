@@ -22,7 +22,7 @@ export interface DequantizePerTensorOptions {
  */
 export function dequantizePerTensor(values: Tensor, scale: Tensor, options: DequantizePerTensorOptions = {}): Tensor {
   requireTensor('values', values, { dtype: 'fp8e4m3' })
-  requireTensor('scale', scale, { dtype: 'f32', shape: [1] })
+  requireTensor('scale', scale, { dtype: 'f32', shape: [1], device: values.device })
   const { stream = values.device.defaultStream } = options
   const out = dequantizedOutput(options, values.shape, { values, scale })
   traceOperation('quant.dequantizePerTensor', stream, values.byteLength + out.byteLength, () =>

@@ -37,7 +37,7 @@ export function dequantizePerTokenGroup(
   const [rows, hidden] = values.shape as [number, number]
   if (hidden === 0) throw argumentError('values', 'rows of 1 element or more', values.toString())
   const { groupSize = defaultGroupSize, stream = values.device.defaultStream } = options
-  requireReadableScales('scales', scales, rows, numGroupsOf(hidden, groupSize))
+  requireReadableScales('scales', scales, rows, numGroupsOf(hidden, groupSize), values.device)
   const out = dequantizedOutput(options, values.shape, { values, scales })
   traceOperation('quant.dequantizePerTokenGroup', stream, values.byteLength + scales.byteLength + out.byteLength, () =>
     native().dequantizePerTokenGroup(stream.handle, values.handle, scales.handle, out.handle, groupSize),

@@ -16,13 +16,14 @@ export function dequantizedOutput(
   inputs: Readonly<Record<string, Tensor>>,
 ): Tensor {
   const { out } = options
+  const { device } = Object.values(inputs)[0]!
   if (out !== undefined) {
-    requireTensor('out', out, { dtype: options.dtype ?? dequantizedDTypes, shape })
+    requireTensor('out', out, { dtype: options.dtype ?? dequantizedDTypes, shape, device })
     for (const [name, input] of Object.entries(inputs)) requireDisjoint({ [name]: input, out })
   }
   const dtype = options.dtype ?? out?.dtype ?? 'bf16'
   if (!(dequantizedDTypes as readonly string[]).includes(dtype)) {
     throw argumentError('dtype', dequantizedDTypes.join(' or '), dtype)
   }
-  return out ?? Tensor.zeros(shape, dtype, Object.values(inputs)[0]!.device)
+  return out ?? Tensor.empty(shape, dtype, device)
 }

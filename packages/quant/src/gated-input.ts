@@ -1,4 +1,4 @@
-import { argumentError, decode, encode, requireTensor, type Tensor } from '@moe-ep/core'
+import { argumentError, decode, type DType, encode, requireTensor, type Stream, Tensor } from '@moe-ep/core'
 
 /** Options that every operation on gates and ups takes. */
 export interface GatedOptions {
@@ -34,10 +34,15 @@ export function requireGatedInput(x: Tensor, { clampLimit, counts }: GatedOption
   const batch = x.shape.length === 3 ? { batch: x.shape[0]! } : {}
   if (counts !== undefined) {
     if (batch.batch === undefined) throw argumentError('counts', 'to be absent for x of two dimensions', counts)
-    requireTensor('counts', counts, { dtype: 'i32', shape: [batch.batch] })
+    requireTensor('counts', counts, { dtype: 'i32', shape: [batch.batch], device: x.device })
   }
   if (clampLimit !== undefined && !(clampLimit > 0)) throw argumentError('clampLimit', 'a positive number', clampLimit)
   const limit = clampLimit === undefined ? Infinity : Number(decode(x.dtype, encode(x.dtype, [clampLimit]))[0])
   const hidden = width / 2
   return { ...batch, rows: x.shape.at(-2)!, hidden, outputShape: [...x.shape.slice(0, -1), hidden], limit }
+}
+
+/** A new tensor for rows of results: zeroed where rows that are not in use stay as they are. */
+export function newRows(shape: readonly number[], x: Tensor, dtype: DType, masked: boolean, stream: Stream): Tensor {
+  return masked ? Tensor.zeros(shape, dtype, x.device, { stream }) : Tensor.empty(shape, dtype, x.device)
 }

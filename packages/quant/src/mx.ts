@@ -64,13 +64,13 @@ export function quantizeMx<Rule extends keyof typeof ruleCodes>(
   requireName('scaleRule', scaleRule, format.rules)
   const scaleShape = [x.shape[0]!, Math.ceil(x.shape[1]! / mxGroupSize)]
   if (out !== undefined) {
-    requireTensor('out.values', out.values, { dtype, shape: x.shape })
-    requireTensor('out.scales', out.scales, { dtype: 'e8m0', shape: scaleShape })
+    requireTensor('out.values', out.values, { dtype, shape: x.shape, device: x.device })
+    requireTensor('out.scales', out.scales, { dtype: 'e8m0', shape: scaleShape, device: x.device })
     requireDisjoint({ x, 'out.values': out.values, 'out.scales': out.scales })
   }
   const { values, scales } = out ?? {
-    values: Tensor.zeros(x.shape, dtype, x.device),
-    scales: Tensor.zeros(scaleShape, 'e8m0', x.device),
+    values: Tensor.empty(x.shape, dtype, x.device),
+    scales: Tensor.empty(scaleShape, 'e8m0', x.device),
   }
   traceOperation(format.operation, stream, x.byteLength + values.byteLength + scales.byteLength, () =>
     native().quantizeMx(stream.handle, x.handle, values.handle, scales.handle, ruleCodes[scaleRule]),
@@ -88,7 +88,7 @@ export function dequantizeMx(
   requireTensor('values', values, { dtype: format.dtype, shape: [null, null] })
   requireRows('values', values, format.dtype === 'fp4e2m1')
   const [rows, hidden] = values.shape as [number, number]
-  requireTensor('scales', scales, { dtype: 'e8m0', shape: [rows, Math.ceil(hidden / mxGroupSize)] })
+  requireTensor('scales', scales, { dtype: 'e8m0', shape: [rows, Math.ceil(hidden / mxGroupSize)], device: values.device })
   const { stream = values.device.defaultStream } = options
   const out = dequantizedOutput(options, values.shape, { values, scales })
   traceOperation(format.operation, stream, values.byteLength + scales.byteLength + out.byteLength, () =>

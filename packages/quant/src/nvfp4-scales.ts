@@ -1,4 +1,4 @@
-import { requireTensor, type Tensor } from '@moe-ep/core'
+import { type Device, requireTensor, type Tensor } from '@moe-ep/core'
 
 /** Elements that share a scale in NVFP4. */
 export const nvfp4GroupSize = 16
@@ -16,7 +16,7 @@ export function nvfp4ScaleShape(rows: number, hidden: number, layout: Nvfp4Scale
   return layout === 'swizzled' ? [Math.ceil(rows / 128) * 128, Math.ceil(groups / 4) * 4] : [rows, groups]
 }
 
-/** @throws ERR_MOE_EP_ARGUMENT unless this is f32 [1]. */
-export function requireGlobalScale(globalScale: Tensor): void {
-  requireTensor('globalScale', globalScale, { dtype: 'f32', shape: [1] })
+/** @throws ERR_MOE_EP_ARGUMENT unless this is f32 [1] on the operation's device. */
+export function requireGlobalScale(globalScale: Tensor, device: Device): void {
+  requireTensor('globalScale', globalScale, { dtype: 'f32', shape: [1], device })
 }

@@ -39,13 +39,13 @@ export function quantizeBlock(weight: Tensor, options: QuantizeBlockOptions = {}
   requireName('scaleFormat', scaleFormat, ['f32', 'ue8m0'])
   const scaleShape = blockScaleShape('weight', weight, blockShape)
   if (out !== undefined) {
-    requireTensor('out.values', out.values, { dtype: 'fp8e4m3', shape: weight.shape })
-    requireTensor('out.scales', out.scales, { dtype: 'f32', shape: scaleShape })
+    requireTensor('out.values', out.values, { dtype: 'fp8e4m3', shape: weight.shape, device: weight.device })
+    requireTensor('out.scales', out.scales, { dtype: 'f32', shape: scaleShape, device: weight.device })
     requireDisjoint({ weight, 'out.values': out.values, 'out.scales': out.scales })
   }
   const { values, scales } = out ?? {
-    values: Tensor.zeros(weight.shape, 'fp8e4m3', weight.device),
-    scales: Tensor.zeros(scaleShape, 'f32', weight.device),
+    values: Tensor.empty(weight.shape, 'fp8e4m3', weight.device),
+    scales: Tensor.empty(scaleShape, 'f32', weight.device),
   }
   traceOperation('quant.quantizeBlock', stream, weight.byteLength + values.byteLength + scales.byteLength, () =>
     native().quantizeBlock(

@@ -41,13 +41,13 @@ export function quantizeLogFmt10(x: Tensor, options: QuantizeLogFmt10Options = {
   const { stream = x.device.defaultStream, out } = options
   const shapes = logFmt10Shapes(rows, hidden)
   if (out !== undefined) {
-    requireTensor('out.codes', out.codes, { dtype: 'u8', shape: shapes.codes })
-    requireTensor('out.ranges', out.ranges, { dtype: 'bf16', shape: shapes.ranges })
+    requireTensor('out.codes', out.codes, { dtype: 'u8', shape: shapes.codes, device: x.device })
+    requireTensor('out.ranges', out.ranges, { dtype: 'bf16', shape: shapes.ranges, device: x.device })
     requireDisjoint({ x, 'out.codes': out.codes, 'out.ranges': out.ranges })
   }
   const { codes, ranges } = out ?? {
-    codes: Tensor.zeros(shapes.codes, 'u8', x.device),
-    ranges: Tensor.zeros(shapes.ranges, 'bf16', x.device),
+    codes: Tensor.empty(shapes.codes, 'u8', x.device),
+    ranges: Tensor.empty(shapes.ranges, 'bf16', x.device),
   }
   traceOperation('quant.quantizeLogFmt10', stream, x.byteLength + codes.byteLength + ranges.byteLength, () =>
     native().quantizeLogFmt10(stream.handle, x.handle, codes.handle, ranges.handle),

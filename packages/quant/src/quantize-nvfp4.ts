@@ -40,18 +40,18 @@ export interface QuantizeNvfp4Options {
 export function quantizeNvfp4(x: Tensor, globalScale: Tensor, options: QuantizeNvfp4Options = {}): Nvfp4Quantized {
   requireTensor('x', x, { dtype: ['bf16', 'f16', 'f32'], shape: [null, null] })
   requireRows('x', x, true)
-  requireGlobalScale(globalScale)
+  requireGlobalScale(globalScale, x.device)
   const { scaleLayout = 'row-major', stream = x.device.defaultStream, out } = options
   requireName('scaleLayout', scaleLayout, ['row-major', 'swizzled'])
   const scaleShape = nvfp4ScaleShape(x.shape[0]!, x.shape[1]!, scaleLayout)
   if (out !== undefined) {
-    requireTensor('out.values', out.values, { dtype: 'fp4e2m1', shape: x.shape })
-    requireTensor('out.scales', out.scales, { dtype: 'fp8e4m3', shape: scaleShape })
+    requireTensor('out.values', out.values, { dtype: 'fp4e2m1', shape: x.shape, device: x.device })
+    requireTensor('out.scales', out.scales, { dtype: 'fp8e4m3', shape: scaleShape, device: x.device })
     requireDisjoint({ x, globalScale, 'out.values': out.values, 'out.scales': out.scales })
   }
   const { values, scales } = out ?? {
-    values: Tensor.zeros(x.shape, 'fp4e2m1', x.device),
-    scales: Tensor.zeros(scaleShape, 'fp8e4m3', x.device),
+    values: Tensor.empty(x.shape, 'fp4e2m1', x.device),
+    scales: Tensor.empty(scaleShape, 'fp8e4m3', x.device),
   }
   traceOperation('quant.quantizeNvfp4', stream, x.byteLength + values.byteLength + scales.byteLength, () =>
     native().quantizeNvfp4(

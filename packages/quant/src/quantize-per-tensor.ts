@@ -39,11 +39,11 @@ export function quantizePerTensor(x: Tensor, options: QuantizePerTensorOptions =
   requireTensor('x', x, { dtype: ['bf16', 'f16', 'f32'] })
   const { stream = x.device.defaultStream, out } = options
   const dynamic = options.scale === undefined
-  if (options.scale !== undefined) requireTensor('scale', options.scale, { dtype: 'f32', shape: [1] })
-  if (out !== undefined) requireTensor('out.values', out.values, { dtype: 'fp8e4m3', shape: x.shape })
-  if (out?.scale !== undefined) requireTensor('out.scale', out.scale, { dtype: 'f32', shape: [1] })
-  const scale = options.scale ?? out?.scale ?? Tensor.zeros([1], 'f32', x.device)
-  const values = out?.values ?? Tensor.zeros(x.shape, 'fp8e4m3', x.device)
+  if (options.scale !== undefined) requireTensor('scale', options.scale, { dtype: 'f32', shape: [1], device: x.device })
+  if (out !== undefined) requireTensor('out.values', out.values, { dtype: 'fp8e4m3', shape: x.shape, device: x.device })
+  if (out?.scale !== undefined) requireTensor('out.scale', out.scale, { dtype: 'f32', shape: [1], device: x.device })
+  const scale = options.scale ?? out?.scale ?? Tensor.empty([1], 'f32', x.device)
+  const values = out?.values ?? Tensor.empty(x.shape, 'fp8e4m3', x.device)
   if (out !== undefined) requireDisjoint({ x, 'out.values': values, [dynamic ? 'out.scale' : 'scale']: scale })
   // A scale that is found takes a first pass over x.
   const bytes = x.byteLength * (dynamic ? 2 : 1) + values.byteLength

@@ -77,13 +77,13 @@ export function quantizePerTokenGroup(x: Tensor, options: QuantizePerTokenGroupO
   requireScaleKind(format, layout)
   const scaleShape = { rows, groups: numGroupsOf(hidden, groupSize), format, layout }
   if (out !== undefined) {
-    requireTensor('out.values', out.values, { dtype: 'fp8e4m3', shape: x.shape })
-    requireScales('out.scales', out.scales, scaleShape)
+    requireTensor('out.values', out.values, { dtype: 'fp8e4m3', shape: x.shape, device: x.device })
+    requireScales('out.scales', out.scales, scaleShape, x.device)
     requireDisjoint({ x, 'out.values': out.values, 'out.scales': out.scales })
   }
   const { values, scales } = out ?? {
-    values: Tensor.zeros(x.shape, 'fp8e4m3', x.device),
-    scales: allocateScales(scaleShape, x.device),
+    values: Tensor.empty(x.shape, 'fp8e4m3', x.device),
+    scales: allocateScales(scaleShape, stream, true),
   }
   traceOperation('quant.quantizePerTokenGroup', stream, x.byteLength + values.byteLength + scales.byteLength, () =>
     native().quantizePerTokenGroup(

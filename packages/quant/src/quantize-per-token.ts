@@ -36,13 +36,13 @@ export function quantizePerToken(x: Tensor, options: QuantizePerTokenOptions = {
   const { scaleUpperBound = Infinity, stream = x.device.defaultStream, out } = options
   if (!(scaleUpperBound > 0)) throw argumentError('scaleUpperBound', 'a positive number', scaleUpperBound)
   if (out !== undefined) {
-    requireTensor('out.values', out.values, { dtype: 'fp8e4m3', shape: x.shape })
-    requireTensor('out.scales', out.scales, { dtype: 'f32', shape: [rows, 1] })
+    requireTensor('out.values', out.values, { dtype: 'fp8e4m3', shape: x.shape, device: x.device })
+    requireTensor('out.scales', out.scales, { dtype: 'f32', shape: [rows, 1], device: x.device })
     requireDisjoint({ x, 'out.values': out.values, 'out.scales': out.scales })
   }
   const { values, scales } = out ?? {
-    values: Tensor.zeros(x.shape, 'fp8e4m3', x.device),
-    scales: Tensor.zeros([rows, 1], 'f32', x.device),
+    values: Tensor.empty(x.shape, 'fp8e4m3', x.device),
+    scales: Tensor.empty([rows, 1], 'f32', x.device),
   }
   traceOperation('quant.quantizePerToken', stream, x.byteLength + values.byteLength + scales.byteLength, () =>
     native().quantizePerTokenGroup(

@@ -1,4 +1,4 @@
-import { argumentError, contiguousStrides, type Device, dtypes, Tensor } from '@moe-ep/core'
+import { argumentError, contiguousStrides, type Device, dtypes, requireTensor, type Stream, Tensor } from '@moe-ep/core'
 
 /**
  * What a scale tensor holds: `'f32'` any number; `'ue8m0'` f32 powers of two; `'ue8m0-packed'` the exponent bytes of such
@@ -54,14 +54,17 @@ function describe(scales: ScaleShape): {
   return { dtype, shape, strides, elements }
 }
 
-/** A new zeroed scale tensor. */
-export function allocateScales(scales: ScaleShape, device: Device): Tensor {
+/** A new scale tensor on the device of `stream`; what no scale is `written` to, gaps between columns included, is zero. */
+export function allocateScales(scales: ScaleShape, stream: Stream, written: boolean): Tensor {
   const { dtype, shape, strides, elements } = describe(scales)
-  return new Tensor({ memory: device.allocate(elements * (dtypes[dtype].bits / 8)), dtype, shape, strides })
+  const zeroed = !written || elements !== shape.reduce((all, size) => all * size, 1)
+  const memory = stream.device.allocate(elements * (dtypes[dtype].bits / 8), { zeroed, stream })
+  return new Tensor({ memory, dtype, shape, strides })
 }
 
 /** @throws ERR_MOE_EP_ARGUMENT when `value` is no tensor of this description. */
-export function requireScales(argument: string, value: Tensor, scales: ScaleShape): void {
+export function requireScales(argument: string, value: Tensor, scales: ScaleShape, device: Device): void {
+  requireTensor(argument, value, { contiguous: false, device })
   const { dtype, shape, strides } = describe(scales)
   const expected = `${dtype} [${shape.join(', ')}] with strides [${strides.join(', ')}]`
   const fits =
@@ -76,7 +79,14 @@ export function requireScales(argument: string, value: Tensor, scales: ScaleShap
  * Groups of a row that scales to read are for: f32 [M, G], or packed i32 [M, ceil(G / 4)], with any strides.
  * @throws ERR_MOE_EP_ARGUMENT.
  */
-export function requireReadableScales(argument: string, value: Tensor, rows: number, groups: number): void {
+export function requireReadableScales(
+  argument: string,
+  value: Tensor,
+  rows: number,
+  groups: number,
+  device: Device,
+): void {
+  requireTensor(argument, value, { contiguous: false, device })
   const columns = value?.dtype === 'i32' ? Math.ceil(groups / 4) : groups
   const fits = (value?.dtype === 'f32' || value?.dtype === 'i32') && value.shape.length === 2
   if (!fits || value.shape[0] !== rows || value.shape[1] !== columns) {

@@ -1,5 +1,5 @@
-import { argumentError, requireTensor, type Stream, Tensor, traceOperation } from '@moe-ep/core'
-import { type GatedOptions, requireGatedInput } from './gated-input.js'
+import { argumentError, requireTensor, type Stream, type Tensor, traceOperation } from '@moe-ep/core'
+import { type GatedOptions, newRows, requireGatedInput } from './gated-input.js'
 import { defaultGroupSize, numGroupsOf, requireDisjoint, requireName } from './groups.js'
 import { groupNumericsCodes, native } from './native.js'
 import type { GroupQuantized } from './quantize-per-token-group.js'
@@ -64,14 +64,14 @@ export function siluMulQuantize(x: Tensor, options: SiluMulQuantizeOptions = {})
   if (numerics === 'vllm-masked' && x.dtype !== 'bf16') throw argumentError('x', 'bf16 for "vllm-masked"', x.toString())
   const scaleShape = { ...batch, rows, groups: numGroupsOf(hidden, groupSize), format, layout }
   if (out !== undefined) {
-    requireTensor('out.values', out.values, { dtype: 'fp8e4m3', shape: outputShape })
-    requireScales('out.scales', out.scales, scaleShape)
+    requireTensor('out.values', out.values, { dtype: 'fp8e4m3', shape: outputShape, device: x.device })
+    requireScales('out.scales', out.scales, scaleShape, x.device)
     const inputs = counts === undefined ? { x } : { x, counts }
     requireDisjoint({ ...inputs, 'out.values': out.values, 'out.scales': out.scales })
   }
   const { values, scales } = out ?? {
-    values: Tensor.zeros(outputShape, 'fp8e4m3', x.device),
-    scales: allocateScales(scaleShape, x.device),
+    values: newRows(outputShape, x, 'fp8e4m3', counts !== undefined, stream),
+    scales: allocateScales(scaleShape, stream, counts === undefined),
   }
   const code = numerics === 'vllm-masked' || numerics === 'f32' ? numerics : 'vllm'
   traceOperation('quant.siluMulQuantize', stream, x.byteLength + values.byteLength + scales.byteLength, () =>

@@ -1,5 +1,5 @@
-import { requireTensor, type Stream, Tensor, traceOperation } from '@moe-ep/core'
-import { type GatedOptions, requireGatedInput } from './gated-input.js'
+import { requireTensor, type Stream, type Tensor, traceOperation } from '@moe-ep/core'
+import { type GatedOptions, newRows, requireGatedInput } from './gated-input.js'
 import { requireDisjoint } from './groups.js'
 import { native } from './native.js'
 
@@ -24,10 +24,10 @@ export function siluMul(x: Tensor, options: SiluMulOptions = {}): Tensor {
   const { outputShape, limit } = requireGatedInput(x, options)
   const { counts, stream = x.device.defaultStream } = options
   if (options.out !== undefined) {
-    requireTensor('out', options.out, { dtype: x.dtype, shape: outputShape })
+    requireTensor('out', options.out, { dtype: x.dtype, shape: outputShape, device: x.device })
     requireDisjoint({ x, out: options.out, ...(counts === undefined ? {} : { counts }) })
   }
-  const out = options.out ?? Tensor.zeros(outputShape, x.dtype, x.device)
+  const out = options.out ?? newRows(outputShape, x, x.dtype, counts !== undefined, stream)
   traceOperation('quant.siluMul', stream, x.byteLength + out.byteLength, () =>
     native().siluMul(stream.handle, x.handle, out.handle, counts?.handle ?? null, limit),
   )

@@ -1,22 +1,23 @@
-import { decode, getDevice, type Tensor } from '@moe-ep/core'
+import { decode, getDefaultDevice, Tensor } from '@moe-ep/core'
 import fc from 'fast-check'
 
-export const device = getDevice('cpu')
+/** The same cases on every device: MOE_EP_DEVICE names it. */
+export const device = getDefaultDevice()
 export const stream = device.defaultStream
 
 export type FloatDType = 'bf16' | 'f16' | 'f32'
 export const floatDTypes = ['bf16', 'f16', 'f32'] as const
 
-/** The bytes of a contiguous tensor. */
-export const bytesOf = (tensor: Tensor): Uint8Array => {
-  const { buffer, byteOffset, byteLength } = tensor.data
-  return new Uint8Array(buffer as ArrayBuffer, byteOffset, byteLength)
-}
+/** The bytes of a contiguous tensor, read behind the work of the default stream. */
+export const bytesOf = async (tensor: Tensor): Promise<Uint8Array> => bytesOfArray(await tensor.read())
 /** The bytes of a typed array. */
 export const bytesOfArray = (array: ArrayBufferView): Uint8Array =>
   new Uint8Array(array.buffer as ArrayBuffer, array.byteOffset, array.byteLength)
 /** All bytes of a tensor's memory, gaps between columns included. */
-export const memoryOf = (tensor: Tensor): Uint8Array => new Uint8Array(tensor.memory.arrayBuffer as ArrayBuffer)
+export const memoryOf = async ({ memory }: Tensor): Promise<Uint8Array> => {
+  const all = new Tensor({ memory, dtype: 'u8', shape: [memory.byteLength] })
+  return (await all.read()) as Uint8Array
+}
 
 /** Whether bytes are equal; quicker, and shorter when it fails, than comparing arrays element by element. */
 export const sameBytes = (a: ArrayBufferView, b: ArrayBufferView): boolean =>
