@@ -1,13 +1,15 @@
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { getDevice, MoeEpError } from '@moe-ep/core'
+import { CudaDevice, MoeEpError } from '@moe-ep/core'
 import { connect, type ProcessGroup } from '@moe-ep/transport'
 import type { OperationName } from './command/operation-names.js'
 import { measureCases } from './measure/measure-cases.js'
 import { Scope } from './measure/scope.js'
-import { Stopwatch } from './measure/stopwatch.js'
 import { operations } from './operations/index.js'
 import type { BenchContext } from './operations/operation.js'
+import { createStopwatch, deviceOfRank } from './rank-device.js'
+import { summarizeOperation } from './results/bench-result.js'
+import { progressLine } from './results/terminal-table.js'
 import type { RankFailure, RankMeasurement, RankSuccess } from './results/rank-measurement.js'
 import { type RunSpec, runSpecVariable } from './run-spec.js'
 import { Routing } from './workload/routing.js'
@@ -16,36 +18,46 @@ async function measureOperation(context: BenchContext, name: OperationName): Pro
   const { options, group, device } = context
   const scope = new Scope(device)
   try {
-    const { subject, ceilings, check, block = 1, rule, ...bytes } = await operations[name](context, scope)
+    const { subject, ceilings, floor, check, block = 1, rule, ...bytes } = await operations[name](context, scope)
     const { iters, warmup } = options
-    const [samples = [], ...others] = await measureCases([subject, ...ceilings], { iters, warmup, block })
+    const cases = [subject, ...ceilings, ...(floor === undefined ? [] : [floor])]
+    const [samples = [], ...others] = await measureCases(cases, { iters, warmup, block })
     // Nobody takes memory away that another rank still works with.
-    await group.barrier({ label: name })
-    const error = check()
+    if (device.kind === 'cpu') await group.barrier({ label: name })
+    const error = await check()
     return {
       ...{ name, rule, ...bytes, samples },
       ceilings: ceilings.map((ceiling, index) => ({ name: ceiling.name, samples: others[index]! })),
+      ...(floor !== undefined && { floor: others.at(-1)! }),
       ...(error !== undefined && { error }),
     }
+  } catch (error) {
+    // On cuda an operation is a matter of one rank: the others of the list can still be measured.
+    if (device.kind === 'cpu') throw error
+    const { code, message } = MoeEpError.from(error)
+    return { name, rule: '', bytes: 0, samples: [], ceilings: [], error: `${code}: ${message}` }
   } finally {
     await scope.close()
   }
 }
 
 async function measureAll({ options }: RunSpec, group: ProcessGroup): Promise<RankSuccess> {
-  const { threads, ops, ranks, timeoutMs } = options
+  const { ops, world, timeoutMs } = options
+  const device = deviceOfRank(options, group)
   // The launcher's variables describe the world of all ranks.
   const solo = await connect({ environment: {}, timeoutMs })
-  const stopwatch = await Stopwatch.create(group, { threads })
+  const stopwatch = await createStopwatch(device, group, options)
   try {
-    const device = getDevice('cpu')
-    const context = { options, group, solo, device, stopwatch, routing: new Routing({ ...options, ranks }) }
+    const routing = new Routing({ ...options, ranks: world })
+    const context = { options, group, solo, device, stopwatch, routing }
     const measurements: RankMeasurement[] = []
     for (const name of ops) {
-      if (group.rank === 0) process.stderr.write(`${name}\n`)
-      measurements.push(await measureOperation(context, name))
+      const measurement = await measureOperation(context, name)
+      measurements.push(measurement)
+      if (group.rank === 0) process.stderr.write(`${progressLine(summarizeOperation([measurement]))}\n`)
+      if (device.kind === 'cuda') await group.barrier({ label: name })
     }
-    return { rank: group.rank, measurements }
+    return { rank: group.rank, ...(device instanceof CudaDevice && { gpu: device.gpu }), measurements }
   } finally {
     await stopwatch.close()
     await solo.close()

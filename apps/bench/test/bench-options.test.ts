@@ -57,13 +57,45 @@ describe('benchOptionsFrom', () => {
     [['--preset', 'large'], '--preset'],
     [['--preset', 'toString'], '--preset'],
     [['--ops', 'nothing'], '--ops'],
+    [['--device', 'gpu'], '--device'],
+    [['--device', 'cuda:'], '--device'],
+    [['--device', 'cuda:0'], '--device'],
+    [['--launch', 'graph'], '--launch'],
+    [['--device', 'cuda', '--launch', 'fast'], '--launch'],
+    [['--world', '1'], '--world'],
     [['--ops', 'all,'], '--ops'],
   ])('refuses %j', (args, flag) => {
     expect(codeOf(() => parse(...args))).toContain(`ERR_MOE_EP_CONFIG ${flag}`)
   })
 
-  it('refuses a device that it cannot measure', () => {
-    expect(codeOf(() => parse('--device', 'cuda'))).toContain('ERR_MOE_EP_UNSUPPORTED --device')
+  it('takes a device, and how its work is launched', () => {
+    expect(parse('--device', 'auto')).toMatchObject({ device: 'cpu', launch: 'eager' })
+    expect(parse('--device', 'cuda')).toMatchObject({ device: 'cuda', launch: 'graph', ranks: 2, shareGpus: false })
+    const one = ['--device', 'cuda:1', '--launch', 'plan']
+    expect(parse(...one, '--ranks', '1')).toMatchObject({ device: 'cuda:1', launch: 'plan' })
+    expect(parse(...one, '--share-gpus')).toMatchObject({ device: 'cuda:1', ranks: 2, shareGpus: true })
+  })
+
+  it('draws routing for the ranks that run, or for more', () => {
+    expect(parse('--ranks', '3')).toMatchObject({ ranks: 3, world: 3 })
+    expect(parse('--ranks', '1', '--world', '8')).toMatchObject({ ranks: 1, world: 8 })
+  })
+
+  it('leaves out of all what cannot be measured', () => {
+    const prefixes = (...args: string[]): string[] => [
+      ...new Set(parse(...args).ops.map((name) => name.split('.')[0]!)),
+    ]
+    expect(prefixes('--device', 'cuda')).toEqual(['layout', 'quant', 'deepgemm-permute', 'enqueue'])
+    const larger = prefixes('--ranks', '1', '--world', '2')
+    expect(larger).toEqual(['layout', 'quant', 'deepgemm-permute', 'transport', 'rendezvous', 'enqueue'])
+  })
+
+  it.each([
+    [['--device', 'cuda', '--ops', 'layout,transport.put'], 'on cuda'],
+    [['--device', 'cuda', '--ops', 'all,barrier'], 'on cuda'],
+    [['--ranks', '1', '--world', '2', '--ops', 'intranode-ht'], 'only 1 of 2 run'],
+  ])('refuses %j, which names what cannot be measured', (args, reason) => {
+    expect(codeOf(() => parse(...args))).toMatch(new RegExp(`ERR_MOE_EP_UNSUPPORTED --ops .*${reason}`))
   })
 })
 

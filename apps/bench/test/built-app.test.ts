@@ -1,6 +1,8 @@
 import { execFile } from 'node:child_process'
 import { fileURLToPath } from 'node:url'
+import { listDevices } from '@moe-ep/core'
 import { describe, expect, it } from 'vitest'
+import { requires } from '../../../tooling/vitest/requirements.js'
 import { operationNames } from '../src/command/operation-names.js'
 import type { BenchResult } from '../src/results/bench-result.js'
 
@@ -55,5 +57,21 @@ describe('the built app', () => {
     const unknown = await runBench('--rank', '2')
     expect(unknown.stderr).toContain('ERR_MOE_EP_CONFIG')
     expect(unknown.exitCode).toBe(1)
+  })
+})
+
+const hasGpu = requires('cuda', () => {
+  const found = listDevices().find(({ name }) => name.startsWith('cuda'))
+  return found?.available === true ? true : (found?.reason ?? 'no GPU')
+})
+
+describe.skipIf(!hasGpu)('the built app on a GPU', () => {
+  it.each(['graph', 'plan', 'eager'])('measures what one rank does, launched as %s', async (launch) => {
+    const flags = ['--device', 'cuda', '--launch', launch, '--ranks', '1', '--world', '3', '--json']
+    const { exitCode, stdout } = await runBench(...tiny, ...flags)
+    const result = JSON.parse(stdout) as BenchResult
+    expect(result).toMatchObject({ ok: true, device: 'cuda', launch, world: 3, gpu: expect.any(String) })
+    expect(exitCode).toBe(0)
+    for (const line of result.results) expect(line.medianUs).toBeGreaterThan(0)
   })
 })

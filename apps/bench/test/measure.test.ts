@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { measureCases } from '../src/measure/measure-cases.js'
-import { lastLevelCacheBytes, oppositeSet, rotatingSets } from '../src/measure/rotation.js'
+import { callsOf, lastLevelCacheBytes, oppositeSet, rotatingSets, setsOf } from '../src/measure/rotation.js'
 import { summarizeOperation } from '../src/results/bench-result.js'
 import type { RankMeasurement } from '../src/results/rank-measurement.js'
 
@@ -46,6 +46,21 @@ describe('rotation', () => {
     expect(rotatingSets(0, 32 * megabyte)).toBe(16)
     // Very large caches are not filled three times over.
     expect(rotatingSets(64 * megabyte, 1024 * megabyte)).toBe(4)
+  })
+
+  it('takes as many sets of a GPU as fill three times 60 MiB, from 1 to 64', () => {
+    const gpu = { kind: 'cuda' } as const
+    expect([1e9, 180 * 2 ** 20, 100e6, 5e6, 100, 0].map((bytes) => setsOf(gpu, bytes))).toEqual([1, 1, 2, 38, 64, 64])
+    expect(setsOf({ kind: 'cpu' }, 2 ** 40)).toBe(1)
+  })
+
+  it('times about a millisecond of calls together, all sets equally often', () => {
+    expect(callsOf({ bytes: 800e6, sets: 1 }, 'graph')).toBe(5)
+    expect(callsOf({ bytes: 80e6, sets: 3 }, 'graph')).toBe(51)
+    expect(callsOf({ bytes: 8e9, sets: 1 }, 'graph')).toBe(1)
+    expect(callsOf({ bytes: 100, sets: 64 }, 'graph')).toBe(256)
+    expect(callsOf({ bytes: 100, sets: 64 }, 'eager')).toBe(64)
+    expect(callsOf({ bytes: 5e6, sets: 38 }, 'plan')).toBe(38)
   })
 
   it('finds the farthest set', () => {
@@ -94,6 +109,23 @@ describe('summarizeOperation', () => {
   it('is not ok when one rank is not', () => {
     const result = summarizeOperation([rank, { ...other, error: 'row 3 is wrong' }])
     expect(result).toMatchObject({ ok: false, error: 'rank 1: row 3 is wrong' })
+  })
+
+  it('tells of a rank that could not run the operation', () => {
+    const failed: RankMeasurement = { ...rank, bytes: 0, samples: [], ceilings: [], error: 'not there' }
+    for (const ranks of [
+      [rank, failed],
+      [failed, rank],
+    ]) {
+      const result = summarizeOperation(ranks)
+      expect(result).toMatchObject({ ok: false, medianUs: NaN })
+      expect(result.error).toContain('not there')
+    }
+  })
+
+  it('compares with an empty launch where there is one', () => {
+    const tiny = { ...rank, ceilings: [], floor: [2, 1, 2] }
+    expect(summarizeOperation([tiny, { ...tiny, floor: [1, 3, 1] }])).toMatchObject({ ratio: null, emptyLaunchUs: 2 })
   })
 
   it('has no ratio without a ceiling', () => {

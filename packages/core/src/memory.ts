@@ -16,6 +16,7 @@ export class Memory implements Disposable {
   readonly byteLength: number
   readonly handle: MemoryHandle
   readonly #views: MemoryViews
+  #pointer: bigint | undefined
   /** The ArrayBuffer that owns the bytes, if one does. */
   #source: ArrayBuffer | undefined
   #closed = false
@@ -34,7 +35,7 @@ export class Memory implements Disposable {
   /** Address of the first byte. */
   get pointer(): bigint {
     this.#requireOpen()
-    return native().memoryPointer(this.handle)
+    return (this.#pointer ??= native().memoryPointer(this.handle))
   }
 
   /**

@@ -72,7 +72,17 @@ export class Stream implements AsyncDisposable {
    */
   wait(event: Event): void {
     this.#requireOpen()
-    native().streamWait(this.handle, event.handle)
+    native().streamWait(this.handle, event.handle, true)
+  }
+
+  /**
+   * As {@link wait}, but a failure before the event stays with its own stream. For memory that is used again: its last user was told
+   * how that went, and the next one only has to come later.
+   * @throws as {@link wait}.
+   */
+  follow(event: Event): void {
+    this.#requireOpen()
+    native().streamWait(this.handle, event.handle, false)
   }
 
   /** Enqueues a pause. For tests and for shaking orders: it computes nothing. */

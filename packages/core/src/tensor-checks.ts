@@ -24,16 +24,11 @@ export function requireTensor(
 ): asserts value is Tensor {
   if (!isTensor(value)) throw argumentError(argument, 'a Tensor', value)
   const { dtype, shape, contiguous = true, device } = requirement
-  const accepted = dtype === undefined || typeof dtype === 'string' ? dtype : dtype.join(' or ')
-  if (accepted !== undefined && ![dtype].flat().includes(value.dtype)) {
-    throw argumentError(argument, `dtype ${accepted}`, value.toString())
+  if (dtype !== undefined && dtype !== value.dtype && !(typeof dtype === 'object' && dtype.includes(value.dtype))) {
+    throw argumentError(argument, `dtype ${[dtype].flat().join(' or ')}`, value.toString())
   }
-  if (shape !== undefined) {
-    const fits =
-      value.shape.length === shape.length && shape.every((size, d) => size === null || size === value.shape[d])
-    if (!fits)
-      throw argumentError(argument, `shape [${shape.map((size) => size ?? 'any').join(', ')}]`, value.toString())
-  }
+  if (shape !== undefined && !hasShape(value, shape))
+    throw argumentError(argument, `shape [${shape.map((size) => size ?? 'any').join(', ')}]`, value.toString())
   // By name: the other module format's copy of a device is another object.
   if (device !== undefined && value.device.name !== device.name) {
     throw argumentError(argument, `a tensor on ${device}`, value.toString())
@@ -46,6 +41,19 @@ export function requireTensor(
       details: { argument },
     })
   }
+}
+
+function hasShape({ shape }: Tensor, wanted: readonly (number | null)[]): boolean {
+  if (shape.length !== wanted.length) return false
+  for (let d = 0; d < wanted.length; d++) if (wanted[d] !== null && wanted[d] !== shape[d]) return false
+  return true
+}
+
+/** Whether two tensors share bytes, or lie between each other's: an output must not overwrite what is still to be read. */
+export function overlap(a: Tensor, b: Tensor): boolean {
+  if (a.spanBytes === 0 || b.spanBytes === 0) return false
+  const [beginA, beginB] = [Number(a.memory.pointer) + a.byteOffset, Number(b.memory.pointer) + b.byteOffset]
+  return beginA < beginB + b.spanBytes && beginB < beginA + a.spanBytes
 }
 
 /** Also true for tensors of the other module format's copy of this class. */

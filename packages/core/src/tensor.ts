@@ -28,6 +28,12 @@ export class Tensor {
   readonly shape: readonly number[]
   readonly strides: readonly number[]
   readonly byteOffset: number
+  /** Number of elements. */
+  readonly numel: number
+  /** Whether the elements lie in row-major order without gaps. */
+  readonly isContiguous: boolean
+  /** Bytes from the first element to the end of the last one, gaps included. */
+  readonly spanBytes: number
   #handle: TensorHandle | undefined
 
   /** @throws ERR_MOE_EP_ARGUMENT when the view does not lie inside the memory, or not at a multiple of the element size. */
@@ -35,7 +41,8 @@ export class Tensor {
     const { memory, dtype, shape, byteOffset = 0 } = options
     if (!isDType(dtype)) throw argumentError('dtype', `one of ${Object.keys(dtypes).join(', ')}`, dtype)
     requireShape(shape)
-    const strides = options.strides ?? contiguousStrides(shape)
+    const dense = contiguousStrides(shape)
+    const strides = options.strides ?? dense
     if (strides.length !== shape.length || !strides.every((stride) => Number.isSafeInteger(stride) && stride >= 0)) {
       throw argumentError('strides', `${shape.length} numbers of elements`, strides)
     }
@@ -43,9 +50,10 @@ export class Tensor {
       throw argumentError('byteOffset', 'bytes, 0 or more', byteOffset)
     const elementBytes = Math.max(1, dtypes[dtype].bits / 8)
     if (byteOffset % elementBytes !== 0) throw argumentError('byteOffset', `a multiple of ${elementBytes}`, byteOffset)
-    const empty = shape.includes(0)
-    const last = empty ? 0 : shape.reduce((sum, size, d) => sum + (size - 1) * strides[d]!, 1)
-    const end = byteOffset + Math.ceil((last * dtypes[dtype].bits) / 8)
+    const numel = product(shape)
+    const last = numel === 0 ? 0 : shape.reduce((sum, size, d) => sum + (size - 1) * strides[d]!, 1)
+    const spanBytes = Math.ceil((last * dtypes[dtype].bits) / 8)
+    const end = byteOffset + spanBytes
     if (end > memory.byteLength) {
       throw argumentError(
         'shape',
@@ -58,6 +66,10 @@ export class Tensor {
     this.shape = Object.freeze([...shape])
     this.strides = Object.freeze([...strides])
     this.byteOffset = byteOffset
+    // Checks of operations ask for these with every call.
+    this.numel = numel
+    this.isContiguous = numel === 0 || shape.every((size, d) => size === 1 || strides[d] === dense[d])
+    this.spanBytes = spanBytes
   }
 
   /**
@@ -135,11 +147,6 @@ export class Tensor {
     return this.memory.device
   }
 
-  /** Number of elements. */
-  get numel(): number {
-    return product(this.shape)
-  }
-
   /** Bytes of the elements when stored contiguously. */
   get byteLength(): number {
     return byteLengthOf(this.dtype, this.numel)
@@ -148,11 +155,6 @@ export class Tensor {
   /** Address of the first element. */
   get pointer(): bigint {
     return this.memory.pointer + BigInt(this.byteOffset)
-  }
-
-  get isContiguous(): boolean {
-    const expected = contiguousStrides(this.shape)
-    return this.numel === 0 || this.shape.every((size, d) => size === 1 || this.strides[d] === expected[d])
   }
 
   /** Native handle that operations take. */

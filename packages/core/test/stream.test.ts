@@ -49,6 +49,20 @@ describe('streams', () => {
     await other.synchronize()
   })
 
+  test('a failure does not reach streams that only follow', async () => {
+    await using stream = device.createStream()
+    await using other = device.createStream()
+    stream.delay(20_000)
+    stream.fail('ERR_MOE_EP_CAPACITY', 'too many rows')
+    const event = stream.record()
+    other.follow(event)
+    const followed = other.record()
+    await other.synchronize()
+    expect(event.query()).toBe(true)
+    expect(followed.completedAtUs).toBeGreaterThanOrEqual(event.completedAtUs)
+    expect((await rejection(stream.synchronize())).code).toBe('ERR_MOE_EP_CAPACITY')
+  })
+
   test('a wait can be given up by time or by signal; the work goes on', async () => {
     await using stream = device.createStream()
     stream.delay(50_000)

@@ -1,5 +1,6 @@
 import { execFile, execFileSync } from 'node:child_process'
 import { cp, mkdtemp, rm } from 'node:fs/promises'
+import { createRequire } from 'node:module'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath, pathToFileURL } from 'node:url'
@@ -15,7 +16,11 @@ let folder = ''
 beforeAll(async () => void (folder = await mkdtemp(join(tmpdir(), 'moe-ep-core-'))))
 afterAll(() => rm(folder, { recursive: true, force: true }))
 
-const canBuild = requires('cmake', () => execFileSync('cmake', ['--version']).length > 0)
+const canBuild = requires('native build', () => {
+  createRequire(build).resolve('node-addon-api/package.json')
+  execFileSync('cmake', ['--version'])
+  return true
+})
 
 test.skipIf(!canBuild)(
   'core is built without CUDA where that is wanted or nothing else possible, and says so',

@@ -1,4 +1,4 @@
-import { argumentError, type Device, type DType, dtypes, requireTensor, type Tensor } from '@moe-ep/core'
+import { argumentError, type Device, type DType, overlap, requireTensor, type Tensor } from '@moe-ep/core'
 
 /** Most rows that i32 row numbers can name. */
 export const maxRows = 2 ** 31 - 1
@@ -36,22 +36,12 @@ export function requireExpertMap(value: unknown, device: Device): asserts value 
 
 type NamedTensors = Readonly<Record<string, Tensor | undefined>>
 
-/** Bytes from a tensor's first element to the end of its last, gaps included; undefined where it has none. */
-function rangeOf(tensor: Tensor | undefined): { readonly begin: bigint; readonly end: bigint } | undefined {
-  if (tensor === undefined || tensor.numel === 0) return undefined
-  const last = tensor.shape.reduce((sum, size, d) => sum + (size - 1) * tensor.strides[d]!, 0)
-  const bytes = Math.ceil(((last + 1) * dtypes[tensor.dtype].bits) / 8)
-  return { begin: tensor.pointer, end: tensor.pointer + BigInt(bytes) }
-}
-
 /** @throws ERR_MOE_EP_ARGUMENT when an output lies on an input, which would be overwritten before it is read. */
 export function requireDisjoint(outputs: NamedTensors, inputs: NamedTensors): void {
   for (const [name, output] of Object.entries(outputs)) {
-    const written = rangeOf(output)
-    if (written === undefined) continue
+    if (output === undefined) continue
     for (const [other, input] of Object.entries(inputs)) {
-      const read = rangeOf(input)
-      if (read !== undefined && written.begin < read.end && read.begin < written.end)
+      if (input !== undefined && overlap(output, input))
         throw argumentError(name, `memory apart from ${other}`, 'overlapping bytes')
     }
   }

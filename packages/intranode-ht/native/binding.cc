@@ -2,6 +2,7 @@
 #include "cpu/combine_grouped.h"
 #include "cpu/meet_for_combine.h"
 #include "cpu/notify.h"
+#include "cpu/refuse.h"
 #include "cpu/send.h"
 #include "cpu/send_grouped.h"
 #include "moe_ep/transport/addon.h"
@@ -43,7 +44,7 @@ Napi::Value CreateBuffer(const Napi::CallbackInfo& info) {
   auto buffer = std::make_shared<cpu::Buffer>();
   buffer->routes = RoutesArgument(args, 0);
   buffer->layout = FromNumbers<cpu::BufferLayout>(args, 1);
-  buffer->slots.resize(static_cast<size_t>(buffer->layout.slots));
+  buffer->slots = std::vector<cpu::SlotState>(static_cast<size_t>(buffer->layout.slots));
   Napi::Value external =
       Napi::External<BufferHandle>::New(args.env(), new BufferHandle(std::move(buffer)),
                                         [](Napi::Env, BufferHandle* held) { delete held; });
@@ -59,7 +60,7 @@ Napi::Value CloseBuffer(const Napi::CallbackInfo& info) {
   return args.env().Undefined();
 }
 
-// notify(stream, buffer, slot, sharedArguments, topkIdx, [outputs in order of NotifyOutputs],
+// notify(stream, buffer, slot, sharedArguments, topkIdx, [outputs in order of NotifyOutputs], room,
 // timeoutMs)
 Napi::Value Notify(const Napi::CallbackInfo& info) {
   const Arguments args(info);
@@ -78,7 +79,8 @@ Napi::Value Notify(const Napi::CallbackInfo& info) {
               .num_recv_tokens_per_expert = args.tensor(12),
               .num_recv_selections = args.tensor(13),
               .slot_row = args.optional_tensor(14)},
-      .timeout_ms = args.integer(15),
+      .room = args.integer(15),
+      .timeout_ms = args.integer(16),
   };
   return Enqueue(args.env(), args.stream(0), [call](const Exec& exec) { cpu::Notify(exec, call); });
 }
@@ -142,8 +144,7 @@ Napi::Value SendGrouped(const Napi::CallbackInfo& info) {
                  [call](const Exec& exec) { cpu::SendGrouped(exec, call); });
 }
 
-// combine(stream, buffer, slot, x, topkWeights, numTokensPerRank, rankPrefixMatrix, sendHead,
-// bias0, bias1, out,
+// combine(stream, buffer, slot, x, topkWeights, rankPrefixMatrix, sendHead, bias0, bias1, out,
 //         outTopkWeights, timeoutMs)
 Napi::Value Combine(const Napi::CallbackInfo& info) {
   const Arguments args(info);
@@ -152,21 +153,19 @@ Napi::Value Combine(const Napi::CallbackInfo& info) {
       .slot = args.integer(2),
       .x = args.tensor(3),
       .topk_weights = args.optional_tensor(4),
-      .num_tokens_per_rank = args.tensor(5),
-      .rank_prefix_matrix = args.tensor(6),
-      .send_head = args.tensor(7),
-      .bias = {args.optional_tensor(8), args.optional_tensor(9)},
-      .out = args.tensor(10),
-      .out_topk_weights = args.optional_tensor(11),
-      .timeout_ms = args.integer(12),
+      .rank_prefix_matrix = args.tensor(5),
+      .send_head = args.tensor(6),
+      .bias = {args.optional_tensor(7), args.optional_tensor(8)},
+      .out = args.tensor(9),
+      .out_topk_weights = args.optional_tensor(10),
+      .timeout_ms = args.integer(11),
   };
   return Enqueue(args.env(), args.stream(0),
                  [call](const Exec& exec) { cpu::Combine(exec, call); });
 }
 
-// combineGrouped(stream, buffer, slot, experts, x, topkIdx, topkWeights, slotRow, numTokensPerRank,
-// numRecvTokensPerExpert,
-//                out, timeoutMs)
+// combineGrouped(stream, buffer, slot, experts, x, topkIdx, topkWeights, slotRow,
+//                numRecvTokensPerExpert, out, timeoutMs)
 Napi::Value CombineGrouped(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const cpu::CombineGroupedCall call{
@@ -177,13 +176,37 @@ Napi::Value CombineGrouped(const Napi::CallbackInfo& info) {
       .topk_idx = args.tensor(5),
       .topk_weights = args.tensor(6),
       .slot_row = args.tensor(7),
-      .num_tokens_per_rank = args.tensor(8),
-      .num_recv_tokens_per_expert = args.tensor(9),
-      .out = args.tensor(10),
-      .timeout_ms = args.integer(11),
+      .num_recv_tokens_per_expert = args.tensor(8),
+      .out = args.tensor(9),
+      .timeout_ms = args.integer(10),
   };
   return Enqueue(args.env(), args.stream(0),
                  [call](const Exec& exec) { cpu::CombineGrouped(exec, call); });
+}
+
+// refuseDispatch(stream, buffer, call, code, words, timeoutMs)
+Napi::Value RefuseDispatch(const Napi::CallbackInfo& info) {
+  const Arguments args(info);
+  const cpu::RefuseDispatchCall call{
+      .buffer = BufferArgument(args, 1),
+      .call = args.integer(2),
+      .refusal = cpu::MakeRefusal(args.text(3), args.text(4)),
+      .timeout_ms = args.integer(5),
+  };
+  return Enqueue(args.env(), args.stream(0),
+                 [call](const Exec& exec) { cpu::RefuseDispatch(exec, call); });
+}
+
+// refuseCombine(stream, buffer, slot, code, words)
+Napi::Value RefuseCombine(const Napi::CallbackInfo& info) {
+  const Arguments args(info);
+  const cpu::RefuseCombineCall call{
+      .buffer = BufferArgument(args, 1),
+      .slot = args.integer(2),
+      .refusal = cpu::MakeRefusal(args.text(3), args.text(4)),
+  };
+  return Enqueue(args.env(), args.stream(0),
+                 [call](const Exec& exec) { cpu::RefuseCombine(exec, call); });
 }
 
 // copyRows(stream, from, to): the first rows of `from`, as many as `to` has.
@@ -207,10 +230,14 @@ Napi::Object Initialize(Napi::Env env, Napi::Object exports) {
   Export(env, exports, "sendGrouped", SendGrouped);
   Export(env, exports, "combine", Combine);
   Export(env, exports, "combineGrouped", CombineGrouped);
+  Export(env, exports, "refuseDispatch", RefuseDispatch);
+  Export(env, exports, "refuseCombine", RefuseCombine);
   Export(env, exports, "copyRows", CopyRows);
   exports.Set("signalKinds", Napi::Number::New(env, static_cast<double>(cpu::kNumSignalKinds)));
   exports.Set("messageHeadBytes", Napi::Number::New(env, sizeof(cpu::MessageHead)));
-  exports.Set("combineArgumentBytes", Napi::Number::New(env, sizeof(cpu::CombineArguments)));
+  exports.Set("combineHeadBytes", Napi::Number::New(env, sizeof(cpu::CombineHead)));
+  exports.Set("refusalSignals", Napi::Number::New(env, static_cast<double>(cpu::kRefusalSignals)));
+  exports.Set("refusalWordBytes", Napi::Number::New(env, sizeof(cpu::Refusal::words) - 1));
   return exports;
 }
 

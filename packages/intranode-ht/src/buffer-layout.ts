@@ -1,5 +1,5 @@
-import { argumentError, requireInteger } from '@moe-ep/core'
-import { type Region, RegionLayout } from '@moe-ep/transport'
+import { argumentError, MoeEpError, requireInteger } from '@moe-ep/core'
+import { type CollectiveOptions, type ProcessGroup, type Region, RegionLayout } from '@moe-ep/transport'
 import { native } from './native.js'
 
 /** Sizes that a buffer is built for. They never grow; all ranks pass the same. */
@@ -61,7 +61,7 @@ export function layoutBuffer(options: IntranodeBufferSizes, numRanks: number): B
   const topkWeights = slot.reserve(sizes.capacity * sizes.maxTopk * 4)
   // A rank may be one dispatch ahead of another that still reads the counts of the last: two messages take turns.
   const counts = slot.reserve(2 * numRanks * countsStride)
-  const combineArguments = slot.reserve(native().combineArgumentBytes)
+  const combineHead = slot.reserve(native().combineHeadBytes)
   // Scales of grouped rows, column by column: a column is padded to four rows.
   const columnScales = slot.reserve(align(sizes.capacity, 4) * sizes.maxScaleColumns * 4)
   // Slots begin on pages of their own: two leases never share one.
@@ -69,12 +69,12 @@ export function layoutBuffer(options: IntranodeBufferSizes, numRanks: number): B
   return {
     ...{ sizes, rows, scales, topkIdx, topkWeights, sourceIndex, columnScales, slotBytes },
     byteLength: slotBytes * sizes.maxInFlight,
-    numSignals: sizes.maxInFlight * native().signalKinds * numRanks,
+    numSignals: (sizes.maxInFlight * native().signalKinds + native().refusalSignals) * numRanks,
     nativeFields: [
       ...[sizes.maxInFlight, slotBytes, sizes.capacity, maxRowBytes, sizes.maxScaleColumns, sizes.maxTopk],
       ...[sizes.maxExperts, sizes.maxChannels, rows.byteOffset, scales.byteOffset, sourceIndex.byteOffset],
       ...[topkIdx.byteOffset, topkWeights.byteOffset, counts.byteOffset, countsStride],
-      ...[combineArguments.byteOffset, columnScales.byteOffset],
+      ...[combineHead.byteOffset, columnScales.byteOffset],
     ],
   }
 }
@@ -106,6 +106,22 @@ function withDefaults(options: IntranodeBufferSizes, numRanks: number): Required
 
 function align(bytes: number, alignment: number): number {
   return Math.ceil(bytes / alignment) * alignment
+}
+
+/** Different sizes may happen to need as many bytes, so the places themselves are compared. */
+export async function requireSameLayout(
+  group: ProcessGroup,
+  layout: BufferLayout,
+  wait: CollectiveOptions,
+): Promise<void> {
+  const own = layout.nativeFields.join(' ')
+  const all = (await group.allGather(Buffer.from(own), wait)).map((bytes) => Buffer.from(bytes).toString())
+  const different = all.findIndex((fields) => fields !== all[0])
+  if (different < 0) return
+  throw new MoeEpError(
+    'ERR_MOE_EP_MISMATCH',
+    `intranode buffer: rank ${different} was built with other sizes than rank 0`,
+  )
 }
 
 /** Rows that a grouped dispatch can need at the worst: every selection of every token on one rank, and padding. */

@@ -107,6 +107,12 @@ function checkPlan(plan: DispatchPlan, x: Tensor, grouped: boolean, { sizes, ran
   )
 }
 
+/** @throws ERR_MOE_EP_ARGUMENT. Streams of the other module format's copy will do. */
+export function requireStream(stream: unknown): asserts stream is Stream {
+  if (typeof stream !== 'object' || stream === null || !('follow' in stream))
+    throw argumentError('stream', 'a Stream', stream)
+}
+
 /** A dispatch that waits for counts cannot be recorded. */
 export function requireNotCapturing(stream: Stream): void {
   if (!stream.capturing) return

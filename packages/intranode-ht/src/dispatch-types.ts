@@ -11,6 +11,16 @@ export interface CallOptions {
   readonly timeoutMs?: number
 }
 
+/** Of the call that is refused. */
+export interface RefuseOptions {
+  /** @default the device's default stream */
+  readonly stream?: Stream
+  /** Deadline of the wait for the call of the others. @default the buffer's */
+  readonly timeoutMs?: number
+  /** Slot that the call would have asked for. @default the lowest free one */
+  readonly slot?: number
+}
+
 /** What a fresh or a cached dispatch takes alike. */
 export interface SendOptions extends CallOptions {
   /** f32 [T, G]: scales of the rows, forwarded with them. */

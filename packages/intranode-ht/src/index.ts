@@ -11,6 +11,7 @@ export type {
   GroupedCombineOptions,
   GroupedDispatchOptions,
   GroupedDispatchResult,
+  RefuseOptions,
   SendOptions,
 } from './dispatch-types.js'
 export { IntranodeBuffer, type IntranodeBufferOptions } from './intranode-buffer.js'

@@ -8,15 +8,16 @@ import {
   type Stream,
   Tensor,
 } from '@moe-ep/core'
-import { type CollectiveOptions, type Lease, type ProcessGroup, SlotRing, SymmetricMemory } from '@moe-ep/transport'
-import { copyOut } from './copy-out.js'
-import { type BufferLayout, type IntranodeBufferSizes, layoutBuffer } from './buffer-layout.js'
+import { type Lease, type ProcessGroup, SlotRing, SymmetricMemory } from '@moe-ep/transport'
+import { type BufferLayout, type IntranodeBufferSizes, layoutBuffer, requireSameLayout } from './buffer-layout.js'
+import { checkOut, copyOut, roomFor } from './copy-out.js'
 import {
   type CheckContext,
   checkDispatch,
   checkGroupedDispatch,
   requireNotCapturing,
   requireRows,
+  requireStream,
 } from './dispatch-arguments.js'
 import type { DispatchHandle, DispatchPlan, GroupedDispatchHandle } from './dispatch-handle.js'
 import type {
@@ -29,6 +30,7 @@ import type {
   GroupedCombineOptions,
   GroupedDispatchOptions,
   GroupedDispatchResult,
+  RefuseOptions,
 } from './dispatch-types.js'
 import {
   enqueueCombine,
@@ -41,6 +43,8 @@ import {
 } from './kernel-calls.js'
 import { type BufferHandle, native } from './native.js'
 import { emptyPlan, settledPlan, sharedArguments } from './plan.js'
+import { Refuser } from './refuser.js'
+import { type Refused, rejected, releasedOnFailure, settled } from './settled.js'
 import { type Filled, SlotViews } from './slot-views.js'
 
 /** How a buffer is made. */
@@ -68,6 +72,9 @@ export class IntranodeBuffer implements Disposable {
   readonly #slots: SlotRing
   readonly #leases = new WeakMap<Lease, Event>()
   readonly #handle: BufferHandle
+  readonly #refuser: Refuser
+  /** Dispatches so far, refused ones too: by their numbers ranks tell them apart. */
+  #calls = 0
   #closed = false
 
   private constructor(memory: SymmetricMemory, layout: BufferLayout, timeoutMs: number) {
@@ -79,6 +86,8 @@ export class IntranodeBuffer implements Disposable {
     this.#views = new SlotViews(memory, layout)
     this.#slots = new SlotRing(layout.sizes.maxInFlight)
     this.#handle = native().createBuffer(memory.routes, layout.nativeFields)
+    const isGivenUp = (): boolean => this.failure !== undefined
+    this.#refuser = new Refuser({ buffer: this.#handle, device: this.device, timeoutMs, isGivenUp })
   }
 
   /** Bytes of symmetric memory that a buffer of these sizes takes on every rank, signals not counted. */
@@ -135,23 +144,30 @@ export class IntranodeBuffer implements Disposable {
    * Sends each row once to every rank that has one of its experts, straight to its final place there. Resolves as soon as the
    * counts are known; the rows arrive in stream order (`event`).
    *
+   * What is wrong on one rank is refused on all, before a row is sent: there with its own error, elsewhere with the same code and
+   * a message that names the rank. The buffer works on.
+   *
    * @param x [T, hidden] bf16, f16, f32, fp8 or u8, rows of a multiple of 16 bytes. T may be 0 and differ between ranks.
-   * @throws ERR_MOE_EP_ARGUMENT, ERR_MOE_EP_CAPTURE and ERR_MOE_EP_NO_FREE_SLOT before anything is sent; ERR_MOE_EP_MISMATCH,
-   *   ERR_MOE_EP_CAPACITY (with the true count) and ERR_MOE_EP_ARGUMENT for an id out of range on all ranks before a row is sent;
-   *   ERR_MOE_EP_TIMEOUT naming rank, peer and what was missing; ERR_MOE_EP_PEER_LOST.
+   * @throws ERR_MOE_EP_ARGUMENT (also for an id out of range), ERR_MOE_EP_CAPTURE, ERR_MOE_EP_NO_FREE_SLOT, ERR_MOE_EP_MISMATCH and
+   *   ERR_MOE_EP_CAPACITY (with the true count) on all ranks before a row is sent; ERR_MOE_EP_TIMEOUT naming rank, peer and what was
+   *   missing; ERR_MOE_EP_PEER_LOST; ERR_MOE_EP_RELEASED when the buffer was closed.
    */
   async dispatch(x: Tensor, options: DispatchOptions): Promise<DispatchResult> {
-    checkDispatch(x, options, this.#context)
-    const call = this.#begin(x, options)
-    requireNotCapturing(call.stream)
-    return this.#leased(call, async (lease) => {
-      const { plan, counted } = this.#enqueueDispatch(call, lease, options, false)
-      if (options.plan === undefined) await settled(counted, call.stream)
-      const counts = options.plan ?? settledPlan(plan)
+    const begun = this.#begin(x, options, true, () => {
+      checkDispatch(x, options, this.#context)
+      checkOut(x, options)
+      return { groupedTopk: undefined, room: roomFor(options.out, this.sizes.capacity) }
+    })
+    if ('error' in begun) return rejected(begun)
+    const { lease, stream } = begun
+    return releasedOnFailure(begun, async () => {
+      this.#enqueueSend(x, options, begun, false)
+      if (options.plan === undefined) await settled(begun.counted, stream)
+      const counts = options.plan ?? settledPlan(begun.plan)
       const result = this.#views.dispatchResult(this.#filled(x, lease, counts), options)
       if (options.out === undefined) return result
-      const copied = copyOut(call.stream, result, options.out)
-      this.#leases.set(lease, call.stream.record())
+      const copied = copyOut(stream, result, options.out)
+      this.#leases.set(lease, stream.record())
       return { ...result, ...copied, event: this.#leases.get(lease)! }
     })
   }
@@ -159,19 +175,26 @@ export class IntranodeBuffer implements Disposable {
   /**
    * The same without a wait for counts: results have as many rows as the buffer's capacity, of which the first
    * `rankPrefixMatrix[R-1][rank]` are filled and the others have ids of -1 and weights of 0. Enqueued; can be captured.
-   * @throws as {@link dispatch}, what is found out by the kernels at the next await of the stream.
+   * @throws as {@link dispatch}, what is found out by the kernels, and what other ranks refuse, at the next await of the stream.
+   *   A capture sends nothing, so what is refused in one is refused on this rank alone.
    */
   dispatchWorstCase(x: Tensor, options: Omit<DispatchOptions, 'out'>): DispatchResult {
-    checkDispatch(x, options, this.#context)
-    const call = this.#begin(x, options)
-    const lease = this.#acquire(call)
+    const begun = this.#begin(x, options, false, () => {
+      checkDispatch(x, options, this.#context)
+      return { groupedTopk: undefined, room: this.sizes.capacity }
+    })
+    if ('error' in begun) {
+      // Where nothing is awaited, the other ranks cannot give their leases back before they are told either.
+      begun.lease?.release()
+      throw begun.error
+    }
     try {
-      const { plan } = this.#enqueueDispatch(call, lease, options, true)
-      const bound = { ...plan, numRecvTokens: this.sizes.capacity }
-      const result = this.#views.dispatchResult(this.#filled(x, lease, bound), options)
+      this.#enqueueSend(x, options, begun, true)
+      const bound = { ...begun.plan, numRecvTokens: this.sizes.capacity }
+      const result = this.#views.dispatchResult(this.#filled(x, begun.lease, bound), options)
       return { ...result, numRecvTokensPerExpert: new Int32Array(0) }
     } catch (error) {
-      lease.release()
+      begun.lease.release()
       throw error
     }
   }
@@ -183,43 +206,69 @@ export class IntranodeBuffer implements Disposable {
    * @throws as {@link dispatch}.
    */
   async dispatchGrouped(x: Tensor, options: GroupedDispatchOptions): Promise<GroupedDispatchResult> {
-    checkGroupedDispatch(x, options, this.#context)
-    const call = this.#begin(x, options)
-    requireNotCapturing(call.stream)
-    return this.#leased(call, async (lease) => {
+    const begun = this.#begin(x, options, true, () => {
+      checkGroupedDispatch(x, options, this.#context)
+      return { groupedTopk: options.topkIdx.shape[1]!, room: this.sizes.capacity }
+    })
+    if ('error' in begun) return rejected(begun)
+    const { lease, kernel, plan, stream } = begun
+    return releasedOnFailure(begun, async () => {
       const { topkIdx, scales, fill = -1, zeroPadding = false } = options
-      const { plan, counted, kernel } = this.#enqueueCounts(call, lease, options, topkIdx.shape[1]!)
       enqueueSendGrouped(kernel, { x, scales, topkIdx, fill, zeroPadding }, plan)
-      this.#leases.set(lease, call.stream.record())
-      if (options.plan === undefined) await settled(counted, call.stream)
+      this.#leases.set(lease, stream.record())
+      if (options.plan === undefined) await settled(begun.counted, stream)
       return this.#views.groupedResult(this.#filled(x, lease, options.plan ?? settledPlan(plan)), options)
     })
+  }
+
+  /**
+   * Takes part in the dispatch that the other ranks call next, with an error instead of rows: it is refused there as if dispatch had
+   * refused it here. For callers that find out by themselves that this rank has nothing to dispatch, so that nobody waits for it.
+   * Counts as a call of dispatch: takes its slot until the others are told, and then resolves.
+   * @throws ERR_MOE_EP_RELEASED when the buffer was closed; what its wait for the others fails with.
+   */
+  async refuseDispatch(error: unknown, options: RefuseOptions = {}): Promise<void> {
+    this.#requireOpen()
+    const { lease, told } = this.#refuse(this.#calls++, error, options, true)
+    try {
+      await told?.synchronize()
+    } finally {
+      lease?.release(told)
+    }
   }
 
   /**
    * Brings rows home: for each token of this rank the f32 sum, in rank order, of the rows that stand for it on other ranks, then the
    * biases, rounded once. Weights must have been applied to the rows. Enqueued; ends the lease.
    *
+   * What is wrong on one rank is refused on all, before a result is read, and ends the lease on all: the buffer works on. A capture
+   * sends nothing, so what is refused in one is refused on this rank alone.
+   *
    * @param x [rows, hidden] bf16, f16 or f32: row i belongs to the token of recvX's row i. May be `combineInput(handle)`.
-   * @throws ERR_MOE_EP_ARGUMENT, ERR_MOE_EP_RELEASED when the lease has ended; on await of the event or stream as in dispatch.
+   * @throws ERR_MOE_EP_ARGUMENT. Without a word to the others, for which lease they mean cannot be known: ERR_MOE_EP_ARGUMENT for a
+   *   handle of another buffer, ERR_MOE_EP_RELEASED when the lease has ended or the buffer was closed. On await of the event or
+   *   stream: what other ranks refuse; ERR_MOE_EP_MISMATCH on all ranks; as in dispatch.
    */
   combine(x: Tensor, handle: DispatchHandle, options: CombineOptions = {}): CombineResult {
     const { plan, lease } = handle
     this.#requireLease(lease)
-    const combinedX = this.#combineOutput(x, plan, options)
-    const { topkWeights } = options
-    if (topkWeights !== undefined) {
-      requireTensor('topkWeights', topkWeights, { dtype: 'f32', shape: [plan.numRecvTokens, null] })
-      requireInteger('topk', topkWeights.shape[1], 1, this.sizes.maxTopk)
-    }
-    const biases = options.bias === undefined ? [] : [options.bias].flat()
-    if (biases.length > 2) throw argumentError('bias', 'at most two', biases.length)
-    for (const bias of biases) requireTensor('bias', bias, { dtype: x.dtype, shape: combinedX.shape })
-    const combinedTopkWeights = topkWeights && Tensor.zeros([plan.numTokens, topkWeights.shape[1]!], 'f32', this.device)
-    const kernel = this.#enter(lease, options)
-    const staged = this.#views.isStaged(x, lease.slot)
-    enqueueCombine(kernel, { x, staged, topkWeights, biases, combinedX, combinedTopkWeights }, plan)
-    return { combinedX, combinedTopkWeights, event: this.#leave(lease, kernel.stream) }
+    return this.#orRefuse(handle, options, () => {
+      const combinedX = this.#combineOutput(x, plan, options)
+      const { topkWeights } = options
+      if (topkWeights !== undefined) {
+        requireTensor('topkWeights', topkWeights, { dtype: 'f32', shape: [plan.numRecvTokens, null] })
+        requireInteger('topk', topkWeights.shape[1], 1, this.sizes.maxTopk)
+      }
+      const biases = options.bias === undefined ? [] : [options.bias].flat()
+      if (biases.length > 2) throw argumentError('bias', 'at most two', biases.length)
+      for (const bias of biases) requireTensor('bias', bias, { dtype: x.dtype, shape: combinedX.shape })
+      const combinedTopkWeights =
+        topkWeights && Tensor.zeros([plan.numTokens, topkWeights.shape[1]!], 'f32', this.device)
+      const kernel = this.#enter(lease, options)
+      const staged = this.#views.isStaged(x, lease.slot)
+      enqueueCombine(kernel, { x, staged, topkWeights, biases, combinedX, combinedTopkWeights }, plan)
+      return { combinedX, combinedTopkWeights, event: this.#leave(lease, kernel.stream) }
+    })
   }
 
   /**
@@ -230,13 +279,30 @@ export class IntranodeBuffer implements Disposable {
   combineGrouped(x: Tensor, handle: GroupedDispatchHandle, options: GroupedCombineOptions = {}): CombineResult {
     const { plan, lease, topkIdx } = handle
     this.#requireLease(lease)
-    const combinedX = this.#combineOutput(x, plan, options)
-    const topkWeights = options.topkWeights ?? handle.topkWeights
-    requireTensor('topkWeights', topkWeights, { dtype: 'f32', shape: topkIdx.shape })
-    const kernel = this.#enter(lease, options)
-    const staged = this.#views.isStaged(x, lease.slot)
-    enqueueCombineGrouped(kernel, { x, staged, topkIdx, topkWeights, combinedX }, plan)
-    return { combinedX, combinedTopkWeights: undefined, event: this.#leave(lease, kernel.stream) }
+    return this.#orRefuse(handle, options, () => {
+      const combinedX = this.#combineOutput(x, plan, options)
+      const topkWeights = options.topkWeights ?? handle.topkWeights
+      requireTensor('topkWeights', topkWeights, { dtype: 'f32', shape: topkIdx.shape })
+      const kernel = this.#enter(lease, options)
+      const staged = this.#views.isStaged(x, lease.slot)
+      enqueueCombineGrouped(kernel, { x, staged, topkIdx, topkWeights, combinedX }, plan)
+      return { combinedX, combinedTopkWeights: undefined, event: this.#leave(lease, kernel.stream) }
+    })
+  }
+
+  /**
+   * Takes part in the combine of `handle` that the other ranks call, with an error instead of results: it is refused there, and the
+   * lease ends here as there. For callers whose experts failed, so that nobody waits for them. Enqueued; does nothing when the lease
+   * has ended.
+   * @throws ERR_MOE_EP_ARGUMENT for a handle of another buffer; ERR_MOE_EP_RELEASED when the buffer was closed.
+   */
+  refuseCombine(
+    { lease }: DispatchHandle | GroupedDispatchHandle,
+    error: unknown,
+    { stream }: Pick<RefuseOptions, 'stream'> = {},
+  ): void {
+    this.#requireOwn(lease)
+    if (lease.active) lease.release(this.#refuser.combine(lease.slot, error, stream, this.#leases.get(lease)!))
   }
 
   /**
@@ -268,55 +334,64 @@ export class IntranodeBuffer implements Disposable {
     return { sizes: this.sizes, rank: this.group.rank, numRanks: this.group.worldSize }
   }
 
-  #begin(x: Tensor, options: CallOptions & { readonly slot?: number }): Call {
-    const { stream = this.device.defaultStream, timeoutMs = this.timeoutMs, previousEvent, slot } = options
-    requireInteger('timeoutMs', timeoutMs, 1)
-    return { x, stream, timeoutMs, previousEvent, slot }
-  }
-
-  /** Takes a slot, and orders the stream after the slot's last user. */
-  #acquire({ stream, previousEvent, slot }: Call): Lease {
-    const lease = this.#slots.acquire(slot)
-    if (previousEvent !== undefined) stream.wait(previousEvent)
-    if (lease.previous !== undefined) stream.wait(lease.previous)
-    return lease
-  }
-
-  async #leased<Result>(call: Call, body: (lease: Lease) => Promise<Result>): Promise<Result> {
-    const lease = this.#acquire(call)
+  /**
+   * First half of a dispatch: checks it, takes a slot, orders the stream after the slot's last user, and enqueues the meeting with the
+   * other ranks. What goes wrong before that is told to them instead. `awaited`: the call cannot be captured.
+   */
+  #begin(x: Tensor, options: DispatchOptions, awaited: boolean, check: () => Checked): Begun | Refused {
+    this.#requireOpen()
+    const call = this.#calls++
+    let lease: Lease | undefined
     try {
-      return await body(lease)
+      const checked = check()
+      const { stream = this.device.defaultStream, timeoutMs = this.timeoutMs, previousEvent, slot } = options
+      requireStream(stream)
+      requireInteger('timeoutMs', timeoutMs, 1)
+      if (awaited) requireNotCapturing(stream)
+      lease = this.#slots.acquire(slot)
+      if (previousEvent !== undefined) stream.wait(previousEvent)
+      if (lease.previous !== undefined) stream.follow(lease.previous)
+      const kernel: KernelCall = { buffer: this.#handle, slot: lease.slot, stream, timeoutMs }
+      const plan = this.#enqueueMeeting(x, options, { call, kernel, ...checked })
+      return { lease, stream, kernel, plan, counted: stream.record() }
     } catch (error) {
-      lease.release(call.stream.closed ? undefined : call.stream.record())
-      throw error
+      lease?.release()
+      return this.#refuse(call, MoeEpError.from(error), options, awaited)
     }
   }
 
-  /** Enqueues the first half of a dispatch. With `groupedTopk`, rows have a place for each selection. */
-  #enqueueCounts(call: Call, lease: Lease, options: DispatchOptions, groupedTopk: number | undefined): Counted {
-    const { x, stream, timeoutMs } = call
+  /** The slot is the one that the call would have had: the other ranks hold it for as long as they do not know. */
+  #refuse(call: number, error: unknown, options: RefuseOptions | undefined, awaited: boolean): Refused {
+    let lease: Lease | undefined
+    try {
+      lease = this.#slots.acquire(options?.slot)
+    } catch {
+      // Without a slot it meets the others all the same.
+    }
+    return { error, lease, told: this.#refuser.dispatch(call, error, options, awaited) }
+  }
+
+  #enqueueMeeting(x: Tensor, options: DispatchOptions, { call, kernel, groupedTopk, room }: Meeting): DispatchPlan {
     const { topkIdx, topkWeights, scales, numExperts, numChannels } = options
-    const kernel: KernelCall = { buffer: this.#handle, slot: lease.slot, stream, timeoutMs }
-    const agreed = { lease: lease.id, x, scales, topkIdx, hasWeights: topkWeights !== undefined }
+    const agreed = { call, x, scales, topkIdx, hasWeights: topkWeights !== undefined }
     if (options.plan !== undefined) {
       enqueueNotifyCached(kernel, sharedArguments({ ...agreed, cached: true }, options.plan), options.plan)
-      return { kernel, plan: options.plan, counted: stream.record() }
+      return options.plan
     }
     const plan = emptyPlan({
       ...{ device: this.device, rank: this.group.rank, numRanks: this.group.worldSize, groupedTopk },
       ...{ numTokens: x.shape[0]!, numExperts: numExperts!, numChannels, maxChannels: this.sizes.maxChannels },
       expertAlignment: options.expertAlignment ?? (groupedTopk === undefined ? 1 : 128),
     })
-    enqueueNotify(kernel, sharedArguments({ ...agreed, cached: false }, plan), topkIdx!, plan)
-    return { kernel, plan, counted: stream.record() }
+    const shared = sharedArguments({ ...agreed, cached: false }, plan)
+    enqueueNotify(kernel, { shared, topkIdx: topkIdx!, room }, plan)
+    return plan
   }
 
-  #enqueueDispatch(call: Call, lease: Lease, options: DispatchOptions, fillTail: boolean): Counted {
-    const counted = this.#enqueueCounts(call, lease, options, undefined)
+  #enqueueSend(x: Tensor, options: DispatchOptions, { kernel, plan, lease }: Begun, fillTail: boolean): void {
     const { scales, topkIdx, topkWeights } = options
-    enqueueSend(counted.kernel, { x: call.x, scales, topkIdx, topkWeights, fillTail }, counted.plan)
-    this.#leases.set(lease, call.stream.record())
-    return counted
+    enqueueSend(kernel, { x, scales, topkIdx, topkWeights, fillTail }, plan)
+    this.#leases.set(lease, kernel.stream.record())
   }
 
   #filled(x: Tensor, lease: Lease, plan: DispatchPlan): Filled {
@@ -335,6 +410,7 @@ export class IntranodeBuffer implements Disposable {
   /** Orders a combine's stream after the dispatch that filled the lease. */
   #enter(lease: Lease, options: CallOptions): KernelCall {
     const { stream = this.device.defaultStream, timeoutMs = this.timeoutMs, previousEvent } = options
+    requireStream(stream)
     requireInteger('timeoutMs', timeoutMs, 1)
     if (previousEvent !== undefined) stream.wait(previousEvent)
     stream.wait(this.#leases.get(lease)!)
@@ -347,44 +423,53 @@ export class IntranodeBuffer implements Disposable {
     return event
   }
 
-  #requireLease(lease: Lease): void {
+  /** Tells the other ranks why a combine did not come about, and passes the error on. */
+  #orRefuse<Result>(
+    handle: DispatchHandle | GroupedDispatchHandle,
+    options: CallOptions,
+    enqueue: () => Result,
+  ): Result {
+    try {
+      return enqueue()
+    } catch (thrown) {
+      const error = MoeEpError.from(thrown)
+      this.refuseCombine(handle, error, options)
+      throw error
+    }
+  }
+
+  #requireOpen(): void {
+    if (this.#closed) throw new MoeEpError('ERR_MOE_EP_RELEASED', 'the buffer was closed')
+  }
+
+  #requireOwn(lease: Lease): void {
+    this.#requireOpen()
     if (!this.#leases.has(lease)) throw argumentError('handle', 'a handle of this buffer', 'one of another')
+  }
+
+  #requireLease(lease: Lease): void {
+    this.#requireOwn(lease)
     if (!lease.active) throw new MoeEpError('ERR_MOE_EP_RELEASED', "the dispatch's lease has ended")
   }
 }
 
-/** Waits for the counts. On failure the stream's own record of it is taken too: the caller hears of it here, once. */
-async function settled(counted: Event, stream: Stream): Promise<void> {
-  try {
-    await counted.synchronize()
-  } catch (error) {
-    await stream.synchronize().catch(() => {})
-    throw error
-  }
+/** What the checks of a dispatch found out. */
+interface Checked {
+  /** Of a grouped dispatch, whose rows have a place for each selection: slots of a token. */
+  readonly groupedTopk: number | undefined
+  /** Rows that this rank can take. */
+  readonly room: number
 }
 
-/** Different sizes may happen to need as many bytes, so the places themselves are compared. */
-async function requireSameLayout(group: ProcessGroup, layout: BufferLayout, wait: CollectiveOptions): Promise<void> {
-  const own = layout.nativeFields.join(' ')
-  const all = (await group.allGather(Buffer.from(own), wait)).map((bytes) => Buffer.from(bytes).toString())
-  const different = all.findIndex((fields) => fields !== all[0])
-  if (different < 0) return
-  throw new MoeEpError(
-    'ERR_MOE_EP_MISMATCH',
-    `intranode buffer: rank ${different} was built with other sizes than rank 0`,
-  )
-}
-
-interface Call {
-  readonly x: Tensor
-  readonly stream: Stream
-  readonly timeoutMs: number
-  readonly previousEvent: Event | undefined
-  readonly slot: number | undefined
+interface Meeting extends Checked {
+  readonly call: number
+  readonly kernel: KernelCall
 }
 
 /** The first half of a dispatch: its plan is complete at `counted`. */
-interface Counted {
+interface Begun {
+  readonly lease: Lease
+  readonly stream: Stream
   readonly kernel: KernelCall
   readonly plan: DispatchPlan
   readonly counted: Event

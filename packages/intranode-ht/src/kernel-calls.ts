@@ -11,8 +11,17 @@ export interface KernelCall {
   readonly timeoutMs: number
 }
 
+/** What a rank tells the others before it sends. */
+export interface Announced {
+  /** Arguments that all must agree on. */
+  readonly shared: readonly number[]
+  readonly topkIdx: Tensor
+  /** Rows that this rank can take. */
+  readonly room: number
+}
+
 /** First half of a dispatch with an exchange of counts: fills the plan's tensors. */
-export function enqueueNotify(call: KernelCall, shared: readonly number[], topkIdx: Tensor, plan: DispatchPlan): void {
+export function enqueueNotify(call: KernelCall, { shared, topkIdx, room }: Announced, plan: DispatchPlan): void {
   const { buffer, slot, stream, timeoutMs } = call
   traceOperation('intranode.notify', stream, topkIdx.byteLength + plan.sendHead.byteLength, () =>
     native().notify(
@@ -20,7 +29,7 @@ export function enqueueNotify(call: KernelCall, shared: readonly number[], topkI
       ...([plan.numTokensPerRank.handle, plan.numTokensPerExpert.handle, plan.isTokenInRank.handle] as const),
       ...([plan.rankPrefixMatrix.handle, plan.channelPrefixMatrix.handle] as const),
       ...([plan.recvChannelPrefixMatrix.handle, plan.sendHead.handle, plan.numRecvTokensPerExpert.handle] as const),
-      ...([plan.numRecvSelections.handle, plan.slotRow?.handle, timeoutMs] as const),
+      ...([plan.numRecvSelections.handle, plan.slotRow?.handle, room, timeoutMs] as const),
     ),
   )
 }
@@ -105,7 +114,7 @@ export function enqueueCombine(call: KernelCall, rows: CombinedRows, plan: Dispa
     () =>
       native().combine(
         ...([stream.handle, buffer, slot, x.handle, topkWeights?.handle] as const),
-        ...([plan.numTokensPerRank.handle, plan.rankPrefixMatrix.handle, plan.sendHead.handle] as const),
+        ...([plan.rankPrefixMatrix.handle, plan.sendHead.handle] as const),
         ...([biases[0]?.handle, biases[1]?.handle, combinedX.handle, combinedTopkWeights?.handle, timeoutMs] as const),
       ),
   )
@@ -131,8 +140,7 @@ export function enqueueCombineGrouped(call: KernelCall, rows: CombinedGroups, pl
     () =>
       native().combineGrouped(
         ...([stream.handle, buffer, slot, plan.numExperts, x.handle, topkIdx.handle, topkWeights.handle] as const),
-        ...([plan.slotRow!.handle, plan.numTokensPerRank.handle, plan.numRecvTokensPerExpert.handle] as const),
-        ...([combinedX.handle, timeoutMs] as const),
+        ...([plan.slotRow!.handle, plan.numRecvTokensPerExpert.handle, combinedX.handle, timeoutMs] as const),
       ),
   )
 }

@@ -11,7 +11,11 @@ interface IntranodeNative {
   /** Bytes that open every counts message. */
   readonly messageHeadBytes: number
   /** Bytes that describe a rank's results. */
-  readonly combineArgumentBytes: number
+  readonly combineHeadBytes: number
+  /** Signals for refused dispatches that a buffer needs from every source. */
+  readonly refusalSignals: number
+  /** Most bytes of a refusal's words. */
+  readonly refusalWordBytes: number
   createBuffer(routes: RoutesHandle, layout: readonly number[]): BufferHandle
   closeBuffer(buffer: BufferHandle): void
   notify(
@@ -30,6 +34,7 @@ interface IntranodeNative {
     numRecvTokensPerExpert: TensorHandle,
     numRecvSelections: TensorHandle,
     slotRow: Optional,
+    room: number,
     timeoutMs: number,
   ): void
   notifyCached(
@@ -76,7 +81,6 @@ interface IntranodeNative {
     slot: number,
     x: TensorHandle,
     topkWeights: Optional,
-    numTokensPerRank: TensorHandle,
     rankPrefixMatrix: TensorHandle,
     sendHead: TensorHandle,
     bias0: Optional,
@@ -94,11 +98,19 @@ interface IntranodeNative {
     topkIdx: TensorHandle,
     topkWeights: TensorHandle,
     slotRow: TensorHandle,
-    numTokensPerRank: TensorHandle,
     numRecvTokensPerExpert: TensorHandle,
     out: TensorHandle,
     timeoutMs: number,
   ): void
+  refuseDispatch(
+    stream: StreamHandle,
+    buffer: BufferHandle,
+    call: number,
+    code: string,
+    words: string,
+    timeoutMs: number,
+  ): void
+  refuseCombine(stream: StreamHandle, buffer: BufferHandle, slot: number, code: string, words: string): void
   copyRows(stream: StreamHandle, from: TensorHandle, to: TensorHandle): void
 }
 

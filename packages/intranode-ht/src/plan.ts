@@ -54,7 +54,8 @@ export function settledPlan(plan: DispatchPlan): DispatchPlan {
 
 /** What a dispatch sends, as far as ranks must agree on it. */
 export interface SharedCall {
-  readonly lease: number
+  /** Number of the dispatch, counted by each rank. */
+  readonly call: number
   readonly cached: boolean
   readonly x: Tensor
   readonly scales: Tensor | undefined
@@ -63,10 +64,10 @@ export interface SharedCall {
 }
 
 /** Arguments that all ranks must agree on, in the order of the native record. */
-export function sharedArguments(call: SharedCall, plan: DispatchPlan): number[] {
-  const { lease, cached, x, scales, topkIdx, hasWeights } = call
+export function sharedArguments(shared: SharedCall, plan: DispatchPlan): number[] {
+  const { call, cached, x, scales, topkIdx, hasWeights } = shared
   return [
-    ...[lease, Number(cached), (x.shape[1]! * dtypes[x.dtype].bits) / 8, dtypes[x.dtype].code],
+    ...[call, Number(cached), (x.shape[1]! * dtypes[x.dtype].bits) / 8, dtypes[x.dtype].code],
     ...[scales?.shape[1] ?? 0, topkIdx?.shape[1] ?? 0, topkIdx === undefined ? 0 : dtypes[topkIdx.dtype].bits / 8],
     ...[plan.numExperts, plan.numChannels, plan.expertAlignment, Number(hasWeights), Number(plan.grouped)],
     0, // the digest of a plan is the kernel's to fill in

@@ -85,22 +85,36 @@ describe('a deadline that passes', () => {
     })
   })
 
-  test('before the slot is free: names the rank that has not read the last combine', async () => {
+  test('in combine: also of ranks without rows there, for all must agree on it', async () => {
     await withWorld(3, { ...sizes, maxInFlight: 1 }, async (ranks) => {
-      // Nothing goes to rank 2, so the others can combine without it.
       const trip = planTrip({ ...shape, choose: (value) => Math.floor(value * 2) })
       const last = startTrip(ranks[2]!, trip)
-      const errors = await Promise.all(
-        ranks.slice(0, 2).map(async (rank) => {
-          await combineOf(rank, trip)
-          return failureOf(startTrip(rank, { ...trip, options: { timeoutMs: soon } }))
-        }),
-      )
+      const errors = await Promise.all(ranks.slice(0, 2).map((rank) => failureOf(combineOf(rank, trip, soon))))
       await last
       for (const error of errors) {
         expect(error.code).toBe('ERR_MOE_EP_TIMEOUT')
-        expect(error.message).toContain('no word that it has read the last combine from rank 2')
+        expect(error.message).toContain('intranode combine, slot 0: no results from rank 2')
       }
+    })
+  })
+
+  test('after refusals: they name the rank that neither called nor refused', async () => {
+    await withWorld(3, sizes, async (ranks) => {
+      const errors = await Promise.all(
+        ranks.slice(0, 2).map(({ rank, buffer, stream }) => {
+          const options = { stream, ...(rank === 0 && { timeoutMs: soon }) }
+          return failureOf(buffer.refuseDispatch(new Error('nothing to send'), options))
+        }),
+      )
+      for (const error of errors) {
+        expect(error.code).toBe('ERR_MOE_EP_TIMEOUT')
+        expect(error.message).toContain('intranode dispatch, refused by rank 0: no call from rank 2')
+      }
+      await failureOf(ranks[0]!.stream.synchronize())
+      // Nobody waits any more, so a wrong call is its caller's own affair.
+      const again = failureOf(ranks[0]!.buffer.dispatch([] as never, { stream: ranks[0]!.stream }))
+      expect((await again).code).toBe('ERR_MOE_EP_ARGUMENT')
+      await ranks[0]!.stream.synchronize()
     })
   })
 })

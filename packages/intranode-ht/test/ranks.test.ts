@@ -29,6 +29,17 @@ describe('8 ranks', () => {
   })
 })
 
+test.each([
+  ['worker threads of one process', true],
+  ['processes', false],
+])('wrong calls of one rank after another are refused on all, as %s', async (_, threads) => {
+  await start({ numRanks: 4, threads, scenario: 'refusals' })
+  expect(await endsOf(ranks)).toEqual(ranks.map(() => 0))
+  expect(ranks.map(({ events }) => events)).toEqual(
+    ranks.map(() => [{ event: 'done', wrong: 0, codes: [16, 'ERR_MOE_EP_ARGUMENT'] }]),
+  )
+})
+
 test('collections forced between all calls change nothing', async () => {
   await start({ numRanks: 3, scenario: 'garbage', nodeOptions: ['--expose-gc'] })
   expect(await endsOf(ranks)).toEqual([0, 0, 0])

@@ -3,6 +3,7 @@ import { describe, expect, test } from 'vitest'
 import { closeWorld, openWorld } from '../../transport/test/rendezvous/world.js'
 import { thrownBy } from '../../transport/test/symmetric/world.js'
 import { type DispatchOptions, IntranodeBuffer, type IntranodeBufferSizes } from '../src/index.js'
+import { expectRefused, never } from './one-wrong.js'
 import { planTrip, expectRoundTrip, startTrip } from './round-trip.js'
 import { codesOf, failureOf, type InputShape, randomNumbers, type Rank, withWorld } from './world.js'
 
@@ -151,22 +152,24 @@ describe('arguments that differ between ranks', () => {
     })
   })
 
-  test('rows of another shape in combine: every rank hears it, and the buffer is given up', async () => {
-    await withWorld(3, sizes, async (ranks) => {
-      const spread = planTrip({ ...shape, numTokens: [8, 8, 8], numExperts: 3, topk: 8 })
+  test('rows of another shape in combine: refused on every rank, usable afterwards', async () => {
+    await withWorld(3, { ...sizes, timeoutMs: never }, async (ranks) => {
+      // Nothing goes to rank 2, which hears of it all the same.
+      const trip = planTrip({ ...shape, choose: (value) => Math.floor(value * 4) })
       const errors = await Promise.all(
         ranks.map(async (rank) => {
-          const { recvX, handle } = await startTrip(rank, spread)
+          const { recvX, handle } = await startTrip(rank, trip)
           // f16 rows are as long as bf16 rows: only the dtype tells them apart.
-          rank.buffer.combine(Tensor.zeros(recvX.shape, rank.rank === 1 ? 'f16' : 'bf16'), handle, {
-            stream: rank.stream,
-          })
+          const y = Tensor.zeros(recvX.shape, rank.rank === 1 ? 'f16' : 'bf16')
+          const { event } = rank.buffer.combine(y, handle, { stream: rank.stream })
+          const error = await failureOf(event.synchronize())
           await rank.stream.synchronize().catch(() => {})
-          await rank.group.barrier()
-          return failureOf(startTrip(rank, spread))
+          return error
         }),
       )
       expect(codesOf(errors)).toEqual(Array(3).fill('ERR_MOE_EP_MISMATCH'))
+      for (const { message } of errors) expect(message).toMatch(/rank 0 passed .* 16 bits .*, rank 1 passed .* 16 bits/)
+      await expectRoundTrip(ranks, shape)
     })
   })
 
@@ -263,59 +266,18 @@ describe('what one rank can see by itself', () => {
     ['slot 2', () => bf16(2, 32), () => ({ ...good(), slot: 2 }), 'slot'],
   ]
 
-  test('is refused before anything is sent', async () => {
-    await withWorld(3, sizes, async (ranks) => {
-      for (const [what, x, options, text] of cases) {
-        const error = await failureOf(ranks[1]!.buffer.dispatch(x(), { ...options(), stream: ranks[1]!.stream }))
-        expect([what, error.code]).toEqual([what, 'ERR_MOE_EP_ARGUMENT'])
-        expect(error.message).toContain(text)
+  test('is refused on all ranks before anything is sent', async () => {
+    await withWorld(3, { ...sizes, timeoutMs: never }, async (ranks) => {
+      for (const [index, [, x, options, text]] of cases.entries()) {
+        const refused = { wrong: index % 3, code: 'ERR_MOE_EP_ARGUMENT', text } as const
+        await expectRefused(ranks, refused, ({ buffer, stream }, isWrong) =>
+          isWrong
+            ? buffer.dispatch(x(), { ...options(), stream })
+            : buffer.dispatch(bf16(2, 32), { ...good(), stream }),
+        )
+        expect(ranks.map(({ buffer }) => buffer.freeSlots)).toEqual([2, 2, 2])
       }
       await expectRoundTrip(ranks, shape)
-    })
-  })
-
-  test('of plans: together with ids, for other tokens, of other worlds, beyond the capacity', async () => {
-    await withWorld(3, sizes, async (ranks) => {
-      const { buffer, stream } = ranks[0]!
-      const plan = (await expectRoundTrip(ranks, shape))[0]!
-      const x = bf16(5, 32)
-      const codeOf = async (of: Promise<unknown>) => (await failureOf(of)).code
-      expect(await codeOf(buffer.dispatch(x, { ...good(5), plan, stream }))).toBe('ERR_MOE_EP_ARGUMENT')
-      expect(await codeOf(buffer.dispatch(bf16(4, 32), { plan, stream }))).toBe('ERR_MOE_EP_ARGUMENT')
-      await withWorld(2, sizes, async (others) => {
-        expect(await codeOf(others[0]!.buffer.dispatch(x, { plan }))).toBe('ERR_MOE_EP_ARGUMENT')
-      })
-      const most = Math.max(...(plan.rankPrefixMatrix.data.subarray(6) as Int32Array))
-      const small = await Promise.all(
-        ranks.map(({ group }) => IntranodeBuffer.create(group, { ...sizes, capacity: most - 1 })),
-      )
-      const error = await failureOf(small[0]!.dispatch(x, { plan, stream }))
-      expect(error).toMatchObject({
-        code: 'ERR_MOE_EP_CAPACITY',
-        message: expect.stringContaining(`would receive ${most} rows`),
-      })
-      for (const each of small) each.close()
-    })
-  })
-
-  test('of combine', async () => {
-    await withWorld(3, sizes, async (ranks) => {
-      const received = await Promise.all(ranks.map((rank) => startTrip(rank, planTrip(shape))))
-      const { buffer, stream } = ranks[0]!
-      const { handle, recvX } = received[0]!
-      const rows = recvX.shape[0]!
-      expect(rows).toBeGreaterThan(0)
-      const calls: [string, () => unknown][] = [
-        ['rows', () => buffer.combine(bf16(rows + 1, 32), handle, { stream })],
-        ['fp8', () => buffer.combine(Tensor.zeros([rows, 32], 'fp8e4m3'), handle, { stream })],
-        ['short', () => buffer.combine(bf16(rows, 4), handle, { stream })],
-        ['long', () => buffer.combine(Tensor.zeros([rows, 36], 'f32'), handle, { stream })],
-        ['out', () => buffer.combine(bf16(rows, 32), handle, { stream, out: bf16(4, 32) })],
-        ['dtype of out', () => buffer.combine(bf16(rows, 32), handle, { stream, out: Tensor.zeros([5, 32], 'f16') })],
-        ['timeout', () => buffer.combine(bf16(rows, 32), handle, { stream, timeoutMs: -1 })],
-      ]
-      for (const [what, call] of calls) expect([what, thrownBy(call).code]).toEqual([what, 'ERR_MOE_EP_ARGUMENT'])
-      expect(handle.lease.active).toBe(true)
     })
   })
 

@@ -11,7 +11,13 @@ import {
 import { contiguousWeightAndReduce, type QuantScheme } from '@moe-ep/experts'
 import type { DispatchHandle, DispatchResult, IntranodeBuffer } from '@moe-ep/intranode-ht'
 import { linearPlacement } from '@moe-ep/layout'
-import type { FinalizeArguments, Prepared, PrepareAndFinalize, PrepareArguments } from './prepare-and-finalize.js'
+import type {
+  FinalizeArguments,
+  Prepared,
+  PrepareAndFinalize,
+  PrepareArguments,
+  RefuseOptions,
+} from './prepare-and-finalize.js'
 import { checkInputQuant, type InputQuant, type InputRows, quantizeInput, quantSchemeOf } from './quantize-input.js'
 import { guardedReceiver, type Receiver, received } from './receiver.js'
 import { weightInput } from './router-weight-on-input.js'
@@ -31,6 +37,15 @@ interface InFlight {
   readonly stream: Stream
   handle: DispatchHandle | undefined
   released: boolean
+  /** Why it was released, where that is told to the other ranks. */
+  error?: unknown
+}
+
+/** What dispatch takes. */
+interface RowsToSend {
+  readonly rows: InputRows
+  readonly topkWeights: Tensor
+  readonly comm: Stream
 }
 
 /**
@@ -93,20 +108,19 @@ export class HtPrepareAndFinalize implements PrepareAndFinalize {
 
   /** The dispatch is enqueued at once; the receiver waits for counts. @throws as {@link prepare}. */
   prepareAsync(args: PrepareArguments): Receiver<Prepared> {
-    const { hiddenStates, topkIdx, topkWeights, numExperts, microBatch = 0, stream, deferInputQuant = false } = args
-    requireTensor('hiddenStates', hiddenStates, { dtype: 'bf16', shape: [null, null] })
-    requireTensor('topkIdx', topkIdx, { dtype: ['i32', 'i64'], shape: [hiddenStates.shape[0]!, null] })
-    requireTensor('topkWeights', topkWeights, { dtype: 'f32', shape: topkIdx.shape })
-    if (this.#inFlight.has(microBatch))
-      throw argumentError('microBatch', 'one that was finalized or released', microBatch)
-    const sent = args.applyRouterWeightOnInput === true ? weightInput(args) : { hiddenStates, topkWeights }
-    const rows = quantizeInput(sent.hiddenStates, { quant: this.#quant, defer: deferInputQuant, stream })
-    const comm = this.#enterComm(stream)
+    const { hiddenStates, topkIdx, numExperts, microBatch = 0, stream } = args
+    let sent: RowsToSend
+    try {
+      sent = this.#rowsToSend(args)
+    } catch (error) {
+      return this.#receiverOf(this.refuse(error, args).then(() => Promise.reject(error)))
+    }
+    const { rows, topkWeights, comm } = sent
     const inFlight: InFlight = { stream, handle: undefined, released: false }
     this.#inFlight.set(microBatch, inFlight)
     const dispatching = this.#buffer
       .dispatch(rows.hiddenStates, {
-        ...{ topkIdx, topkWeights: sent.topkWeights, numExperts, stream: comm },
+        ...{ topkIdx, topkWeights, numExperts, stream: comm },
         ...(rows.scales !== undefined && { scales: rows.scales }),
       })
       .then(
@@ -116,9 +130,7 @@ export class HtPrepareAndFinalize implements PrepareAndFinalize {
           throw error
         },
       )
-    // Whoever holds the receiver hears of a failure; one that is dropped is nobody's.
-    dispatching.catch(() => {})
-    return guardedReceiver('prepareAsync', { receive: () => dispatching })
+    return this.#receiverOf(dispatching)
   }
 
   /** @throws ERR_MOE_EP_ARGUMENT when there was no prepare; what combine throws. */
@@ -147,25 +159,59 @@ export class HtPrepareAndFinalize implements PrepareAndFinalize {
           if (comm !== stream) stream.wait(event)
         },
       })
-    } finally {
-      handle.lease.release()
+    } catch (error) {
+      this.#buffer.refuseCombine(handle, error, { stream: this.#commStream ?? stream })
+      throw error
     }
   }
 
-  /** Frees the slot of a micro-batch that will not be finalized, also of one whose receiver was not called yet. */
-  release(microBatch = 0): void {
+  /**
+   * Frees the slot of a micro-batch that will not be finalized, also of one whose receiver was not called yet. With the error, a
+   * finalize of the other ranks fails with it; without one, they must release theirs as well.
+   */
+  release(microBatch = 0, error?: unknown): void {
     const inFlight = this.#inFlight.get(microBatch)
     if (inFlight === undefined) return
     this.#inFlight.delete(microBatch)
+    const { handle, stream } = inFlight
     inFlight.released = true
-    inFlight.handle?.lease.release(inFlight.stream.closed ? undefined : inFlight.stream.record())
+    inFlight.error = error
+    if (handle === undefined) return
+    if (error === undefined) return handle.lease.release(stream.closed ? undefined : stream.record())
+    this.#buffer.refuseCombine(handle, error, { stream: this.#commStream ?? stream })
+  }
+
+  /** Takes part in the dispatch that the others call. */
+  async refuse(error: unknown, { stream }: RefuseOptions): Promise<void> {
+    const comm = this.#commStream ?? stream
+    await this.#buffer.refuseDispatch(error, { ...(comm !== undefined && { stream: comm }) })
+  }
+
+  /** What dispatch will take, checked and made ready. */
+  #rowsToSend(args: PrepareArguments): RowsToSend {
+    const { hiddenStates, topkIdx, topkWeights, microBatch = 0, stream, deferInputQuant = false } = args
+    requireTensor('hiddenStates', hiddenStates, { dtype: 'bf16', shape: [null, null] })
+    requireTensor('topkIdx', topkIdx, { dtype: ['i32', 'i64'], shape: [hiddenStates.shape[0]!, null] })
+    requireTensor('topkWeights', topkWeights, { dtype: 'f32', shape: topkIdx.shape })
+    if (this.#inFlight.has(microBatch))
+      throw argumentError('microBatch', 'one that was finalized or released', microBatch)
+    const sent = args.applyRouterWeightOnInput === true ? weightInput(args) : { hiddenStates, topkWeights }
+    const rows = quantizeInput(sent.hiddenStates, { quant: this.#quant, defer: deferInputQuant, stream })
+    return { rows, topkWeights: sent.topkWeights, comm: this.#enterComm(stream) }
+  }
+
+  /** Whoever holds the receiver hears of a failure; one that is dropped is nobody's. */
+  #receiverOf(preparing: Promise<Prepared>): Receiver<Prepared> {
+    preparing.catch(() => {})
+    return guardedReceiver('prepareAsync', { receive: () => preparing })
   }
 
   #arrived(inFlight: InFlight, result: DispatchResult, { groupSize }: InputRows, dtype: DType): Prepared {
     const { handle, event } = result
     const { stream } = inFlight
     if (inFlight.released) {
-      handle.lease.release(event)
+      if (inFlight.error === undefined) handle.lease.release(event)
+      else this.#buffer.refuseCombine(handle, inFlight.error, { stream: this.#commStream ?? stream })
       throw new MoeEpError('ERR_MOE_EP_ABORTED', 'prepare: the micro-batch was released before its rows arrived')
     }
     inFlight.handle = handle

@@ -5,7 +5,7 @@ import { checkCompatibility, type LayerConfig } from './compatibility.js'
 import type { FinalizeArguments, Prepared, PrepareAndFinalize, PrepareArguments } from './prepare-and-finalize.js'
 import { received } from './receiver.js'
 import { requireTop1 } from './router-weight-on-input.js'
-import { WorkspaceManager } from './workspace-manager.js'
+import { type WorkspaceLease, WorkspaceManager } from './workspace-manager.js'
 
 /** One pass through a layer. */
 export interface ModularKernelArguments {
@@ -45,6 +45,13 @@ export interface ModularKernelOptions {
   readonly workspaces?: WorkspaceManager
 }
 
+/** What a layer has when it may prepare. */
+interface Begun {
+  readonly stream: Stream
+  readonly output: Tensor
+  readonly workspace: WorkspaceLease
+}
+
 /**
  * A MoE layer from two interchangeable parts: one that moves rows (prepare and finalize) and one that computes on them (experts).
  */
@@ -73,15 +80,21 @@ export class ModularKernel {
    * The layer's output [M, K] for this rank's tokens: the weighted sum of their experts, over all ranks. Enqueued; collective: all ranks
    * call it in the same order, also those without tokens.
    *
-   * @throws ERR_MOE_EP_ARGUMENT before anything is sent; otherwise what prepare, experts or finalize fail with.
+   * @throws ERR_MOE_EP_ARGUMENT before anything is sent; otherwise what prepare, experts or finalize fail with. What fails on one rank
+   *   fails on all, where the transport can tell it: there with the same code, from the stream when the rows were on their way home.
    */
   async apply(args: ModularKernelArguments): Promise<Tensor> {
     const { hiddenStates, topkIdx, topkWeights, numExperts, microBatch = 0, applyRouterWeightOnInput = false } = args
-    const stream = args.stream ?? hiddenStates.device.defaultStream
-    this.#check(args)
-    const { device, shape, dtype } = hiddenStates
-    const output = args.output ?? Tensor.zeros(shape, dtype, device)
-    const workspace = this.workspaces.enter({ device, microBatch, stream })
+    let begun: Begun
+    try {
+      begun = this.#begin(args)
+    } catch (error) {
+      // The other ranks begin their layers and would wait for this one's rows.
+      await this.prepareAndFinalize.refuse?.(error, { stream: args.stream })
+      throw error
+    }
+    const { stream, output, workspace } = begun
+    const { dtype } = hiddenStates
     try {
       const prepared = await this.#prepare({
         ...{ hiddenStates, topkIdx, topkWeights, numExperts, microBatch, applyRouterWeightOnInput, stream },
@@ -98,13 +111,23 @@ export class ModularKernel {
         }
         await this.#finalize(finalizing, args.sharedExperts)
       } catch (error) {
-        this.prepareAndFinalize.release(microBatch)
+        this.prepareAndFinalize.release(microBatch, error)
         throw MoeEpError.from(error)
       }
     } finally {
       workspace.leave()
     }
     return output
+  }
+
+  /** Everything before prepare. */
+  #begin(args: ModularKernelArguments): Begun {
+    const { hiddenStates, microBatch = 0 } = args
+    this.#check(args)
+    const { device, shape, dtype } = hiddenStates
+    const stream = args.stream ?? device.defaultStream
+    const output = args.output ?? Tensor.zeros(shape, dtype, device)
+    return { stream, output, workspace: this.workspaces.enter({ device, microBatch, stream }) }
   }
 
   async #prepare(args: PrepareArguments): Promise<Prepared> {

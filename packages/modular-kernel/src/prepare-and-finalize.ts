@@ -58,6 +58,12 @@ export interface FinalizeArguments {
   readonly stream: Stream
 }
 
+/** Of the prepare that is refused. */
+export interface RefuseOptions {
+  /** @default the device's default stream */
+  readonly stream?: Stream | undefined
+}
+
 /**
  * Both ends of the communication, which must agree: prepare quantises and dispatches, finalize weights, reduces and combines.
  * Calls of all ranks come in the same order.
@@ -90,10 +96,18 @@ export interface PrepareAndFinalize {
   prepare(args: PrepareArguments): Promise<Prepared>
   /** Enqueues everything up to `output`. */
   finalize(args: FinalizeArguments): Promise<void>
-  /** Starts what prepare does. What can be refused at once is thrown here, the rest by the receiver. */
+  /** Starts what prepare does. What goes wrong is heard from the receiver. */
   prepareAsync?(args: PrepareArguments): Receiver<Prepared>
   /** Starts what finalize does. `output` is valid, in stream order, after the receiver. */
   finalizeAsync?(args: FinalizeArguments): Receiver<void>
-  /** Drops what a failed layer left between prepare and finalize, so that its slot is free again. */
-  release(microBatch?: number): void
+  /**
+   * Drops what a failed layer left between prepare and finalize, so that its slot is free again. With the error, where a transport
+   * can tell it: finalize fails with it on the other ranks, instead of waiting for this one.
+   */
+  release(microBatch?: number, error?: unknown): void
+  /**
+   * Makes the next prepare fail with the error on the other ranks, for a layer that cannot begin on this one. Resolves when they are
+   * told.
+   */
+  refuse?(error: unknown, options: RefuseOptions): Promise<void>
 }

@@ -48,7 +48,7 @@ export class WorkspaceManager {
     const scratch = this.#scratchOf(device, microBatch)
     if (scratch.inUse) throw argumentError('microBatch', 'one whose layer has ended', microBatch)
     scratch.inUse = true
-    if (scratch.last !== undefined) stream.wait(scratch.last)
+    if (scratch.last !== undefined) stream.follow(scratch.last)
     const view = (region: Region, bytes: number, spec: TensorSpec): Tensor => {
       let memory = scratch.memory.get(region)
       if (memory === undefined || memory.byteLength < bytes) {

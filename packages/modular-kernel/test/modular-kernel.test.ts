@@ -13,6 +13,8 @@ import {
 } from '../src/index.js'
 import { Layer, type LayerShape, rounded, sizesFor } from './layer.js'
 
+/** A deadline that nobody may have to wait for. */
+const never = 3_600_000
 const base: LayerShape = { numTokens: [5, 3], hidden: 16, intermediate: 6, numExperts: 5, topk: 3, seed: 1 }
 
 /** Runs `body` for all ranks at once, each with a kernel around its buffer. */
@@ -237,6 +239,7 @@ describe('two micro-batches', () => {
 describe('failures', () => {
   const layer = new Layer(base)
   const healthy = new GroupedExperts(referenceEngines())
+  const noSuchGemm = new MoeEpError('ERR_MOE_EP_UNSUPPORTED', 'no such GEMM')
 
   test('of the experts on every rank free the slot, and the next layer is right', async () => {
     let failing = true
@@ -273,16 +276,30 @@ describe('failures', () => {
     await onRanks(layer, body, { experts: () => experts })
   })
 
-  test('of the experts of one rank are its own; the others miss it at the deadline, by name', async () => {
-    const experts = (rank: number): Experts =>
-      rank === 1 ? expertsThat(() => Promise.reject(new MoeEpError('ERR_MOE_EP_UNSUPPORTED', 'no such GEMM'))) : healthy
-    const body = async ({ rank, stream, kernel }: Rank & { readonly kernel: ModularKernel }): Promise<void> => {
-      const running = kernel.apply({ ...layer.argumentsOf(rank), stream }).then(() => stream.synchronize())
+  test.each([
+    ['experts', (): Partial<Experts> => ({ apply: () => Promise.reject(noSuchGemm) })],
+    [
+      'strategy',
+      (): Partial<Experts> => ({
+        weightAndReduce: {
+          ...noWeightAndReduce,
+          apply() {
+            throw noSuchGemm
+          },
+        },
+      }),
+    ],
+  ])('of the %s of one rank are heard on all at once, and the next layer is right', async (_, broken) => {
+    const wrong = (rank: number): Experts => expertsThat((args) => healthy.apply(args), rank === 1 ? broken() : {})
+    const body = async (rank: Rank & { readonly kernel: ModularKernel }): Promise<void> => {
+      const { stream, kernel, buffer } = rank
+      const running = kernel.apply({ ...layer.argumentsOf(rank.rank), stream }).then(() => stream.synchronize())
       const error = await failureOf(running)
-      expect(error.code).toBe(rank === 1 ? 'ERR_MOE_EP_UNSUPPORTED' : 'ERR_MOE_EP_TIMEOUT')
-      if (rank === 0) expect(error.message).toMatch(/rank 0\b.*rank 1\b/s)
+      const told = 'intranode combine: refused by rank 1: '
+      expect([error.code, error.message]).toEqual([noSuchGemm.code, `${rank.rank === 1 ? '' : told}no such GEMM`])
+      await expectLayer(layer, { ...rank, kernel: new ModularKernel(new HtPrepareAndFinalize(buffer), healthy) })
     }
-    await onRanks(layer, body, { experts, timeoutMs: 300 })
+    await onRanks(layer, body, { experts: wrong, timeoutMs: never })
   })
 
   test('by an abort signal free the slot', async () => {
@@ -402,6 +419,32 @@ describe('arguments', () => {
       expect([error.code, error.details['argument']]).toEqual(['ERR_MOE_EP_ARGUMENT', argument])
       await expectLayer(layer, rank)
     })
+  })
+
+  test.each(cases)('%s on one rank: all refuse, and the next layer is right', async (_, argument, wrong) => {
+    const body = async (rank: Rank & { readonly kernel: ModularKernel }): Promise<void> => {
+      const { stream, kernel } = rank
+      const args = layer.argumentsOf(rank.rank)
+      const error = await failureOf(kernel.apply({ ...args, ...(rank.rank === 0 && wrong(args)), stream }))
+      const told = 'intranode dispatch: refused by rank 0: '
+      expect(error.code).toBe('ERR_MOE_EP_ARGUMENT')
+      expect(error.message.startsWith(`${rank.rank === 0 ? '' : told}${argument}: expected`)).toBe(true)
+      await expectLayer(layer, rank)
+    }
+    await onRanks(layer, body, { timeoutMs: never })
+  })
+
+  test('a micro-batch that one rank has begun already: all refuse', async () => {
+    const body = async (rank: Rank & { readonly kernel: ModularKernel }): Promise<void> => {
+      const { prepareAndFinalize } = rank.kernel
+      const args = { ...layer.argumentsOf(rank.rank), stream: rank.stream }
+      await prepareAndFinalize.prepare(args)
+      const error = await failureOf(prepareAndFinalize.prepare({ ...args, microBatch: rank.rank === 1 ? 0 : 1 }))
+      expect([error.code, error.message]).toEqual(['ERR_MOE_EP_ARGUMENT', expect.stringContaining('microBatch')])
+      prepareAndFinalize.release()
+      await expectLayer(layer, rank)
+    }
+    await onRanks(layer, body, { timeoutMs: never })
   })
 
   test('ids out of range fail the layer on the rank that has them and free its slot', async () => {

@@ -1,4 +1,4 @@
-import { argumentError, dtypes, requireInteger, type Tensor } from '@moe-ep/core'
+import { argumentError, overlap, requireInteger, type Tensor } from '@moe-ep/core'
 
 /** Elements that share a scale when nothing else is asked for. */
 export const defaultGroupSize = 128
@@ -13,24 +13,13 @@ export function numGroupsOf(hidden: number, groupSize: number = defaultGroupSize
   return Math.ceil(hidden / groupSize)
 }
 
-/** Bytes from the first element to the end of the last, gaps of strided tensors included. */
-function spanOf(tensor: Tensor): number {
-  if (tensor.numel === 0) return 0
-  const last = tensor.shape.reduce((sum, size, d) => sum + (size - 1) * tensor.strides[d]!, 0)
-  return Math.ceil(((last + 1) * dtypes[tensor.dtype].bits) / 8)
-}
-
 /** @throws ERR_MOE_EP_ARGUMENT when two tensors share bytes: an output must not overwrite what is still to be read. */
 export function requireDisjoint(tensors: Readonly<Record<string, Tensor>>): void {
-  const ranges = Object.entries(tensors).map(([name, tensor]) => ({
-    name,
-    begin: tensor.pointer,
-    end: tensor.pointer + BigInt(spanOf(tensor)),
-  }))
-  for (const [i, a] of ranges.entries()) {
-    for (const b of ranges.slice(i + 1)) {
-      if (a.begin < b.end && b.begin < a.end)
-        throw argumentError(b.name, `memory apart from ${a.name}`, 'overlapping bytes')
+  const names = Object.keys(tensors)
+  for (let i = 1; i < names.length; i++) {
+    for (let j = 0; j < i; j++) {
+      if (overlap(tensors[names[i]!]!, tensors[names[j]!]!))
+        throw argumentError(names[i]!, `memory apart from ${names[j]}`, 'overlapping bytes')
     }
   }
 }

@@ -12,12 +12,22 @@ export interface BenchSizes {
   readonly experts: number
 }
 
+/** How an iteration on cuda is launched: as one graph, as a plan, or by ordinary calls. */
+export type LaunchKind = 'graph' | 'plan' | 'eager'
+
 /** One run, as the command line asks for it. Plain data: it travels to the ranks as JSON. */
 export interface BenchOptions extends BenchSizes {
-  readonly device: 'cpu'
+  /** `cpu`, `cuda` (each rank the GPU of its number) or `cuda:<ordinal>` (all ranks that one). */
+  readonly device: string
+  readonly launch: LaunchKind
   readonly preset: string
   readonly ops: readonly OperationName[]
+  /** Processes that run. */
   readonly ranks: number
+  /** Ranks that routing is drawn for, those that run among them. */
+  readonly world: number
+  /** Lets several ranks use one GPU. */
+  readonly shareGpus: boolean
   /** Threads of each rank's stream. */
   readonly threads: number
   readonly iters: number
@@ -38,6 +48,9 @@ export const benchFlags = {
   preset: { type: 'string', default: 'default' },
   ops: { type: 'string', default: 'all' },
   ranks: { type: 'string', default: '2' },
+  world: { type: 'string' },
+  launch: { type: 'string' },
+  'share-gpus': { type: 'boolean', default: false },
   tokens: { type: 'string' },
   hidden: { type: 'string' },
   topk: { type: 'string' },
@@ -53,29 +66,42 @@ export const benchFlags = {
 
 type Flags = { readonly [Name in keyof typeof benchFlags]?: string | boolean | undefined }
 
-/** @throws ERR_MOE_EP_CONFIG naming the flag; ERR_MOE_EP_UNSUPPORTED for a device that this version cannot measure. */
+/** @throws ERR_MOE_EP_CONFIG naming the flag; ERR_MOE_EP_UNSUPPORTED for operations that need what the other flags exclude. */
 export function benchOptionsFrom(flags: Flags): BenchOptions {
-  const device = String(flags.device)
-  if (!['cpu', 'auto'].includes(device)) {
-    throw new MoeEpError('ERR_MOE_EP_UNSUPPORTED', `--device ${device}: this version supports cpu, auto`)
-  }
   const preset = String(flags.preset)
   if (!Object.hasOwn(presets, preset)) throw configError('preset', Object.keys(presets).join(' or '), preset)
   const ranks = integer('ranks', flags.ranks, 1, 256)
+  const world = flags.world === undefined ? ranks : integer('world', flags.world, ranks, 256)
+  const shareGpus = flags['share-gpus'] === true
+  const device = deviceFrom(flags, { ranks, shareGpus })
   return {
-    ...{
-      device: 'cpu',
-      preset,
-      ranks,
-      ops: selectOperations(String(flags.ops)),
-      ...sizesFrom(flags, presets[preset]!),
-    },
+    ...{ device, launch: launchFrom(flags, device), preset, ranks, world, shareGpus },
+    ops: selectOperations(String(flags.ops), { device, ranks, world }),
+    ...sizesFrom(flags, presets[preset]!),
     threads: flags.threads === undefined ? defaultThreads(ranks) : integer('threads', flags.threads, 1, 256),
     iters: integer('iters', flags.iters, 1, 1_000_000),
     warmup: integer('warmup', flags.warmup, 0, 1_000_000),
     seed: integer('seed', flags.seed, 0, 2 ** 31 - 1),
     timeoutMs: integer('timeout-ms', flags['timeout-ms'], 1, 2 ** 31 - 1),
   }
+}
+
+function deviceFrom(flags: Flags, { ranks, shareGpus }: { ranks: number; shareGpus: boolean }): string {
+  const device = String(flags.device)
+  if (device === 'auto') return 'cpu'
+  if (!/^(cpu|cuda(:\d{1,3})?)$/.test(device)) throw configError('device', 'cpu, cuda, cuda:<ordinal> or auto', device)
+  if (device.includes(':') && ranks > 1 && !shareGpus) {
+    throw configError('device', `cuda, a GPU for each of the ${ranks} ranks, or --share-gpus`, device)
+  }
+  return device
+}
+
+function launchFrom(flags: Flags, device: string): LaunchKind {
+  const kinds: readonly LaunchKind[] = device === 'cpu' ? ['eager'] : ['graph', 'plan', 'eager']
+  if (flags.launch === undefined) return kinds[0]!
+  const kind = kinds.find((one) => one === flags.launch)
+  if (kind === undefined) throw configError('launch', `${kinds.join(', ')} on ${device}`, String(flags.launch))
+  return kind
 }
 
 function sizesFrom(flags: Flags, preset: BenchSizes): BenchSizes {

@@ -6,10 +6,16 @@ Usage
   bench [options]
 
 Options
-  --device cpu|auto     where to measure (auto: cpu)
+  --device cpu|cuda|cuda:N|auto
+                        where to measure: cuda takes for each rank the GPU of its number, auto is cpu
+  --share-gpus          several ranks may use one GPU
+  --launch graph|plan|eager
+                        on cuda: how the calls of an iteration are launched (graph)
   --preset NAME         sizes: default (1024 tokens, hidden 2048, top-8 of 64) or h7168 (4096 tokens, hidden 7168, top-8 of 256)
-  --ops NAME,NAME|all   full names, or the part before or after the dot (all)
+  --ops NAME,NAME|all   full names, or the part before or after the dot (all); all leaves out operations between ranks on cuda, and
+                        intranode-ht where --world is not --ranks
   --ranks N             ranks, one process each (2)
+  --world N             ranks that routing is drawn for, of which --ranks run (as many as those): what one GPU does in a larger world
   --tokens N            tokens of each rank
   --hidden N            elements of a token, a multiple of 16
   --topk N              experts of a token

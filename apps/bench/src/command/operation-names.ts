@@ -63,16 +63,29 @@ export const operationNames = [
   'rendezvous.barrier',
   'enqueue.empty',
   'enqueue.operation',
+  'enqueue.eager',
+  'enqueue.plan',
+  'enqueue.graph',
+  'enqueue.native-loop',
 ] as const
 
 export type OperationName = (typeof operationNames)[number]
 
+/** What decides whether an operation can be measured. */
+export interface Setting {
+  readonly device: string
+  readonly ranks: number
+  readonly world: number
+}
+
+const anywhere: Setting = { device: 'cpu', ranks: 1, world: 1 }
+
 /**
  * Operations that a list asks for, in the order of the report. An entry is a full name, the part before the dot, the part after
- * it, or `all`.
- * @throws ERR_MOE_EP_CONFIG for an entry that names nothing.
+ * it, or `all`, which leaves out what cannot be measured in the setting.
+ * @throws ERR_MOE_EP_CONFIG for an entry that names nothing; ERR_MOE_EP_UNSUPPORTED for one that names what cannot be measured.
  */
-export function selectOperations(text: string): OperationName[] {
+export function selectOperations(text: string, setting: Setting = anywhere): OperationName[] {
   const entries = text.split(',').map((entry) => entry.trim())
   const unknown = entries.find((entry) => !operationNames.some((name) => matches(name, entry)))
   if (unknown !== undefined) {
@@ -81,7 +94,25 @@ export function selectOperations(text: string): OperationName[] {
       `--ops: expected all or some of ${operationNames.join(', ')}, received ${unknown}`,
     )
   }
-  return operationNames.filter((name) => entries.some((entry) => matches(name, entry)))
+  const named = entries.filter((entry) => entry !== 'all')
+  const selected = operationNames.filter((name) => entries.some((entry) => matches(name, entry)))
+  return selected.filter((name) => {
+    const missing = missingFor(name, setting)
+    if (missing === undefined) return true
+    if (!named.some((entry) => matches(name, entry))) return false
+    throw new MoeEpError('ERR_MOE_EP_UNSUPPORTED', `--ops ${name}: ${missing}`)
+  })
+}
+
+/** Why an operation cannot be measured. */
+function missingFor(name: OperationName, { device, ranks, world }: Setting): string | undefined {
+  if (device !== 'cpu' && /^(intranode-ht|transport|rendezvous)\./.test(name)) {
+    return `operations between ranks are measured on the cpu, not on ${device}`
+  }
+  if (world !== ranks && name.startsWith('intranode-ht.')) {
+    return `its rows come from all ranks of the world, but only ${ranks} of ${world} run`
+  }
+  return undefined
 }
 
 function matches(name: string, entry: string): boolean {

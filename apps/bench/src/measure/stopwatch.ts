@@ -1,82 +1,20 @@
-import { Event, type Stream } from '@moe-ep/core'
-import { type ProcessGroup, SymmetricMemory } from '@moe-ep/transport'
+import type { Stream } from '@moe-ep/core'
 
 /** Times of one call. */
 export interface Reading {
-  /** From the moment all ranks were ready to the end of this rank's work, on its stream. */
+  /** From the moment that the stream was free for the work (on the cpu: those of all ranks) to its end, on the stream. */
   readonly streamUs: number
   /** JavaScript time of the call that enqueued the work. */
   readonly hostUs: number
 }
 
-const gateSignal = 0
-const meetingSignal = 1
-
-/**
- * Times what is enqueued on a stream, apart from the time that enqueuing takes: the stream is held by a gate until everything is
- * in its queue. Behind the gate all ranks meet on their streams, so that no rank's lateness counts as another one's work.
- */
-export class Stopwatch {
+/** Times what is enqueued on its stream, apart from the time that enqueuing takes. */
+export interface Stopwatch {
   readonly stream: Stream
-  readonly #control: Stream
-  readonly #memory: SymmetricMemory
-  readonly #begin: Event
-  readonly #end: Event
-  #round = 0
-  #meetings = 0
-
-  private constructor(memory: SymmetricMemory, threads: number) {
-    const { device } = memory
-    this.stream = device.createStream({ threads })
-    this.#control = device.createStream({ threads: 1 })
-    this.#memory = memory
-    this.#begin = new Event(device)
-    this.#end = new Event(device)
-  }
-
-  /** Collective. */
-  static async create(group: ProcessGroup, options: { readonly threads: number }): Promise<Stopwatch> {
-    return new Stopwatch(await SymmetricMemory.create(group, { byteLength: 0, numSignals: 2 }), options.threads)
-  }
-
-  /** Collective. `enqueue` puts its work on {@link stream} before it first awaits. */
-  async time(enqueue: () => unknown): Promise<Reading> {
-    const { stream } = this
-    const { rank } = this.#memory.group
-    const value = ++this.#round
-    this.#memory.wait({ index: gateSignal, value, what: 'bench gate', stream })
-    // The first meeting wakes ranks that sleep, the second one finds all of them awake.
-    this.#meet()
-    this.#meet()
-    stream.record(this.#begin)
-    let pending: unknown
-    let hostUs: number
-    try {
-      const began = performance.now()
-      pending = enqueue()
-      hostUs = (performance.now() - began) * 1000
-      stream.record(this.#end)
-    } finally {
-      this.#memory.signal({ peer: rank, index: gateSignal, value, stream: this.#control })
-    }
-    await pending
-    await stream.synchronize()
-    return { streamUs: this.#end.completedAtUs - this.#begin.completedAtUs, hostUs }
-  }
-
-  async close(): Promise<void> {
-    await this.stream.close()
-    await this.#control.close()
-    this.#memory.close()
-  }
-
-  #meet(): void {
-    const { worldSize } = this.#memory.group
-    this.#meetings++
-    for (let peer = 0; peer < worldSize; peer++) {
-      this.#memory.atomicAdd({ peer, index: meetingSignal, delta: 1, stream: this.stream })
-    }
-    const value = this.#meetings * worldSize
-    this.#memory.wait({ index: meetingSignal, value, what: 'bench meeting', stream: this.stream })
-  }
+  /**
+   * `enqueue` puts its work on {@link stream} before it first awaits.
+   * @param gateUs how long a cuda stream stands still while the work is enqueued; without a meaning on the cpu, which waits.
+   */
+  time(enqueue: () => unknown, gateUs?: number): Promise<Reading>
+  close(): Promise<void>
 }

@@ -3,7 +3,7 @@ import { combineGroupedOf } from './combine-grouped.js'
 import { combineOf } from './combine.js'
 import { dispatchGroupedOf } from './dispatch-grouped.js'
 import { dispatchOf } from './dispatch.js'
-import { enqueueEmpty, enqueueOperation } from './enqueue.js'
+import { enqueueEmpty, enqueueLaunchOf, enqueueOperation } from './enqueue.js'
 import { dispatchLayout } from './layout.js'
 import type { Operation } from './operation.js'
 import { permuteOperations } from './permute/index.js'
@@ -37,4 +37,8 @@ export const operations: Readonly<Record<OperationName, Operation>> = {
   'rendezvous.barrier': barrier,
   'enqueue.empty': enqueueEmpty,
   'enqueue.operation': enqueueOperation,
+  'enqueue.eager': enqueueLaunchOf('eager'),
+  'enqueue.plan': enqueueLaunchOf('plan'),
+  'enqueue.graph': enqueueLaunchOf('graph'),
+  'enqueue.native-loop': enqueueLaunchOf('native-loop'),
 }

@@ -1,40 +1,46 @@
 import type { Stream } from '@moe-ep/core'
-import { copyCeilings } from '../measure/copy-ceilings.js'
-import { rotatingSets } from '../measure/rotation.js'
+import { hostCopies } from '../measure/host-copies.js'
+import { localCase } from '../measure/local-case.js'
+import { setsOf } from '../measure/rotation.js'
 import type { Scope } from '../measure/scope.js'
-import { streamCase } from '../measure/timed-case.js'
+import { yardsticksOf } from '../measure/yardsticks.js'
 import type { BenchContext, Prepared } from './operation.js'
 
 /** An operation of one rank: what it works on, what it enqueues, and how its results are checked. */
-export interface LocalOperation<Buffers> {
+export interface LocalOperation<Buffers, Results> {
   readonly rule: string
   readonly bytes: number
   /** One set of inputs and outputs; all sets hold the same values. */
   allocate(): Buffers
-  enqueue(buffers: Buffers, stream: Stream): unknown
-  /** Looks at the set that was used last; says what is wrong. */
-  check(buffers: Buffers): string | undefined
+  /** Gives what the operation itself allocates, where the check looks at that. */
+  enqueue(buffers: Buffers, stream: Stream): Results
+  /** Looks at the set that was used last, in the host's memory; says what is wrong. */
+  check(buffers: Buffers, results: Results): string | undefined
 }
 
 /** Measures an operation of one rank on sets of buffers that take turns, against copies of as many bytes. */
-export async function prepareLocal<Buffers>(
+export async function prepareLocal<Buffers, Results>(
   context: BenchContext,
   scope: Scope,
-  operation: LocalOperation<Buffers>,
+  operation: LocalOperation<Buffers, Results>,
 ): Promise<Prepared> {
-  const { stopwatch } = context
+  const { stopwatch, device } = context
   const { bytes, rule } = operation
-  const sets = Array.from({ length: rotatingSets(bytes) }, () => operation.allocate())
-  let last = sets[0]!
+  const sets = Array.from({ length: setsOf(device, bytes) }, () => operation.allocate())
+  let last: { readonly buffers: Buffers; readonly results: Results } | undefined
+  const subject = await localCase(context, scope, {
+    ...{ name: 'operation', sets: sets.length, bytes },
+    enqueue(set) {
+      const buffers = sets[set]!
+      last = { buffers, results: operation.enqueue(buffers, stopwatch.stream) }
+    },
+  })
   return {
-    ...{ bytes, rule, ceilings: await copyCeilings(context, scope, bytes) },
-    subject: streamCase({
-      ...{ name: 'operation', stopwatch, sets: sets.length },
-      enqueue(set) {
-        last = sets[set]!
-        operation.enqueue(last, stopwatch.stream)
-      },
-    }),
-    check: () => operation.check(last),
+    ...{ bytes, rule, subject },
+    ...(await yardsticksOf(context, scope, bytes)),
+    async check() {
+      const { buffers, results } = device.kind === 'cpu' ? last! : await hostCopies(last!, scope, stopwatch.stream)
+      return operation.check(buffers, results)
+    },
   }
 }

@@ -4,6 +4,7 @@ import type { BenchOptions } from '../command/bench-options.js'
 import type { Scope } from '../measure/scope.js'
 import type { Stopwatch } from '../measure/stopwatch.js'
 import type { TimedCase } from '../measure/timed-case.js'
+import type { Yardsticks } from '../measure/yardsticks.js'
 import type { Routing } from '../workload/routing.js'
 
 /** What every operation of a run is measured with. */
@@ -18,10 +19,8 @@ export interface BenchContext {
 }
 
 /** An operation with its inputs in place. */
-export interface Prepared {
+export interface Prepared extends Yardsticks {
   readonly subject: TimedCase
-  /** What its time is compared with; none where only the latency counts. */
-  readonly ceilings: readonly TimedCase[]
   /** How `bytes` are counted, or what one iteration is where none are. */
   readonly rule: string
   readonly bytes: number
@@ -30,7 +29,7 @@ export interface Prepared {
   /** Iterations that are prepared together. @default 1 */
   readonly block?: number
   /** Looks at the results of the last iteration; says what is wrong. */
-  check(): string | undefined
+  check(): string | undefined | Promise<string | undefined>
 }
 
 /** Prepares an operation; collective. What it allocates belongs to the scope. */

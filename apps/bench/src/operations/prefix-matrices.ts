@@ -6,43 +6,37 @@ import { prepareLocal } from './local-operation.js'
 import type { Operation } from './operation.js'
 
 export const rankPrefixMatrix: Operation = async (context, scope) => {
-  const { ranks } = context.options
+  const { world: ranks } = context.options
   const { matrix } = context.routing
-  let last: Tensor | undefined
   return prepareLocal(context, scope, {
     ...{ bytes: rankPrefixBytes({ ranks }), rule: rules.rankPrefix },
     allocate: () => Tensor.from(matrix.flat(), [ranks, ranks], 'i32', context.device),
-    enqueue(counts, stream) {
-      last = getRankPrefixMatrix(counts, { stream })
-    },
-    check() {
+    enqueue: (counts, stream) => getRankPrefixMatrix(counts, { stream }),
+    check(_, sums) {
       const expected = reference.getRankPrefixMatrix(matrix).flat()
-      return sameNumbers(last!.data as Int32Array, expected) ? undefined : 'the sums differ from the reference'
+      return sameNumbers(sums.data as Int32Array, expected) ? undefined : 'the sums differ from the reference'
     },
   })
 }
 
 export const channelPrefixMatrix: Operation = async (context, scope) => {
-  const { tokens, topk, ranks } = context.options
+  const { tokens, topk, world: ranks } = context.options
   const { placement } = context.routing
   const topkIdx = context.routing.topkIdx(context.group.rank)
   const inRank = new Uint8Array(tokens * ranks)
   topkIdx.forEach((expert, slot) => {
     inRank[Math.floor(slot / topk) * ranks + placement.rankOf(expert)] = 1
   })
-  let last: Tensor | undefined
   return prepareLocal(context, scope, {
     ...{ bytes: channelPrefixBytes({ tokens, ranks, channels: defaultNumChannels }), rule: rules.channelPrefix },
     allocate: () => Tensor.from(inRank, [tokens, ranks], 'bool', context.device),
-    enqueue(isTokenInRank, stream) {
-      last = getChannelPrefixMatrix(isTokenInRank, { stream })
-    },
-    check() {
+    enqueue: (isTokenInRank, stream) => getChannelPrefixMatrix(isTokenInRank, { stream }),
+    check(_, counts) {
       const rows = Array.from({ length: tokens }, (_, token) =>
         Array.from(inRank.subarray(token * ranks, (token + 1) * ranks), Boolean),
       )
       const expected = reference.getChannelPrefixMatrix(rows, ranks, defaultNumChannels).flat()
-      return sameNumbers(last!.data as Int32Array, expected) ? undefined : 'the counts differ from the reference'
+      return sameNumbers(counts.data as Int32Array, expected) ? undefined : 'the counts differ from the reference'
     },
   })
 }

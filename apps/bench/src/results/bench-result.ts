@@ -1,5 +1,5 @@
 import { cpus, totalmem } from 'node:os'
-import type { BenchOptions } from '../command/bench-options.js'
+import type { BenchOptions, LaunchKind } from '../command/bench-options.js'
 import { lastLevelCacheBytes } from '../measure/rotation.js'
 import { percentile, slowestRank } from '../measure/statistics.js'
 import type { RankMeasurement, RankSuccess } from './rank-measurement.js'
@@ -22,6 +22,8 @@ export interface OperationResult {
   readonly ceilingGbPerSec: number | null
   /** ceilingUs / medianUs: 1 is as fast as the ceiling. */
   readonly ratio: number | null
+  /** One of many empty kernels in a row, for operations on cuda that have so few bytes that there is no ceiling. */
+  readonly emptyLaunchUs?: number
   readonly rule: string
 }
 
@@ -29,6 +31,10 @@ export interface OperationResult {
 export interface BenchResult {
   readonly ok: boolean
   readonly device: string
+  /** Name of the first rank's GPU. */
+  readonly gpu?: string
+  readonly launch: LaunchKind
+  readonly world: number
   readonly machine: {
     readonly cores: number
     readonly model: string
@@ -45,9 +51,12 @@ export function summarizeBench(config: BenchOptions, ranks: readonly RankSuccess
     summarizeOperation(ranks.map(({ measurements }) => measurements[index]!)),
   )
   const cores = cpus()
+  const gpu = ranks[0]?.gpu
   return {
     ok: results.every(({ ok }) => ok),
     device: config.device,
+    ...(gpu !== undefined && { gpu }),
+    ...{ launch: config.launch, world: config.world },
     machine: {
       cores: cores.length,
       model: cores[0]?.model.trim() ?? 'unknown',
@@ -69,10 +78,11 @@ export function summarizeOperation(measurements: readonly RankMeasurement[]): Op
   const wireBytes = busiest(measurements, 'wireBytes')
   const logicalBytes = busiest(measurements, 'logicalBytes')
   const medians = ceilings.map((ceiling, index) => {
-    const ofRanks = measurements.map((one) => one.ceilings[index]!.samples)
+    const ofRanks = measurements.map((one) => one.ceilings[index]?.samples ?? [])
     return { name: ceiling.name, microseconds: percentile(slowestRank(ofRanks), 50) }
   })
   const [fastest] = medians.sort((a, b) => a.microseconds - b.microseconds)
+  const floors = measurements.flatMap(({ floor }) => (floor === undefined ? [] : [floor]))
   const errors = measurements.flatMap(({ error }, rank) => (error === undefined ? [] : `rank ${rank}: ${error}`))
   return {
     ...{ name, ok: errors.length === 0, ...(errors.length > 0 && { error: errors.join('; ') }) },
@@ -84,6 +94,7 @@ export function summarizeOperation(measurements: readonly RankMeasurement[]): Op
     ceilingUs: fastest?.microseconds ?? null,
     ceilingGbPerSec: fastest === undefined ? null : bytes / fastest.microseconds / 1000,
     ratio: fastest === undefined ? null : fastest.microseconds / medianUs,
+    ...(floors.length > 0 && { emptyLaunchUs: percentile(slowestRank(floors), 50) }),
     rule,
   }
 }

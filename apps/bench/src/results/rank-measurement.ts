@@ -10,12 +10,16 @@ export interface RankMeasurement {
   /** Microseconds of each iteration. */
   readonly samples: readonly number[]
   readonly ceilings: readonly { readonly name: string; readonly samples: readonly number[] }[]
+  /** Of an empty launch, where that is what the samples are compared with. */
+  readonly floor?: readonly number[]
   /** What was wrong with the results. */
   readonly error?: string
 }
 
 export interface RankSuccess {
   readonly rank: number
+  /** Name of its GPU. */
+  readonly gpu?: string
   readonly measurements: readonly RankMeasurement[]
 }
 

@@ -2,8 +2,8 @@ import { styleText } from 'node:util'
 import type { BenchResult, OperationResult } from './bench-result.js'
 
 /** The result as a person reads it. */
-export function terminalReport({ ok, device, machine, config, results }: BenchResult): string {
-  const { ranks, threads, tokens, hidden, topk, experts, iters } = config
+export function terminalReport({ ok, device, gpu, machine, config, results }: BenchResult): string {
+  const { ranks, world, launch, threads, tokens, hidden, topk, experts, iters } = config
   const header = [
     'operation',
     'median us',
@@ -19,11 +19,14 @@ export function terminalReport({ ok, device, machine, config, results }: BenchRe
   const failures = results.flatMap(({ name, error }) =>
     error === undefined ? [] : `${styleText('red', name)}: ${error}`,
   )
+  const who = `${ranks} ranks${world === ranks ? '' : ` of ${world}`}`
   const verdict = ok
     ? `${styleText('green', 'ok')}: all results are correct`
     : styleText('red', 'FAILED: a result is wrong')
   return [
-    `${device}, ${machine.cores} cores of ${machine.model}; ${ranks} ranks with ${threads} threads each`,
+    gpu === undefined
+      ? `${device}, ${machine.cores} cores of ${machine.model}; ${who} with ${threads} threads each`
+      : `${device}, ${gpu}; ${who}, launched as ${launch}`,
     `${tokens} tokens a rank, hidden ${hidden}, top-${topk} of ${experts} experts; ${iters} iterations, slowest rank`,
     '',
     ...table([header, ...results.map(cells)]),
@@ -34,20 +37,43 @@ export function terminalReport({ ok, device, machine, config, results }: BenchRe
 }
 
 function cells(result: OperationResult): string[] {
-  const { name, medianUs, p99Us, bytes, wireBytes, gbPerSec, ceiling, ceilingUs, ceilingGbPerSec, ratio } = result
+  const { name, medianUs, p99Us, bytes, wireBytes, gbPerSec } = result
   const megabytes = (value: number | undefined): string =>
     value === undefined || bytes === 0 ? '' : (value / 1e6).toFixed(2)
   return [
-    ...[name, microseconds(medianUs), microseconds(p99Us), megabytes(bytes), megabytes(wireBytes)],
+    ...[name, short(medianUs), short(p99Us), megabytes(bytes), megabytes(wireBytes)],
     bytes === 0 ? '' : gbPerSec.toFixed(2),
-    ...(ceilingUs === null
-      ? ['', '', '', '']
-      : [microseconds(ceilingUs), ceilingGbPerSec!.toFixed(2), ratio!.toFixed(2), ceiling!]),
+    ...ceilingCells(result),
   ]
 }
 
-function microseconds(value: number): string {
+function ceilingCells({ ceiling, ceilingUs, ceilingGbPerSec, ratio, emptyLaunchUs }: OperationResult): string[] {
+  if (ceilingUs !== null) return [short(ceilingUs), ceilingGbPerSec!.toFixed(2), ratio!.toFixed(2), ceiling!]
+  return emptyLaunchUs === undefined ? ['', '', '', ''] : [short(emptyLaunchUs), '', '', 'empty launch']
+}
+
+function short(value: number): string {
   return value.toFixed(value < 100 ? 2 : 0)
+}
+
+/** One operation in a line, for those who wait. */
+export function progressLine({
+  name,
+  error,
+  medianUs,
+  bytes,
+  gbPerSec,
+  ceiling,
+  ratio,
+  emptyLaunchUs,
+}: OperationResult): string {
+  if (error !== undefined) return `${name}: ${error}`
+  return [
+    `${name}: ${short(medianUs)} us`,
+    ...(bytes === 0 ? [] : [`${short(gbPerSec)} GB/s`]),
+    ...(ratio === null ? [] : [`ratio ${ratio.toFixed(2)} to ${ceiling}`]),
+    ...(emptyLaunchUs === undefined ? [] : [`empty launch ${short(emptyLaunchUs)} us`]),
+  ].join(', ')
 }
 
 /** First column to the left, the others to the right. */

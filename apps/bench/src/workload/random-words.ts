@@ -1,4 +1,5 @@
 import type { Tensor } from '@moe-ep/core'
+import { fillRepeating } from './device-words.js'
 
 /** Which bits of a random word are kept, and which are set: gives finite numbers of a modest range in every element. */
 export interface Pattern {
@@ -35,10 +36,19 @@ export function wordAt(key: number, index: number): number {
   return scramble(scramble(index ^ key) + key)
 }
 
-/** Fills a tensor with the words of a sequence. */
+/** Fills a tensor with the words of a sequence; on cuda in the order of the default stream, and with words that repeat. */
 export function fillRandom(tensor: Tensor, key: number, pattern: Pattern): void {
-  const words = wordsOf(tensor)
+  if (tensor.device.kind === 'cpu') {
+    writeWords(wordsOf(tensor), key, pattern)
+    return
+  }
+  const name = `${key}/${pattern.keep}/${pattern.set}`
+  fillRepeating(tensor, name, (count) => writeWords(new Uint32Array(count), key, pattern))
+}
+
+function writeWords(words: Uint32Array, key: number, pattern: Pattern): Uint32Array {
   for (let i = 0; i < words.length; i++) words[i] = (wordAt(key, i) & pattern.keep) | pattern.set
+  return words
 }
 
 /** Row `row` of the matrix that {@link fillRandom} writes, as bytes. */

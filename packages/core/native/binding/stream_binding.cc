@@ -80,8 +80,10 @@ Napi::Value StreamRecord(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+// streamWait(stream, event, takeFailure)
 Napi::Value StreamWait(const Napi::CallbackInfo& info) {
-  Require(info.Env(), StreamArgument(info[0]).WaitFor(EventArgument(info[1])));
+  const bool take_failure = info[2].As<Napi::Boolean>().Value();
+  Require(info.Env(), StreamArgument(info[0]).WaitFor(EventArgument(info[1]), take_failure));
   return info.Env().Undefined();
 }
 

@@ -65,12 +65,12 @@ std::shared_ptr<Recording> CpuStream::Mark() {
   return submitted ? recording : nullptr;
 }
 
-bool CpuStream::Await(const std::shared_ptr<Recording>& recording) {
+bool CpuStream::Await(const std::shared_ptr<Recording>& recording, bool take_failure) {
   // Through Enqueue: in a capture, a wait for work outside of it is a step of the graph.
-  return Enqueue(Marker([recording](moe_ep_exec* exec) {
+  return Enqueue(Marker([recording, take_failure](moe_ep_exec* exec) {
     CpuStream* const stream = Running(exec);
     MaybeFailure failure = recording->Wait(stream->abort_word());
-    if (failure) stream->Fail(*std::move(failure));
+    if (failure && take_failure) stream->Fail(*std::move(failure));
   }));
 }
 

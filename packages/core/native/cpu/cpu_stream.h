@@ -36,7 +36,7 @@ class CpuStream final : public Stream {
  protected:
   bool Submit(CommandPtr command) override;
   std::shared_ptr<Recording> Mark() override;
-  bool Await(const std::shared_ptr<Recording>& recording) override;
+  bool Await(const std::shared_ptr<Recording>& recording, bool take_failure) override;
   MaybeFailure Replay(const std::shared_ptr<const Graph>& graph) override;
 
  private:

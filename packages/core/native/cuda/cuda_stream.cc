@@ -1,5 +1,6 @@
 #include "cuda/cuda_stream.h"
 
+#include <chrono>
 #include <exception>
 #include <utility>
 
@@ -138,19 +139,17 @@ std::shared_ptr<Recording> CudaStream::Mark() {
   return std::make_shared<CudaRecording>(PartsOfMark());
 }
 
-bool CudaStream::Await(const std::shared_ptr<Recording>& recording) {
+bool CudaStream::Await(const std::shared_ptr<Recording>& recording, bool take_failure) {
   if (const auto cuda = std::dynamic_pointer_cast<CudaRecording>(recording)) {
-    for (const AbortPtr& abort : cuda->parts().aborts) {
-      if (!awaited_.insert(abort).second && cuda->completed()) continue;
-      abort->AddDependent(std::static_pointer_cast<CudaStream>(shared_from_this()),
-                          cuda->parts().done);
-    }
-    return Enqueue(MarkerCommand([cuda](moe_ep_exec* exec) { Running(exec)->AwaitDevice(*cuda); }));
+    if (take_failure) ShareAborts(*cuda);
+    return Enqueue(MarkerCommand([cuda, take_failure](moe_ep_exec* exec) {
+      Running(exec)->AwaitDevice(*cuda, take_failure);
+    }));
   }
   // Of a cpu stream: its thread sets a signal that a kernel looks at.
   const auto signal = NewPinned<HostSignal>(device_);
-  recording->WhenComplete([signal](MaybeFailure failure) {
-    if (failure) signal->failure = RecordOf(*std::move(failure));
+  recording->WhenComplete([signal, take_failure](MaybeFailure failure) {
+    if (failure && take_failure) signal->failure = RecordOf(*std::move(failure));
     __atomic_store_n(&signal->ready, 1u, __ATOMIC_RELEASE);
   });
   return Enqueue(MarkerCommand([signal](moe_ep_exec* exec) {
@@ -160,10 +159,19 @@ bool CudaStream::Await(const std::shared_ptr<Recording>& recording) {
   }));
 }
 
-void CudaStream::AwaitDevice(const CudaRecording& recording) {
+// An abort of the recorded stream, or of one that it waits for itself, reaches this one too.
+void CudaStream::ShareAborts(const CudaRecording& recording) {
+  for (const AbortPtr& abort : recording.parts().aborts) {
+    awaited_.insert(abort);
+    abort->AddDependent(std::static_pointer_cast<CudaStream>(shared_from_this()),
+                        recording.parts().done);
+  }
+}
+
+void CudaStream::AwaitDevice(const CudaRecording& recording, bool take_failure) {
   const unsigned flags = captured_ != nullptr ? cudaEventWaitExternal : cudaEventWaitDefault;
   Check(cudaStreamWaitEvent(stream_, recording.parts().done.get(), flags), "cudaStreamWaitEvent");
-  if (recording.parts().failure == nullptr) return;
+  if (recording.parts().failure == nullptr || !take_failure) return;
   MayFail();
   LaunchMergeFailure(stream_, recording.parts().failure.get(), failure(), /*clear=*/false);
 }
@@ -230,8 +238,8 @@ CommandPtr CudaStream::FailCommand(Failure failure) {
 void CudaStream::Close(bool abort) {
   MarkClosed();
   if (!abort || abort_->set()) return;
-  Skip();
   abort_->Set();
+  Skip();
 }
 
 // Kernels that are queued look at the record before they begin. A copy, because kernels that wait
@@ -240,8 +248,13 @@ void CudaStream::Skip() {
   device_.MakeCurrent();
   const auto record = NewPinned<moe_ep_failure_record>(device_);
   *record = RecordOf(AbortFailure());
-  cudaMemcpyAsync(failure_, record.get(), sizeof(*record), cudaMemcpyDefault, device_.auxiliary());
-  cudaStreamSynchronize(device_.auxiliary());
+  const cudaStream_t stream = device_.auxiliary();
+  cudaMemcpyAsync(failure_, record.get(), sizeof(*record), cudaMemcpyDefault, stream);
+  // It takes microseconds. A device that is so busy that it takes longer must not hold up an abort.
+  const auto patience = std::chrono::steady_clock::now() + std::chrono::milliseconds(20);
+  while (cudaStreamQuery(stream) == cudaErrorNotReady &&
+         std::chrono::steady_clock::now() < patience) {
+  }
   cudaGetLastError();  // where the device itself has failed nothing of the queue runs
 }
 

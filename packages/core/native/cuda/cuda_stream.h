@@ -46,7 +46,7 @@ class CudaStream final : public Stream, public Submitter, public Dependent {
  protected:
   bool Submit(CommandPtr command) override;
   std::shared_ptr<Recording> Mark() override;
-  bool Await(const std::shared_ptr<Recording>& recording) override;
+  bool Await(const std::shared_ptr<Recording>& recording, bool take_failure) override;
   MaybeFailure Replay(const std::shared_ptr<const Graph>& graph) override;
   MaybeFailure CaptureBegun(Capture& capture) override;
   MaybeFailure CaptureJoined(Capture& capture) override;
@@ -64,7 +64,8 @@ class CudaStream final : public Stream, public Submitter, public Dependent {
   moe_ep_failure_record* failure() const;
   void EnterCapture(std::shared_ptr<CudaGraph> graph);
   void LeaveCapture();
-  void AwaitDevice(const CudaRecording& recording);
+  void ShareAborts(const CudaRecording& recording);
+  void AwaitDevice(const CudaRecording& recording, bool take_failure);
 
   const moe_ep_core_api* const api_;
   Device& device_;

@@ -33,6 +33,9 @@ int64_t HostNanoseconds() {
 Probe AskDriver() {
   // Loading kernels at first use may wait for kernels that run, which may wait for one another.
   setenv("CUDA_MODULE_LOADING", "EAGER", /*overwrite=*/0);
+  // Streams that share a hardware queue wait for one another, which must not be where one of them
+  // waits for a peer.
+  setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", /*overwrite=*/0);
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status == cudaSuccess) return {count, count == 0 ? "the driver shows no GPU" : ""};
@@ -111,7 +114,11 @@ Device::Device(int ordinal)
           },
           [](void* segment) { cudaFreeHost(segment); }, kPinnedSegmentBytes) {
   MakeCurrent();
-  Check(cudaStreamCreateWithFlags(&auxiliary_, cudaStreamNonBlocking), "cudaStreamCreate");
+  int least = 0;
+  int greatest = 0;
+  Check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "cudaDeviceGetStreamPriorityRange");
+  Check(cudaStreamCreateWithPriority(&auxiliary_, cudaStreamNonBlocking, greatest),
+        "cudaStreamCreate");
   Base base = {NewEvent(), 0, 0};
   Check(cudaEventRecord(base.event.get(), auxiliary_), "cudaEventRecord");
   Check(cudaStreamSynchronize(auxiliary_), "cudaStreamSynchronize");
@@ -119,7 +126,7 @@ Device::Device(int ordinal)
   bases_.push_back(std::move(base));
 }
 
-void Device::MakeCurrent() const { Check(cudaSetDevice(ordinal_), "cudaSetDevice"); }
+void Device::MakeCurrent() const noexcept { cudaSetDevice(ordinal_); }
 
 template <typename Attempt>
 void* Device::AllocateOrMakeRoom(Attempt allocate) {

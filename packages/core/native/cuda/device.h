@@ -49,9 +49,9 @@ class Device {
   static Device& Get(int ordinal);
 
   int ordinal() const { return ordinal_; }
-  // For the calling thread.
-  void MakeCurrent() const;
-  // A stream for short work of the library itself.
+  // For the calling thread. Where that fails the next call tells.
+  void MakeCurrent() const noexcept;
+  // A stream for short work of the library itself, past the work of others.
   cudaStream_t auxiliary() const { return auxiliary_; }
 
   // Not zeroed; throws std::bad_alloc.

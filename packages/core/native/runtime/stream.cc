@@ -37,7 +37,7 @@ MaybeFailure Stream::Record(const std::shared_ptr<Event>& event) {
   return std::nullopt;
 }
 
-MaybeFailure Stream::WaitFor(const std::shared_ptr<Event>& event) {
+MaybeFailure Stream::WaitFor(const std::shared_ptr<Event>& event, bool take_failure) {
   const std::shared_ptr<Capture> capture = event->capture();
   {
     std::lock_guard lock(mutex_);
@@ -58,7 +58,7 @@ MaybeFailure Stream::WaitFor(const std::shared_ptr<Event>& event) {
   }
   const std::shared_ptr<Recording> recording = event->newest();
   if (recording == nullptr) return std::nullopt;
-  return Await(recording) ? std::nullopt : MaybeFailure(Closed());
+  return Await(recording, take_failure) ? std::nullopt : MaybeFailure(Closed());
 }
 
 MaybeFailure Stream::Launch(const std::shared_ptr<const Graph>& graph) {

@@ -31,7 +31,8 @@ class Stream : public std::enable_shared_from_this<Stream> {
 
   // The failure is the caller's, not the stream's: closed, or a broken rule of captures.
   MaybeFailure Record(const std::shared_ptr<Event>& event);
-  MaybeFailure WaitFor(const std::shared_ptr<Event>& event);
+  // With `take_failure`, what failed before the event fails here, too.
+  MaybeFailure WaitFor(const std::shared_ptr<Event>& event, bool take_failure);
   MaybeFailure Launch(const std::shared_ptr<const Graph>& graph);
   MaybeFailure BeginCapture();
   MaybeFailure EndCapture(Graph* graph);
@@ -67,7 +68,7 @@ class Stream : public std::enable_shared_from_this<Stream> {
   virtual bool Submit(CommandPtr command) = 0;
   // Null when the stream was closed meanwhile.
   virtual std::shared_ptr<Recording> Mark() = 0;
-  virtual bool Await(const std::shared_ptr<Recording>& recording) = 0;
+  virtual bool Await(const std::shared_ptr<Recording>& recording, bool take_failure) = 0;
   virtual MaybeFailure Replay(const std::shared_ptr<const Graph>& graph) = 0;
 
   // What a device does when its stream is part of a capture, besides what the list notes. A capture

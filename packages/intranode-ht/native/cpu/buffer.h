@@ -1,9 +1,11 @@
 // The part of symmetric memory that one intranode buffer uses, and what it remembers between calls.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <vector>
 
+#include "cpu/refusal.h"
 #include "moe_ep/transport/routes.h"
 
 namespace moe_ep::cpu {
@@ -11,8 +13,7 @@ namespace moe_ep::cpu {
 // Arguments that must be the same on every rank; they travel with the counts. All fields are
 // compared.
 struct SharedArguments {
-  int64_t lease;  // number of the lease: tells two dispatches apart that ranks started in different
-                  // orders
+  int64_t call;    // number of the dispatch: tells two apart that ranks started in different orders
   int64_t cached;  // 1: a plan is reused and no counts follow
   int64_t row_bytes;
   int64_t dtype;
@@ -27,12 +28,18 @@ struct SharedArguments {
   int64_t plan_digest;  // of a cached plan's counts; 0 without a plan
 };
 inline constexpr const char* kSharedArgumentNames[] = {
-    "number of the lease", "cached plan",
-    "bytes of a row",      "dtype",
-    "scale columns",       "topk",
-    "bytes of an id",      "numExperts",
-    "numChannels",         "expertAlignment",
-    "topkWeights given",   "grouped by expert",
+    "number of the dispatch",
+    "cached plan",
+    "bytes of a row",
+    "dtype",
+    "scale columns",
+    "topk",
+    "bytes of an id",
+    "numExperts",
+    "numChannels",
+    "expertAlignment",
+    "topkWeights given",
+    "grouped by expert",
     "digest of the plan",
 };
 inline constexpr int kNumSharedArguments = sizeof(SharedArguments) / sizeof(int64_t);
@@ -45,16 +52,24 @@ struct InvalidId {
 struct MessageHead {
   SharedArguments arguments;
   InvalidId invalid;
+  int64_t
+      room;  // rows that the rank can take: less than the capacity when they go to its own memory
+  Refusal refusal;
 };
 
 static_assert(kNumSharedArguments == sizeof(kSharedArgumentNames) / sizeof(const char*));
 
-// What all ranks must agree on in a combine. Each rank leaves it in its own slot, beside the
-// results that it describes.
+// What all ranks must agree on in a combine.
 struct CombineArguments {
   int64_t columns;
   int64_t dtype;
   int64_t topk;  // columns of the weights that are reduced too; 0: none
+};
+
+// Each rank leaves it in its own slot, beside the results that it describes.
+struct CombineHead {
+  CombineArguments arguments;
+  Refusal refusal;
 };
 
 // Byte offsets in the payload, from the first slot's; all slots look alike.
@@ -74,7 +89,7 @@ struct BufferLayout {
   int64_t topk_weights_offset;
   int64_t counts_offset;  // two messages a source: for even and for odd epochs
   int64_t counts_stride;
-  int64_t combine_arguments_offset;
+  int64_t combine_head_offset;
   int64_t
       column_scales_offset;  // scales of grouped rows, turned into columns by the receiver itself
 };
@@ -89,10 +104,15 @@ enum class SignalKind : uint64_t {
 };
 inline constexpr uint64_t kNumSignalKinds = 4;
 
-// Only the stream that runs this buffer's kernels touches it. Epochs count calls, so signals need
-// no cleaning.
+// Signals of a source that no slot has: each tells of one refused dispatch. A call and the one so
+// many later share a signal. No rank is that far ahead of itself on another stream, for no more
+// dispatches can be in flight.
+inline constexpr int64_t kRefusalSignals = 64;
+
+// Epochs count calls, so signals need no cleaning. Only the stream that runs a kernel of the slot
+// touches its state; a refusal, which has no slot, looks at the dispatch epochs of all.
 struct SlotState {
-  uint64_t dispatch_epoch = 0;
+  std::atomic<uint64_t> dispatch_epoch = 0;
   uint64_t settled_epoch =
       0;  // the newest dispatch whose counts all ranks agreed on: only its rows may be sent
   uint64_t combine_epoch = 0;
@@ -106,6 +126,13 @@ struct Buffer {
   uint64_t SignalIndex(int64_t slot, SignalKind kind, int source) const {
     const auto ranks = static_cast<uint64_t>(routes.world_size());
     return (static_cast<uint64_t>(slot) * kNumSignalKinds + static_cast<uint64_t>(kind)) * ranks +
+           static_cast<uint64_t>(source);
+  }
+  // Tells, with its number plus one, that `source` refused a dispatch.
+  uint64_t RefusalSignalIndex(int64_t call, int source) const {
+    const auto ranks = static_cast<uint64_t>(routes.world_size());
+    const uint64_t first = static_cast<uint64_t>(layout.slots) * kNumSignalKinds * ranks;
+    return first + static_cast<uint64_t>(call % kRefusalSignals) * ranks +
            static_cast<uint64_t>(source);
   }
   uint8_t* Rows(int rank, int64_t slot) const { return At(rank, slot, layout.rows_offset); }
@@ -123,15 +150,15 @@ struct Buffer {
   float* TopkWeights(int rank, int64_t slot) const {
     return reinterpret_cast<float*>(At(rank, slot, layout.topk_weights_offset));
   }
-  // The message that `source` leaves at `rank`: MessageHead, then i32 counts (see notify.cc).
+  // The message that `source` leaves at `rank`: MessageHead, then i32 counts (see meeting.h).
   // Nobody can be two epochs ahead of a rank that has not told its counts, so two places that take
   // turns are enough.
   uint8_t* Counts(int rank, int64_t slot, int source, uint64_t epoch) const {
     const auto turn = static_cast<int64_t>(epoch % 2) * routes.world_size() + source;
     return At(rank, slot, layout.counts_offset + turn * layout.counts_stride);
   }
-  CombineArguments& CombineArgumentsOf(int rank, int64_t slot) const {
-    return *reinterpret_cast<CombineArguments*>(At(rank, slot, layout.combine_arguments_offset));
+  CombineHead& CombineHeadOf(int rank, int64_t slot) const {
+    return *reinterpret_cast<CombineHead*>(At(rank, slot, layout.combine_head_offset));
   }
 
   // False, with the stream in failure, unless the slot's newest dispatch has its counts: rows would

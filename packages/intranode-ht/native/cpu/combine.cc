@@ -133,9 +133,7 @@ void Combine(const Exec& exec, const CombineCall& call) {
   Stage(exec, call);
   const CombineArguments arguments = {call.x.size(1), static_cast<int64_t>(call.x.dtype()),
                                       call.topk_weights ? call.topk_weights.size(1) : 0};
-  if (!MeetForCombine(exec, buffer, call.slot, arguments, call.num_tokens_per_rank, epoch,
-                      deadline))
-    return;
+  if (!MeetForCombine(exec, buffer, call.slot, arguments, epoch, deadline)) return;
   const RowCopy copy(call.out.size(1) * BitsOf(call.out.dtype()) / 8, call.out.size(0));
   exec.ParallelFor(call.out.size(0), 8, [&](int64_t begin, int64_t end) {
     WithFormat(call.out.dtype(),

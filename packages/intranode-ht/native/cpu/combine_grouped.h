@@ -17,7 +17,6 @@ struct CombineGroupedCall {
   Tensor topk_idx;                    // [T, K]
   Tensor topk_weights;                // f32 [T, K], of this rank's own tokens
   Tensor slot_row;                    // i32 [T, K]
-  Tensor num_tokens_per_rank;         // i32 [R]
   Tensor num_recv_tokens_per_expert;  // i32 [local experts], rounded up: how many rows there are
   Tensor out;                         // [T, hidden], dtype of x
   int64_t timeout_ms;

@@ -14,17 +14,22 @@ std::string Describe(int rank, const CombineArguments& arguments) {
          std::to_string(arguments.topk) + " weights";
 }
 
-// False, with every rank told, when `peer` brings results of another shape: some ranks may have
-// read them already.
-bool CheckArguments(const Exec& exec, const Buffer& buffer, int64_t slot, int peer) {
-  const CombineArguments& own = buffer.CombineArgumentsOf(buffer.routes.rank(), slot);
-  const CombineArguments& theirs = buffer.CombineArgumentsOf(peer, slot);
-  if (own.columns == theirs.columns && own.dtype == theirs.dtype && own.topk == theirs.topk)
-    return true;
-  buffer.routes.Poison(exec, "ERR_MOE_EP_MISMATCH",
-                       std::string(kCombineOperation) + ": " + Describe(buffer.routes.rank(), own) +
-                           ", " + Describe(peer, theirs));
-  return false;
+// Every rank looks at the heads of all in the same order, so all refuse alike.
+bool CheckHeads(const Exec& exec, const Buffer& buffer, int64_t slot) {
+  const auto refusal_of = [&](int rank) -> const Refusal& {
+    return buffer.CombineHeadOf(rank, slot).refusal;
+  };
+  if (!CheckRefusals(exec, buffer.routes.world_size(), kCombineOperation, refusal_of)) return false;
+  const CombineArguments& first = buffer.CombineHeadOf(0, slot).arguments;
+  for (int rank = 1; rank < buffer.routes.world_size(); ++rank) {
+    const CombineArguments& other = buffer.CombineHeadOf(rank, slot).arguments;
+    if (first.columns == other.columns && first.dtype == other.dtype && first.topk == other.topk)
+      continue;
+    exec.Fail("ERR_MOE_EP_MISMATCH", std::string(kCombineOperation) + ": " + Describe(0, first) +
+                                         ", " + Describe(rank, other));
+    return false;
+  }
+  return true;
 }
 
 }  // namespace
@@ -42,21 +47,20 @@ void StageBytes(const Exec& exec, const uint8_t* from, uint8_t* to, int64_t byte
   std::memcpy(to + done, from + done, static_cast<size_t>(bytes - done));
 }
 
-bool MeetForCombine(const Exec& exec, Buffer& buffer, int64_t slot,
-                    const CombineArguments& arguments, const Tensor& num_tokens_per_rank,
-                    uint64_t epoch, int64_t deadline) {
-  buffer.CombineArgumentsOf(buffer.routes.rank(), slot) = arguments;
+bool MeetForCombine(const Exec& exec, const Buffer& buffer, int64_t slot,
+                    const CombineArguments& arguments, uint64_t epoch, int64_t deadline) {
+  CombineHead& head = buffer.CombineHeadOf(buffer.routes.rank(), slot);
+  head.arguments = arguments;
+  head.refusal.Clear();
   buffer.routes.Flush();
   buffer.SignalAll(slot, SignalKind::kCombineReady, epoch);
-  const auto* tokens_at = num_tokens_per_rank.data<int32_t>();
-  for (int peer = 0; peer < buffer.routes.world_size(); ++peer) {
-    if (tokens_at[peer] == 0) continue;
-    if (!buffer.WaitFor(exec, slot, SignalKind::kCombineReady, peer, epoch, deadline,
-                        kCombineOperation, "results"))
-      return false;
-    if (!CheckArguments(exec, buffer, slot, peer)) return false;
-  }
-  return true;
+  if (!buffer.WaitForAll(exec, slot, SignalKind::kCombineReady, epoch, deadline, kCombineOperation,
+                         "results"))
+    return false;
+  if (CheckHeads(exec, buffer, slot)) return true;
+  // Nobody reads what was refused: the slot may be filled again.
+  buffer.SignalAll(slot, SignalKind::kCombineRead, epoch);
+  return false;
 }
 
 }  // namespace moe_ep::cpu

@@ -12,10 +12,9 @@ inline constexpr const char* kCombineOperation = "intranode combine";
 // Copies the first `bytes` of `from` to this rank's slot unless they are there already.
 void StageBytes(const Exec& exec, const uint8_t* from, uint8_t* to, int64_t bytes);
 
-// Announces this rank's results and waits for those of the ranks that hold rows of its tokens.
-// False: the stream is in failure.
-bool MeetForCombine(const Exec& exec, Buffer& buffer, int64_t slot,
-                    const CombineArguments& arguments, const Tensor& num_tokens_per_rank,
-                    uint64_t epoch, int64_t deadline);
+// Announces this rank's results and waits for those of all ranks, so that all go on or none does.
+// False: the stream is in failure, and no result may be read.
+bool MeetForCombine(const Exec& exec, const Buffer& buffer, int64_t slot,
+                    const CombineArguments& arguments, uint64_t epoch, int64_t deadline);
 
 }  // namespace moe_ep::cpu

@@ -5,34 +5,11 @@
 #include <string>
 #include <vector>
 
+#include "cpu/meeting.h"
 #include "moe_ep/layout/topk_ids.h"
 
 namespace moe_ep::cpu {
 namespace {
-
-constexpr const char* kOperation = "intranode dispatch";
-
-// A message of `source`, as it lies at a destination:
-// MessageHead | i32 tokens per rank [R] | i32 selections of every expert [max_experts] |
-// i32 tokens of channels 0..c for the destination [max_channels]
-struct Message {
-  uint8_t* base;
-  int64_t ranks;
-  int64_t max_experts;
-
-  MessageHead& head() const { return *reinterpret_cast<MessageHead*>(base); }
-  int32_t* tokens_per_rank() const {
-    return reinterpret_cast<int32_t*>(base + sizeof(MessageHead));
-  }
-  int32_t* per_expert() const { return tokens_per_rank() + ranks; }
-  int32_t* channel_ends() const { return per_expert() + max_experts; }
-};
-
-// Of the slot's current dispatch.
-Message MessageAt(const Buffer& buffer, int rank, int64_t slot, int source) {
-  return {buffer.Counts(rank, slot, source, buffer.slots[slot].dispatch_epoch),
-          buffer.routes.world_size(), buffer.layout.max_experts};
-}
 
 // Counts of this rank's own tokens, up to the first id that is none.
 InvalidId CountTokens(const NotifyCall& call, const ExpertPlacement& placement) {
@@ -74,14 +51,20 @@ InvalidId CountTokens(const NotifyCall& call, const ExpertPlacement& placement) 
   return {-1, -1};
 }
 
-void SendCounts(const NotifyCall& call, const ExpertPlacement& placement,
+void FillHead(MessageHead& head, const SharedArguments& arguments, const InvalidId& invalid,
+              int64_t room) {
+  head.arguments = arguments;
+  head.invalid = invalid;
+  head.room = room;
+  head.refusal.Clear();
+}
+
+void SendCounts(const Meeting& meeting, const NotifyCall& call, const ExpertPlacement& placement,
                 const InvalidId& invalid) {
-  const Buffer& buffer = *call.buffer;
-  const int rank = buffer.routes.rank();
   const int64_t channels = call.arguments.channels;
-  for (int peer = 0; peer < buffer.routes.world_size(); ++peer) {
-    const Message message = MessageAt(buffer, peer, call.slot, rank);
-    message.head() = {call.arguments, invalid};
+  for (int peer = 0; peer < meeting.buffer.routes.world_size(); ++peer) {
+    const Message message = meeting.To(peer);
+    FillHead(message.head(), call.arguments, invalid, call.room);
     std::copy_n(call.out.num_tokens_per_rank.data<int32_t>(), placement.ranks,
                 message.tokens_per_rank());
     std::copy_n(call.out.num_tokens_per_expert.data<int32_t>(), placement.experts,
@@ -91,20 +74,22 @@ void SendCounts(const NotifyCall& call, const ExpertPlacement& placement,
   }
 }
 
-// Every rank sees every rank's arguments, so all refuse alike and nothing is sent.
-bool CheckArguments(const Exec& exec, const Buffer& buffer, int64_t slot) {
-  const int rank = buffer.routes.rank();
-  const auto* first =
-      reinterpret_cast<const int64_t*>(&MessageAt(buffer, rank, slot, 0).head().arguments);
-  for (int source = 1; source < buffer.routes.world_size(); ++source) {
-    const auto* other =
-        reinterpret_cast<const int64_t*>(&MessageAt(buffer, rank, slot, source).head().arguments);
+// Every rank sees every rank's refusal and arguments, so all refuse alike and nothing is sent.
+bool CheckHeads(const Exec& exec, const Meeting& meeting) {
+  const int ranks = meeting.buffer.routes.world_size();
+  const auto refusal_of = [&](int source) -> const Refusal& {
+    return meeting.From(source).head().refusal;
+  };
+  if (!CheckRefusals(exec, ranks, kDispatchOperation, refusal_of)) return false;
+  const auto* first = reinterpret_cast<const int64_t*>(&meeting.From(0).head().arguments);
+  for (int source = 1; source < ranks; ++source) {
+    const auto* other = reinterpret_cast<const int64_t*>(&meeting.From(source).head().arguments);
     for (int field = 0; field < kNumSharedArguments; ++field) {
       if (first[field] == other[field]) continue;
       exec.Fail("ERR_MOE_EP_MISMATCH",
-                std::string(kOperation) + ": " + kSharedArgumentNames[field] + ": rank 0 passed " +
-                    std::to_string(first[field]) + ", rank " + std::to_string(source) + " passed " +
-                    std::to_string(other[field]));
+                std::string(kDispatchOperation) + ": " + kSharedArgumentNames[field] +
+                    ": rank 0 passed " + std::to_string(first[field]) + ", rank " +
+                    std::to_string(source) + " passed " + std::to_string(other[field]));
       return false;
     }
   }
@@ -112,26 +97,27 @@ bool CheckArguments(const Exec& exec, const Buffer& buffer, int64_t slot) {
 }
 
 // Decided from counts that all ranks hold, before a row moves.
-bool CheckCapacity(const Exec& exec, const Buffer& buffer, int destination, int64_t rows) {
-  if (rows <= buffer.layout.capacity) return true;
-  exec.Fail("ERR_MOE_EP_CAPACITY", std::string(kOperation) + ": rank " +
-                                       std::to_string(destination) + " would receive " +
-                                       std::to_string(rows) + " rows, the buffer holds " +
-                                       std::to_string(buffer.layout.capacity));
+bool CheckRoom(const Exec& exec, const Meeting& meeting, int destination, int64_t rows) {
+  const int64_t room = meeting.From(destination).head().room;
+  if (rows <= room) return true;
+  const int64_t capacity = meeting.buffer.layout.capacity;
+  exec.Fail("ERR_MOE_EP_CAPACITY",
+            std::string(kDispatchOperation) + ": rank " + std::to_string(destination) +
+                " would receive " + std::to_string(rows) + " rows, " +
+                (rows > capacity ? "the buffer holds " + std::to_string(capacity)
+                                 : "its out holds " + std::to_string(room)));
   return false;
 }
 
-bool CheckIds(const Exec& exec, const NotifyCall& call) {
-  const Buffer& buffer = *call.buffer;
-  for (int source = 0; source < buffer.routes.world_size(); ++source) {
-    const InvalidId& invalid =
-        MessageAt(buffer, buffer.routes.rank(), call.slot, source).head().invalid;
+bool CheckIds(const Exec& exec, const Meeting& meeting, const NotifyCall& call) {
+  for (int source = 0; source < meeting.buffer.routes.world_size(); ++source) {
+    const InvalidId& invalid = meeting.From(source).head().invalid;
     if (invalid.token < 0) continue;
-    exec.Fail("ERR_MOE_EP_ARGUMENT", std::string(kOperation) + ": rank " + std::to_string(source) +
-                                         ": topkIdx: expected -1 or an expert below " +
-                                         std::to_string(call.arguments.experts) + ", received " +
-                                         std::to_string(invalid.id) + " for token " +
-                                         std::to_string(invalid.token));
+    exec.Fail("ERR_MOE_EP_ARGUMENT",
+              std::string(kDispatchOperation) + ": rank " + std::to_string(source) +
+                  ": topkIdx: expected -1 or an expert below " +
+                  std::to_string(call.arguments.experts) + ", received " +
+                  std::to_string(invalid.id) + " for token " + std::to_string(invalid.token));
     return false;
   }
   return true;
@@ -141,9 +127,9 @@ int64_t RoundUp(int64_t count, int64_t alignment) {
   return (count + alignment - 1) / alignment * alignment;
 }
 
-void DeriveLayout(const NotifyCall& call, const ExpertPlacement& placement) {
-  const Buffer& buffer = *call.buffer;
-  const int rank = buffer.routes.rank();
+void DeriveLayout(const Meeting& meeting, const NotifyCall& call,
+                  const ExpertPlacement& placement) {
+  const int rank = meeting.buffer.routes.rank();
   const int64_t ranks = placement.ranks;
   auto* prefix = call.out.rank_prefix_matrix.data<int32_t>();
   auto* recv_channels = call.out.recv_channel_prefix_matrix.data<int32_t>();
@@ -151,7 +137,7 @@ void DeriveLayout(const NotifyCall& call, const ExpertPlacement& placement) {
   auto* selections = call.out.num_recv_selections.data<int32_t>();
   std::fill_n(selections, placement.CountOf(rank), 0);
   for (int64_t source = 0; source < ranks; ++source) {
-    const Message message = MessageAt(buffer, rank, call.slot, static_cast<int>(source));
+    const Message message = meeting.From(static_cast<int>(source));
     for (int64_t destination = 0; destination < ranks; ++destination) {
       const int32_t before = source == 0 ? 0 : prefix[(source - 1) * ranks + destination];
       prefix[source * ranks + destination] = before + message.tokens_per_rank()[destination];
@@ -183,12 +169,13 @@ void OffsetSendHead(const NotifyCall& call, int64_t ranks) {
 }
 
 // One place a token: rows by source rank, then token.
-bool PlaceByToken(const Exec& exec, const NotifyCall& call, const ExpertPlacement& placement) {
+bool PlaceByToken(const Exec& exec, const Meeting& meeting, const NotifyCall& call,
+                  const ExpertPlacement& placement) {
   const auto* prefix = call.out.rank_prefix_matrix.data<int32_t>();
   const int64_t ranks = placement.ranks;
   for (int64_t destination = 0; destination < ranks; ++destination) {
     const int64_t rows = prefix[(ranks - 1) * ranks + destination];
-    if (!CheckCapacity(exec, *call.buffer, static_cast<int>(destination), rows)) return false;
+    if (!CheckRoom(exec, meeting, static_cast<int>(destination), rows)) return false;
   }
   OffsetSendHead(call, ranks);
   return true;
@@ -196,9 +183,9 @@ bool PlaceByToken(const Exec& exec, const NotifyCall& call, const ExpertPlacemen
 
 // One place a selection: rows by expert, each expert's segment aligned, inside it by source rank,
 // token and slot.
-bool PlaceByExpert(const Exec& exec, const NotifyCall& call, const ExpertPlacement& placement) {
-  const Buffer& buffer = *call.buffer;
-  const int rank = buffer.routes.rank();
+bool PlaceByExpert(const Exec& exec, const Meeting& meeting, const NotifyCall& call,
+                   const ExpertPlacement& placement) {
+  const int rank = meeting.buffer.routes.rank();
   std::vector<int64_t> next(static_cast<size_t>(placement.experts));
   for (int64_t destination = 0; destination < placement.ranks; ++destination) {
     int64_t start = 0;
@@ -207,11 +194,11 @@ bool PlaceByExpert(const Exec& exec, const NotifyCall& call, const ExpertPlaceme
       int64_t total = 0;
       for (int source = 0; source < placement.ranks; ++source) {
         if (source == rank) next[static_cast<size_t>(expert)] = start + total;
-        total += MessageAt(buffer, rank, call.slot, source).per_expert()[expert];
+        total += meeting.From(source).per_expert()[expert];
       }
       start += RoundUp(total, call.arguments.expert_alignment);
     }
-    if (!CheckCapacity(exec, buffer, static_cast<int>(destination), start)) return false;
+    if (!CheckRoom(exec, meeting, static_cast<int>(destination), start)) return false;
   }
   const TopkIds ids(call.topk_idx);
   auto* slot_row = call.out.slot_row.data<int32_t>();
@@ -224,8 +211,8 @@ bool PlaceByExpert(const Exec& exec, const NotifyCall& call, const ExpertPlaceme
 // The slot's previous results must have been read by all before anybody may write into it.
 bool WaitUntilFree(const Exec& exec, const Buffer& buffer, int64_t slot, int64_t deadline) {
   const uint64_t combines = buffer.slots[slot].combine_epoch;
-  return buffer.WaitForAll(exec, slot, SignalKind::kCombineRead, combines, deadline, kOperation,
-                           "word that it has read the last combine");
+  return buffer.WaitForAll(exec, slot, SignalKind::kCombineRead, combines, deadline,
+                           kDispatchOperation, "word that it has read the last combine");
 }
 
 // FNV-1a over the counts, which are the same on all ranks of one dispatch: ranks with plans of
@@ -245,39 +232,39 @@ void Notify(const Exec& exec, const NotifyCall& call) {
   if (!buffer.routes.CheckNotPoisoned(exec)) return;
   const int64_t deadline = DeadlineAfter(call.timeout_ms);
   const ExpertPlacement placement{call.arguments.experts, buffer.routes.world_size()};
-  const uint64_t epoch = ++buffer.slots[call.slot].dispatch_epoch;
+  const Meeting meeting{buffer, call.slot, ++buffer.slots[call.slot].dispatch_epoch};
   if (!WaitUntilFree(exec, buffer, call.slot, deadline)) return;
   const InvalidId invalid = CountTokens(call, placement);
-  SendCounts(call, placement, invalid);
-  buffer.SignalAll(call.slot, SignalKind::kCounts, epoch);
-  if (!buffer.WaitForAll(exec, call.slot, SignalKind::kCounts, epoch, deadline, kOperation,
-                         "counts"))
+  SendCounts(meeting, call, placement, invalid);
+  buffer.SignalAll(call.slot, SignalKind::kCounts, meeting.epoch);
+  if (!buffer.WaitForAll(exec, call.slot, SignalKind::kCounts, meeting.epoch, deadline,
+                         kDispatchOperation, "counts"))
     return;
-  if (!CheckArguments(exec, buffer, call.slot) || !CheckIds(exec, call)) return;
-  DeriveLayout(call, placement);
+  if (!CheckHeads(exec, meeting) || !CheckIds(exec, meeting, call)) return;
+  DeriveLayout(meeting, call, placement);
   const bool grouped = call.arguments.grouped != 0;
-  const bool placed =
-      grouped ? PlaceByExpert(exec, call, placement) : PlaceByToken(exec, call, placement);
-  if (placed) buffer.slots[call.slot].settled_epoch = epoch;
+  const bool placed = grouped ? PlaceByExpert(exec, meeting, call, placement)
+                              : PlaceByToken(exec, meeting, call, placement);
+  if (placed) buffer.slots[call.slot].settled_epoch = meeting.epoch;
 }
 
 void NotifyCached(const Exec& exec, const NotifyCachedCall& call) {
   Buffer& buffer = *call.buffer;
   if (!buffer.routes.CheckNotPoisoned(exec)) return;
   const int64_t deadline = DeadlineAfter(call.timeout_ms);
-  const uint64_t epoch = ++buffer.slots[call.slot].dispatch_epoch;
+  const Meeting meeting{buffer, call.slot, ++buffer.slots[call.slot].dispatch_epoch};
   if (!WaitUntilFree(exec, buffer, call.slot, deadline)) return;
   SharedArguments arguments = call.arguments;
   arguments.plan_digest = DigestOf(call.rank_prefix_matrix);
   for (int peer = 0; peer < buffer.routes.world_size(); ++peer) {
-    MessageAt(buffer, peer, call.slot, buffer.routes.rank()).head() = {arguments, {-1, -1}};
+    FillHead(meeting.To(peer).head(), arguments, {-1, -1}, buffer.layout.capacity);
   }
-  buffer.SignalAll(call.slot, SignalKind::kCounts, epoch);
-  if (!buffer.WaitForAll(exec, call.slot, SignalKind::kCounts, epoch, deadline, kOperation,
-                         "word that its slot is free")) {
+  buffer.SignalAll(call.slot, SignalKind::kCounts, meeting.epoch);
+  if (!buffer.WaitForAll(exec, call.slot, SignalKind::kCounts, meeting.epoch, deadline,
+                         kDispatchOperation, "word that its slot is free")) {
     return;
   }
-  if (CheckArguments(exec, buffer, call.slot)) buffer.slots[call.slot].settled_epoch = epoch;
+  if (CheckHeads(exec, meeting)) buffer.slots[call.slot].settled_epoch = meeting.epoch;
 }
 
 }  // namespace moe_ep::cpu

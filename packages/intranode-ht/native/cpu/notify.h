@@ -29,6 +29,7 @@ struct NotifyCall {
   SharedArguments arguments;
   Tensor topk_idx;
   NotifyOutputs out;
+  int64_t room;  // rows that this rank can take
   int64_t timeout_ms;
 };
 

@@ -6,9 +6,8 @@ namespace moe_ep {
 namespace {
 
 // Elements and values are [N, K] or [E, N, K].
-cpu::BlockQuantMatrices MatricesOf(const Tensor& elements, const Tensor& values,
-                                   const Tensor& scales, int64_t block_rows,
-                                   int64_t block_columns) {
+BlockQuantMatrices MatricesOf(const Tensor& elements, const Tensor& values, const Tensor& scales,
+                              int64_t block_rows, int64_t block_columns) {
   return {
       .dtype = elements.dtype(),
       .rows = elements.size(elements.dims() - 2),
@@ -21,12 +20,13 @@ cpu::BlockQuantMatrices MatricesOf(const Tensor& elements, const Tensor& values,
   };
 }
 
-int64_t BlockRowsOf(const Tensor& elements, const cpu::BlockQuantMatrices& matrices) {
-  const int64_t batch = elements.dims() == 3 ? elements.size(0) : 1;
-  return batch * NumGroups(matrices.rows, matrices.block_rows);
+int64_t BatchOf(const Tensor& elements) { return elements.dims() == 3 ? elements.size(0) : 1; }
+
+int64_t BlockRowsOf(const Tensor& elements, const BlockQuantMatrices& matrices) {
+  return BatchOf(elements) * NumGroups(matrices.rows, matrices.block_rows);
 }
 
-int64_t BlockGrainOf(const cpu::BlockQuantMatrices& matrices) {
+int64_t BlockGrainOf(const BlockQuantMatrices& matrices) {
   return GrainOf(matrices.columns * std::min(matrices.block_rows, matrices.rows));
 }
 
@@ -41,6 +41,9 @@ Napi::Value QuantizeBlock(const Napi::CallbackInfo& info) {
   const bool power_of_two = args.boolean(6);
   return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
     const auto matrices = MatricesOf(x, values, scales, block_rows, block_columns);
+    if constexpr (kCuda) {
+      if (exec.on_cuda()) return cuda::QuantizeBlock(exec, matrices, BatchOf(x), power_of_two);
+    }
     exec.ParallelFor(BlockRowsOf(x, matrices), BlockGrainOf(matrices),
                      [&](int64_t begin, int64_t end) {
                        cpu::QuantizeBlock(matrices, power_of_two, begin, end);
@@ -58,6 +61,9 @@ Napi::Value DequantizeBlock(const Napi::CallbackInfo& info) {
   const int64_t block_columns = args.integer(5);
   return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
     const auto matrices = MatricesOf(out, values, scales, block_rows, block_columns);
+    if constexpr (kCuda) {
+      if (exec.on_cuda()) return cuda::DequantizeBlock(exec, matrices, BatchOf(out));
+    }
     exec.ParallelFor(
         BlockRowsOf(out, matrices), BlockGrainOf(matrices),
         [&](int64_t begin, int64_t end) { cpu::DequantizeBlock(matrices, begin, end); });

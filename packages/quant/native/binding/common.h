@@ -5,9 +5,14 @@
 #include <cstdint>
 
 #include "cpu/scale_matrix.h"
+#include "cuda/quant.h"
 #include "moe_ep/addon.h"
 
 namespace moe_ep {
+
+// Whether there are functions behind cuda/quant.h. To be asked with `if constexpr`: nothing that is
+// called there is then needed without CUDA.
+inline constexpr bool kCuda = MOE_EP_CUDA != 0;
 
 // Rows that are worth a thread: waking one costs as much as some ten thousand elements.
 inline int64_t GrainOf(int64_t hidden) {
@@ -15,7 +20,7 @@ inline int64_t GrainOf(int64_t hidden) {
 }
 
 // Scales [rows, groups or words] in the tensor's last two dimensions; `matrix` counts those before.
-inline cpu::ScaleMatrix ScalesOf(const Tensor& scales, int64_t matrix = 0) {
+inline ScaleMatrix ScalesOf(const Tensor& scales, int64_t matrix = 0) {
   constexpr int64_t kElement = 4;
   const int row = scales.dims() - 2;
   const int64_t offset = row > 0 ? matrix * scales.stride(0) * kElement : 0;

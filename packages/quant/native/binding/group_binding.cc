@@ -4,8 +4,8 @@
 namespace moe_ep {
 namespace {
 
-cpu::GroupQuantMatrix MatrixOf(const Tensor& elements, const Tensor& values, const Tensor& scales,
-                               int64_t group_size) {
+GroupQuantMatrix MatrixOf(const Tensor& elements, const Tensor& values, const Tensor& scales,
+                          int64_t group_size) {
   return {
       .dtype = elements.dtype(),
       .hidden = elements.size(1),
@@ -31,7 +31,10 @@ Napi::Value QuantizePerTokenGroup(const Napi::CallbackInfo& info) {
       .upper_bound = static_cast<float>(args.number(7)),
   };
   return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
-    const cpu::GroupQuantMatrix matrix = MatrixOf(x, values, scales, group_size);
+    const GroupQuantMatrix matrix = MatrixOf(x, values, scales, group_size);
+    if constexpr (kCuda) {
+      if (exec.on_cuda()) return cuda::QuantizePerTokenGroup(exec, matrix, x.size(0), rule);
+    }
     cpu::ZeroColumnPadding(matrix.scales);
     exec.ParallelFor(x.size(0), GrainOf(matrix.hidden), [&](int64_t begin, int64_t end) {
       cpu::QuantizePerTokenGroup(matrix, rule, begin, end);
@@ -47,7 +50,10 @@ Napi::Value DequantizePerTokenGroup(const Napi::CallbackInfo& info) {
   const Tensor out = args.tensor(3);
   const int64_t group_size = args.integer(4);
   return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
-    const cpu::GroupQuantMatrix matrix = MatrixOf(out, values, scales, group_size);
+    const GroupQuantMatrix matrix = MatrixOf(out, values, scales, group_size);
+    if constexpr (kCuda) {
+      if (exec.on_cuda()) return cuda::DequantizePerTokenGroup(exec, matrix, out.size(0));
+    }
     exec.ParallelFor(out.size(0), GrainOf(matrix.hidden), [&](int64_t begin, int64_t end) {
       cpu::DequantizePerTokenGroup(matrix, begin, end);
     });

@@ -4,7 +4,7 @@
 namespace moe_ep {
 namespace {
 
-cpu::LogFmtMatrix MatrixOf(const Tensor& elements, const Tensor& codes, const Tensor& ranges) {
+LogFmtMatrix MatrixOf(const Tensor& elements, const Tensor& codes, const Tensor& ranges) {
   return {
       .dtype = elements.dtype(),
       .hidden = elements.size(1),
@@ -21,7 +21,10 @@ Napi::Value QuantizeLogFmt10(const Napi::CallbackInfo& info) {
   const Tensor codes = args.tensor(2);
   const Tensor ranges = args.tensor(3);
   return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
-    const cpu::LogFmtMatrix matrix = MatrixOf(x, codes, ranges);
+    const LogFmtMatrix matrix = MatrixOf(x, codes, ranges);
+    if constexpr (kCuda) {
+      if (exec.on_cuda()) return cuda::QuantizeLogFmt10(exec, matrix, x.size(0));
+    }
     exec.ParallelFor(x.size(0), GrainOf(matrix.hidden), [&](int64_t begin, int64_t end) {
       cpu::QuantizeLogFmt10(matrix, begin, end);
     });
@@ -35,7 +38,10 @@ Napi::Value DequantizeLogFmt10(const Napi::CallbackInfo& info) {
   const Tensor ranges = args.tensor(2);
   const Tensor out = args.tensor(3);
   return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
-    const cpu::LogFmtMatrix matrix = MatrixOf(out, codes, ranges);
+    const LogFmtMatrix matrix = MatrixOf(out, codes, ranges);
+    if constexpr (kCuda) {
+      if (exec.on_cuda()) return cuda::DequantizeLogFmt10(exec, matrix, out.size(0));
+    }
     exec.ParallelFor(out.size(0), GrainOf(matrix.hidden), [&](int64_t begin, int64_t end) {
       cpu::DequantizeLogFmt10(matrix, begin, end);
     });

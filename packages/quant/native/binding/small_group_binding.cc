@@ -6,8 +6,8 @@
 namespace moe_ep {
 namespace {
 
-cpu::SmallGroupMatrix MatrixOf(const Tensor& elements, const Tensor& values, const Tensor& scales,
-                               bool swizzled) {
+SmallGroupMatrix MatrixOf(const Tensor& elements, const Tensor& values, const Tensor& scales,
+                          bool swizzled) {
   return {
       .dtype = elements.dtype(),
       .code_dtype = values.dtype(),
@@ -29,6 +29,9 @@ Napi::Value QuantizeMx(const Napi::CallbackInfo& info) {
   const auto rule = static_cast<MxScaleRule>(args.integer(4));
   return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
     const auto matrix = MatrixOf(x, values, scales, false);
+    if constexpr (kCuda) {
+      if (exec.on_cuda()) return cuda::QuantizeMx(exec, matrix, x.size(0), rule);
+    }
     exec.ParallelFor(x.size(0), GrainOf(matrix.hidden), [&](int64_t begin, int64_t end) {
       cpu::QuantizeMx(matrix, rule, begin, end);
     });
@@ -43,6 +46,9 @@ Napi::Value DequantizeMx(const Napi::CallbackInfo& info) {
   const Tensor out = args.tensor(3);
   return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
     const auto matrix = MatrixOf(out, values, scales, false);
+    if constexpr (kCuda) {
+      if (exec.on_cuda()) return cuda::DequantizeMx(exec, matrix, out.size(0));
+    }
     exec.ParallelFor(out.size(0), GrainOf(matrix.hidden),
                      [&](int64_t begin, int64_t end) { cpu::DequantizeMx(matrix, begin, end); });
   });
@@ -58,6 +64,9 @@ Napi::Value QuantizeNvfp4(const Napi::CallbackInfo& info) {
   const bool swizzled = args.boolean(5);
   return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
     const auto matrix = MatrixOf(x, values, scales, swizzled);
+    if constexpr (kCuda) {
+      if (exec.on_cuda()) return cuda::QuantizeNvfp4(exec, matrix, x.size(0), global.data<float>());
+    }
     // Places of the tiles that no group has must read as zero.
     if (swizzled) std::memset(scales.data(), 0, static_cast<size_t>(scales.numel()));
     exec.ParallelFor(x.size(0), GrainOf(matrix.hidden), [&](int64_t begin, int64_t end) {
@@ -76,6 +85,10 @@ Napi::Value DequantizeNvfp4(const Napi::CallbackInfo& info) {
   const bool swizzled = args.boolean(5);
   return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
     const auto matrix = MatrixOf(out, values, scales, swizzled);
+    if constexpr (kCuda) {
+      if (exec.on_cuda())
+        return cuda::DequantizeNvfp4(exec, matrix, out.size(0), global.data<float>());
+    }
     exec.ParallelFor(out.size(0), GrainOf(matrix.hidden), [&](int64_t begin, int64_t end) {
       cpu::DequantizeNvfp4(matrix, *global.data<float>(), begin, end);
     });

@@ -30,6 +30,11 @@ Napi::Value QuantizePerTensor(const Napi::CallbackInfo& info) {
   const Tensor scale = args.tensor(3);
   const bool dynamic = args.boolean(4);
   return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
+    if constexpr (kCuda) {
+      if (exec.on_cuda())
+        return cuda::QuantizePerTensor(exec, x.dtype(), x.data(), x.numel(), scale.data<float>(),
+                                       dynamic, values.data<uint8_t>());
+    }
     if (dynamic) *scale.data<float>() = TensorScaleOf(LargestOf(exec, x));
     exec.ParallelFor(x.numel(), kGrain, [&](int64_t begin, int64_t end) {
       cpu::QuantizePerTensor(x.dtype(), x.data(), *scale.data<float>(), values.data<uint8_t>(),
@@ -45,9 +50,14 @@ Napi::Value DequantizePerTensor(const Napi::CallbackInfo& info) {
   const Tensor scale = args.tensor(2);
   const Tensor out = args.tensor(3);
   return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
+    if constexpr (kCuda) {
+      if (exec.on_cuda())
+        return cuda::DequantizePerTensor(exec, out.dtype(), values.data<uint8_t>(),
+                                         scale.data<float>(), values.numel(), out.data());
+    }
     const int64_t bytes = BitsOf(out.dtype()) / 8;
     exec.ParallelFor(values.numel(), kGrain, [&](int64_t begin, int64_t end) {
-      const cpu::GroupQuantMatrix row = {
+      const GroupQuantMatrix row = {
           .dtype = out.dtype(),
           .hidden = end - begin,
           .group_size = end - begin,

@@ -1,4 +1,4 @@
-// The scales of a matrix, in any of the layouts of the package.
+// What column-major scales need beside their rows.
 #pragma once
 
 #include <cstdint>
@@ -6,19 +6,6 @@
 #include "moe_ep/quant/scales.h"
 
 namespace moe_ep::cpu {
-
-struct ScaleMatrix {
-  uint8_t* data;
-  int64_t rows;
-  int64_t columns;        // numbers, or words of packed scales
-  int64_t row_stride;     // bytes
-  int64_t column_stride;  // bytes
-  bool packed;
-
-  MOE_EP_LANE ScaleRow Row(int64_t row) const {
-    return {data + row * row_stride, column_stride, packed};
-  }
-};
 
 // Zeroes the elements between the last row and the next column of a column-major matrix whose
 // columns are longer than its rows are many.

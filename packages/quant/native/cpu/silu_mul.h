@@ -4,17 +4,8 @@
 #include <cstdint>
 
 #include "cpu/group_quant.h"
-#include "moe_ep/dtype.h"
 
 namespace moe_ep::cpu {
-
-// Rows of gates followed by ups, contiguous.
-struct GatedMatrix {
-  DType dtype;
-  int64_t hidden;  // gates of a row, and ups
-  const void* x;   // [rows, 2 * hidden]
-  float limit;
-};
 
 // out[row, hidden] of the input's dtype, for rows [begin, end).
 void SiluMul(const GatedMatrix& matrix, void* out, int64_t begin, int64_t end);

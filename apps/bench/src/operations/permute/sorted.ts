@@ -1,5 +1,5 @@
 import { Tensor } from '@moe-ep/core'
-import { moePermute, type MoePermuted } from '@moe-ep/deepgemm-permute'
+import { moePermute } from '@moe-ep/deepgemm-permute'
 import { moePermuteBytes, rules } from '../../measure/byte-rules.js'
 import { expertRowsOf, sortedPlacesOf } from '../../workload/expert-rows.js'
 import { rowElements } from '../../workload/matrix-rows.js'
@@ -18,7 +18,6 @@ export function moePermuteOf(kind: RowKind): Operation {
     const { offsets, inverse } = sortedPlacesOf(expertRows)
     const topkIdx = Tensor.from(received.topkIdx, [received.rows, topk], 'i32', context.device)
     const capacity = received.rows * topk
-    let last: MoePermuted | undefined
     return prepareLocal(context, scope, {
       ...{ bytes: moePermuteBytes({ ...received, topk }, movedRowOf(kind, hidden)), rule: rules.moePermute },
       allocate: () => ({
@@ -30,11 +29,10 @@ export function moePermuteOf(kind: RowKind): Operation {
           invPermutedIdx: scope.zeros([capacity], 'i32'),
         },
       }),
-      enqueue({ inputs, out }, stream) {
-        last = moePermute(inputs.x, { topkIdx, numLocalExperts, ...scaleOptions(inputs, kind), out, stream })
-      },
-      check({ inputs, out }) {
-        const found = Array.from(last!.expertFirstTokenOffset.data, Number)
+      enqueue: ({ inputs, out }, stream) =>
+        moePermute(inputs.x, { topkIdx, numLocalExperts, ...scaleOptions(inputs, kind), out, stream }),
+      check({ inputs, out }, { expertFirstTokenOffset }) {
+        const found = Array.from(expertFirstTokenOffset.data, Number)
         if (!sameNumbers(found, offsets)) return 'expertFirstTokenOffset is wrong'
         if (!sameNumbers(out.invPermutedIdx.data as Int32Array, inverse)) return 'invPermutedIdx is wrong'
         const { rows, mIndices: expertIds, scales } = out

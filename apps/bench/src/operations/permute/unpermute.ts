@@ -33,7 +33,8 @@ export function unpermuteOf(layout: ExpertLayout): Operation {
       allocate() {
         const rows = scope.zeros([...shape, hidden], 'bf16')
         fillRandom(rows, randomKey(seed, 'expert rows', group.rank), patterns.bf16)
-        return { rows, out: scope.zeros([received.rows, hidden], 'bf16') }
+        const out = scope.zeros([received.rows, hidden], 'bf16')
+        return { rows, out, topkIdx, topkWeights, inversePermutation }
       },
       enqueue({ rows, out }, stream) {
         const common = { topkWeights, out, stream }
@@ -41,7 +42,7 @@ export function unpermuteOf(layout: ExpertLayout): Operation {
         else if (layout === 'masked') unpermuteMaskedAndReduce(rows, { ...common, topkIdx, inversePermutation })
         else unpermuteAndReduce(rows, { ...common, topkIdx, inversePermutation })
       },
-      check({ rows, out }) {
+      check({ rows, out, topkIdx, topkWeights, inversePermutation }) {
         const flat = rows.reshape([rows.numel / hidden, hidden])
         const wrong = sampleRows(received.rows).find((token) => {
           const ofToken = (tensor: Tensor): number[] => Array.from(tensor.slice(token, token + 1).data, Number)

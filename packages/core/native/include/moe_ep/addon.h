@@ -61,8 +61,8 @@ class Arguments {
  public:
   // Where the first argument is a stream, tensors must be on its device.
   explicit Arguments(const Napi::CallbackInfo& info) : info_(info) {
-    moe_ep_stream* stream = Core().stream_from_js(info.Env(), info[0]);
-    if (stream != nullptr) device_ = Core().stream_device(stream);
+    stream_ = Core().stream_from_js(info.Env(), info[0]);
+    if (stream_ != nullptr) device_ = Core().stream_device(stream_);
   }
 
   Napi::Env env() const { return info_.Env(); }
@@ -86,7 +86,7 @@ class Arguments {
   Tensor optional_tensor(size_t index) const { return present(index) ? tensor(index) : Tensor(); }
 
   moe_ep_stream* stream(size_t index) const {
-    moe_ep_stream* stream = Core().stream_from_js(env(), info_[index]);
+    moe_ep_stream* stream = index == 0 ? stream_ : Core().stream_from_js(env(), info_[index]);
     if (stream == nullptr)
       Throw(env(), "ERR_MOE_EP_ARGUMENT", Position(index) + "expected a native stream handle");
     if (!MOE_EP_CUDA && Core().stream_device(stream) >= 0) {
@@ -112,6 +112,7 @@ class Arguments {
   static constexpr int32_t kNoStream = -2;
 
   const Napi::CallbackInfo& info_;
+  moe_ep_stream* stream_ = nullptr;  // the first argument, if it is one
   int32_t device_ = kNoStream;
 };
 

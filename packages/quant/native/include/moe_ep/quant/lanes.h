@@ -8,7 +8,12 @@
 
 #include "moe_ep/dtype.h"
 
-#if defined(__GNUC__)
+#if defined(__CUDACC__)
+// Kernels use the same functions.
+#define MOE_EP_LANE __host__ __device__ __forceinline__
+#define MOE_EP_RARE __host__ __device__ __forceinline__
+#define MOE_EP_LANE_LAMBDA
+#elif defined(__GNUC__)
 // Forced into the caller: only there does the code get the instruction set of the caller's
 // MOE_EP_CLONES.
 #define MOE_EP_LANE inline __attribute__((always_inline))

@@ -167,4 +167,18 @@ struct ScaleRow {
   }
 };
 
+// The scales of a matrix, in any of the layouts.
+struct ScaleMatrix {
+  uint8_t* data;
+  int64_t rows;
+  int64_t columns;        // numbers, or words of packed scales
+  int64_t row_stride;     // bytes
+  int64_t column_stride;  // bytes
+  bool packed;
+
+  MOE_EP_LANE ScaleRow Row(int64_t row) const {
+    return {data + row * row_stride, column_stride, packed};
+  }
+};
+
 }  // namespace moe_ep

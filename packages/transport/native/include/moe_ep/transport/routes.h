@@ -6,9 +6,11 @@
 
 #include <sched.h>
 
+#include <chrono>
 #include <cstring>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "moe_ep/command.h"
@@ -81,6 +83,22 @@ class Routes {
         SleepOnSignal(cell, seen);
       }
     }
+  }
+
+  // The same for what more than one signal can tell: asks `ready` again and again. Nobody can wake
+  // it, so it is for what is not in a hurry.
+  template <typename Ready, typename Describe>
+  bool WaitUntil(const Exec& exec, int64_t deadline, const Ready& ready,
+                 const Describe& missing) const {
+    for (int asked = 0; !ready(); ++asked) {
+      if (!MayGoOn(exec, deadline, missing)) return false;
+      if (asked < kYields) {
+        sched_yield();
+      } else {
+        std::this_thread::sleep_for(std::chrono::microseconds(100));
+      }
+    }
+    return true;
   }
 
   // False, with the stream in failure, when the group was poisoned. Every collective looks before

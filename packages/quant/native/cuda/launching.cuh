@@ -1,0 +1,40 @@
+// What the launches of all operations share.
+#pragma once
+
+#include <cstdint>
+
+#include "moe_ep/command.h"
+#include "moe_ep/cuda/failure.cuh"
+#include "moe_ep/cuda/launch.h"
+#include "moe_ep/dtype.h"
+#include "moe_ep/quant/elements.h"
+
+namespace moe_ep::cuda {
+
+constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Whether vectors of 16 bytes may be read and written from these places on.
+template <typename... Pointers>
+bool Aligned16(Pointers... pointers) {
+  return ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
+}
+
+// One block for each `per_block` of `items`.
+inline dim3 BlocksFor(int64_t items, int64_t per_block) {
+  return dim3(static_cast<unsigned>(CeilDiv(items, per_block)));
+}
+
+// Calls body(Element()) with the element type of `dtype`.
+template <typename Body>
+void WithElement(DType dtype, const Body& body) {
+  switch (dtype) {
+    case DType::kBF16:
+      return body(BF16Element());
+    case DType::kF16:
+      return body(F16Element());
+    default:
+      return body(F32Element());
+  }
+}
+
+}  // namespace moe_ep::cuda

@@ -1,0 +1,96 @@
+#include "moe_ep/quant/silu_mul.cuh"
+
+#include <algorithm>
+
+#include "cuda/launching.cuh"
+#include "cuda/quant.h"
+#include "moe_ep/quant/warp_items.cuh"
+
+namespace moe_ep::cuda {
+namespace {
+
+struct Gated {
+  const void* x;
+  void* out;
+  int64_t hidden;
+  float limit;
+  MaskedBatch batch;
+  const moe_ep_failure_record* record;
+};
+
+constexpr int kThreads = 128;
+constexpr int kRows = 4;
+
+// A warp takes kRows rows of 32 vectors.
+template <typename Element>
+__global__ void __launch_bounds__(kThreads)
+    SiluMulTiles(const __grid_constant__ Gated m, int64_t column_tiles, int64_t row_tiles,
+                 int64_t tiles) {
+  constexpr int kElements = kLoadElements<Element>;
+  using Vector = LaneVector<Element, kElements>;
+  const int64_t tile = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
+  if (tile >= tiles) return;
+  const bool failed = Failed(m.record);
+  const int64_t strip = tile / column_tiles;
+  const int64_t matrix = strip / row_tiles;
+  const int64_t first = strip % row_tiles * kRows;
+  const int64_t rows = m.batch.RowsOf(matrix);
+  if (first >= rows) return;
+  const int64_t column = (tile % column_tiles * 32 + LaneOfWarp()) * kElements;
+  const int64_t row = matrix * m.batch.rows + first;
+  const auto* x = static_cast<const typename Element::Storage*>(m.x) + row * 2 * m.hidden + column;
+  auto* out = static_cast<typename Element::Storage*>(m.out) + row * m.hidden + column;
+  Vector gates[kRows];
+  Vector ups[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const bool inside = first + r < rows && column < m.hidden;
+    gates[r] = Vector::LoadIf(inside, x + r * 2 * m.hidden);
+    ups[r] = Vector::LoadIf(inside, x + (r * 2 + 1) * m.hidden);
+  }
+  if (failed) return;
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    const Vector product = SiluMul<Element, false>(gates[r], ups[r], m.limit);
+    if (first + r < rows && column < m.hidden) product.Store(out + r * m.hidden);
+  }
+}
+
+// One product after the other, for rows without the alignment for vectors.
+template <typename Element>
+__global__ void __launch_bounds__(kThreads)
+    SiluMulElements(const __grid_constant__ Gated m, int64_t blocks_per_row) {
+  const int64_t row = blockIdx.x / blocks_per_row;
+  const int64_t column = blockIdx.x % blocks_per_row * kThreads + threadIdx.x;
+  const int64_t matrix = row / m.batch.rows;
+  if (column >= m.hidden || row - matrix * m.batch.rows >= m.batch.RowsOf(matrix)) return;
+  if (Failed(m.record)) return;
+  const auto* x = static_cast<const typename Element::Storage*>(m.x) + row * 2 * m.hidden;
+  const float product = SiluMulOf<Element, false>(
+      Element::LaneToFloat(x[column]), Element::LaneToFloat(x[m.hidden + column]), m.limit);
+  static_cast<typename Element::Storage*>(m.out)[row * m.hidden + column] =
+      Element::LaneFromFloat(product);
+}
+
+}  // namespace
+
+void SiluMul(const Exec& exec, const GatedMatrix& matrix, const MaskedBatch& batch, void* out) {
+  const Gated m = {matrix.x, out, matrix.hidden, matrix.limit, batch, exec.cuda_skip()};
+  WithElement(matrix.dtype, [&](auto element) {
+    using Element = decltype(element);
+    constexpr int64_t kElements = kLoadElements<Element>;
+    if (Aligned16(matrix.x, out) && matrix.hidden % kElements == 0) {
+      const int64_t column_tiles = CeilDiv(matrix.hidden, 32 * kElements);
+      const int64_t row_tiles = CeilDiv(batch.rows, kRows);
+      const int64_t tiles = batch.batch * row_tiles * column_tiles;
+      Launch(SiluMulTiles<Element>, {BlocksFor(tiles, kThreads / 32), kThreads}, exec.cuda_stream(),
+             m, column_tiles, row_tiles, tiles);
+    } else {
+      const int64_t blocks = CeilDiv(matrix.hidden, kThreads);
+      Launch(SiluMulElements<Element>, {BlocksFor(batch.batch * batch.rows * blocks, 1), kThreads},
+             exec.cuda_stream(), m, blocks);
+    }
+  });
+}
+
+}  // namespace moe_ep::cuda
