@@ -42,13 +42,13 @@ test('all formats and layouts equal the reference, gaps included', async () => {
       const packed = scaleFormat === 'ue8m0-packed'
       const elements = packed ? reference.packScales(expected.scales, groups) : expected.scales
       const columns = packed ? Math.ceil(groups / 4) : groups
-      expect(sameBytes((await values.read()), expected.values)).toBe(true)
+      expect(sameBytes(await values.read(), expected.values)).toBe(true)
       expect(
         sameBytes(await memoryOf(scales), reference.arrangeScales(elements, { rows, columns, layout: scaleLayout })),
       ).toBe(true)
       const read = packed ? reference.unpackScales(elements as Int32Array, groups) : expected.scales
       const expectedBack = reference.dequantizePerTokenGroup(expected.values, read, { hidden, groupSize, dtype })
-      expect(sameBytes((await back.read()), expectedBack)).toBe(true)
+      expect(sameBytes(await back.read(), expectedBack)).toBe(true)
     }),
     { numRuns: 400 },
   )
@@ -68,8 +68,8 @@ describe('powers of two', () => {
       const { values, scales } = quantizePerTokenGroup(x, { numerics, scaleFormat: 'ue8m0' })
       const packed = quantizePerTokenGroup(x, { numerics, scaleFormat: 'ue8m0-packed' })
       expect((await scales.read())[0]).toBe(scale)
-      expect([...await bytesOf(values)]).toEqual([...codes])
-      expect([...await bytesOf(packed.values)]).toEqual([...codes])
+      expect([...(await bytesOf(values))]).toEqual([...codes])
+      expect([...(await bytesOf(packed.values))]).toEqual([...codes])
       const [byte, ...rest] = await bytesOf(packed.scales)
       expect(e8m0ToF32(byte!)).toEqual(scale === Infinity ? NaN : scale)
       expect(rest).toEqual([0, 0, 0])
