@@ -77,7 +77,7 @@ describe('scales', () => {
         const { scales, expectedRows, empty } = prepare(routing, shape)
         const { scaleLayout, alignment } = shape
         const numTokens = routing.topkIdx.length
-        const x = Tensor.zeros([numTokens, 1], 'u8')
+        const x = randomBits([numTokens, 1], 'u8')
         const actual = await onHost(permute(x, { ...ours, scales, packScales: shape.kind[1], scaleLayout, alignment }))
         const capacity = actual.rows.shape[0]!
         const expected = reference.permute(rowBytes(x), { ...plain, alignment, capacity, scales: expectedRows })
@@ -100,7 +100,7 @@ describe('scales', () => {
         const { ours, reference: plain } = optionsOf(routing, 'i64')
         const { scales, expectedRows, empty } = prepare(routing, shape)
         const maxTokens = Math.max(1, ...reference.countExpertNumTokens(routing.topkIdx, plain)) + spare
-        const x = Tensor.zeros([routing.topkIdx.length, 1], 'u8')
+        const x = randomBits([routing.topkIdx.length, 1], 'u8')
         const { scaleLayout } = shape
         const actual = await onHost(
           permuteMasked(x, { ...ours, maxTokens, scales, packScales: shape.kind[1], scaleLayout }),
