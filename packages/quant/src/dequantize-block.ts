@@ -29,7 +29,11 @@ export interface DequantizeBlockOptions {
 export function dequantizeBlock(values: Tensor, scales: Tensor, options: DequantizeBlockOptions = {}): Tensor {
   requireTensor('values', values, { dtype: 'fp8e4m3' })
   const { blockShape = defaultBlockShape, stream = values.device.defaultStream } = options
-  requireTensor('scales', scales, { dtype: 'f32', shape: blockScaleShape('values', values, blockShape), device: values.device })
+  requireTensor('scales', scales, {
+    dtype: 'f32',
+    shape: blockScaleShape('values', values, blockShape),
+    device: values.device,
+  })
   const out = dequantizedOutput(options, values.shape, { values, scales })
   traceOperation('quant.dequantizeBlock', stream, values.byteLength + scales.byteLength + out.byteLength, () =>
     native().dequantizeBlock(stream.handle, values.handle, scales.handle, out.handle, blockShape[0], blockShape[1]),

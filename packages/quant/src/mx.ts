@@ -88,7 +88,11 @@ export function dequantizeMx(
   requireTensor('values', values, { dtype: format.dtype, shape: [null, null] })
   requireRows('values', values, format.dtype === 'fp4e2m1')
   const [rows, hidden] = values.shape as [number, number]
-  requireTensor('scales', scales, { dtype: 'e8m0', shape: [rows, Math.ceil(hidden / mxGroupSize)], device: values.device })
+  requireTensor('scales', scales, {
+    dtype: 'e8m0',
+    shape: [rows, Math.ceil(hidden / mxGroupSize)],
+    device: values.device,
+  })
   const { stream = values.device.defaultStream } = options
   const out = dequantizedOutput(options, values.shape, { values, scales })
   traceOperation(format.operation, stream, values.byteLength + scales.byteLength + out.byteLength, () =>

@@ -11,7 +11,7 @@ import {
   quantizePerTokenGroup,
   reference,
 } from '../src/index.js'
-import { bytesOf, device, floatDTypes, numbersOf, sameBytes, storedElements, stream, words32 } from './support.js'
+import { bytesOf, device, floatDTypes, numbersOf, sameBytes, storedElements, words32 } from './support.js'
 
 const floatOf = (bits: number): number => new Float32Array(Uint32Array.of(bits).buffer)[0]!
 
@@ -74,7 +74,9 @@ describe('quantizeBlock and dequantizeBlock', () => {
     const back = dequantizeBlock(values, scales, { dtype: 'f32' })
     expect(scales.shape).toEqual([2, 3])
     const expected = reference.quantizeBlock(numbers.map(Math.fround), { columns, blockShape: [128, 128] })
-    expect(sameBytes((await values.read()), expected.values) && sameBytes((await scales.read()), expected.scales)).toBe(true)
+    expect(sameBytes(await values.read(), expected.values) && sameBytes(await scales.read(), expected.scales)).toBe(
+      true,
+    )
     const backNumbers = await back.readNumbers()
     numbers.forEach((x, i) => expect(Math.abs(backNumbers[i]! - x)).toBeLessThanOrEqual(Math.abs(x) * 0.0701 + 0.002))
   })
@@ -84,7 +86,7 @@ describe('quantizeBlock and dequantizeBlock', () => {
       blockShape: [1, 2],
     })
     expect([...(await scales.readNumbers())]).toEqual([Math.fround(Math.fround(1e-4) / 448), 1, Infinity])
-    expect([...await bytesOf(values)]).toEqual([0, 0x80, 0x7f, 0x7e, 0x7f, 0x80])
+    expect([...(await bytesOf(values))]).toEqual([0, 0x80, 0x7f, 0x7e, 0x7f, 0x80])
   })
 })
 
@@ -104,7 +106,9 @@ describe('quantizePerToken', () => {
         const options = bound === undefined ? {} : { scaleUpperBound: bound }
         const { values, scales } = quantizePerToken(Tensor.copyOf(stored, [rows, hidden], dtype), options)
         const expected = reference.quantizePerToken(numbersOf(dtype, stored), { hidden, ...options })
-        expect(sameBytes((await values.read()), expected.values) && sameBytes((await scales.read()), expected.scales)).toBe(true)
+        expect(sameBytes(await values.read(), expected.values) && sameBytes(await scales.read(), expected.scales)).toBe(
+          true,
+        )
       }),
       { numRuns: 300 },
     )
@@ -119,7 +123,7 @@ describe('quantizePerToken', () => {
       const { values, scales } = quantizePerToken(Tensor.copyOf(stored, [1, count], dtype))
       expect((await scales.read())[0]).toBe(Math.fround(1 / 229376))
       expect(
-        sameBytes((await values.read()), reference.quantizePerToken(numbersOf(dtype, stored), { hidden: count }).values),
+        sameBytes(await values.read(), reference.quantizePerToken(numbersOf(dtype, stored), { hidden: count }).values),
       ).toBe(true)
     }
   })
@@ -130,9 +134,9 @@ describe('quantizePerToken', () => {
     const bounded = quantizePerToken(x, { scaleUpperBound: 448 })
     const back = dequantizePerTokenGroup(free.values, free.scales, { groupSize: 2, dtype: 'f32' })
     expect([...(await free.scales.readNumbers())]).toEqual([Math.fround(1 / 229376), 2, Infinity, 1])
-    expect([...await bytesOf(free.values)]).toEqual([0, 0x80, 0x7e, 0x30, 0x7f, 0, 0x7f, 0x7e])
+    expect([...(await bytesOf(free.values))]).toEqual([0, 0x80, 0x7e, 0x30, 0x7f, 0, 0x7f, 0x7e])
     expect([...(await bounded.scales.readNumbers())]).toEqual([Math.fround(1 / 229376), 1, 1, 1])
-    expect([...await bytesOf(bounded.values)]).toEqual([0, 0x80, 0x7e, 0x38, 0x7e, 0x38, 0x7f, 0x7e])
+    expect([...(await bytesOf(bounded.values))]).toEqual([0, 0x80, 0x7e, 0x38, 0x7e, 0x38, 0x7f, 0x7e])
     expect([...(await back.readNumbers())]).toEqual([0, -0, 896, 1, NaN, NaN, NaN, 448])
   })
 })
@@ -157,9 +161,11 @@ describe('quantizePerTensor and dequantizePerTensor', () => {
         const { values, scale } = quantizePerTensor(Tensor.copyOf(stored, [count], dtype), scaleTensor)
         const back = dequantizePerTensor(values, scale, { dtype })
         const expected = reference.quantizePerTensor(numbersOf(dtype, stored), given)
-        expect(sameBytes((await values.read()), expected.values)).toBe(true)
+        expect(sameBytes(await values.read(), expected.values)).toBe(true)
         expect((await scale.read())[0]).toBe(expected.scale)
-        expect(sameBytes((await back.read()), reference.dequantizePerTensor(expected.values, expected.scale, dtype))).toBe(true)
+        expect(
+          sameBytes(await back.read(), reference.dequantizePerTensor(expected.values, expected.scale, dtype)),
+        ).toBe(true)
       }),
       { numRuns: 400 },
     )
@@ -203,10 +209,10 @@ test('rows divide by their scale; blocks and tensors multiply by its reciprocal,
     const block = quantizeBlock(x, { blockShape: [1, 2] })
     const tensors = [x.slice(0, 1), x.slice(1, 2)].map((row) => quantizePerTensor(row))
     const rows = [quantizePerToken(x), quantizePerTokenGroup(x)]
-    expect([...await bytesOf(block.values)]).toEqual([0x7e, above, 0x7e, below])
+    expect([...(await bytesOf(block.values))]).toEqual([0x7e, above, 0x7e, below])
     const codes = await Promise.all(tensors.map(({ values }) => bytesOf(values)))
     expect(codes.flatMap((row) => [...row])).toEqual([0x7e, above, 0x7e, below])
-    for (const { values } of rows) expect([...await bytesOf(values)]).toEqual([0x7e, even, 0x7e, next])
+    for (const { values } of rows) expect([...(await bytesOf(values))]).toEqual([0x7e, even, 0x7e, next])
   }
 })
 

@@ -152,7 +152,11 @@ describe('quantizePerTokenGroup', () => {
       [5, 1],
     ] as const) {
       await using other = device.createStream({ threads })
-      const { memory } = Tensor.copyOf(Uint16Array.from([...Array(skip).fill(0), ...bits]), [skip + bits.length], 'bf16')
+      const { memory } = Tensor.copyOf(
+        Uint16Array.from([...Array(skip).fill(0), ...bits]),
+        [skip + bits.length],
+        'bf16',
+      )
       const x = new Tensor({ memory, dtype: 'bf16', shape: [rows, hidden], byteOffset: 2 * skip })
       const { values, scales } = quantizePerTokenGroup(x, { stream: other })
       await other.synchronize()

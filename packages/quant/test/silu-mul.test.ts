@@ -10,7 +10,7 @@ import {
   siluMul,
   siluMulQuantize,
 } from '../src/index.js'
-import { bytesOf, floatDTypes, memoryOf, numbersOf, sameBytes, storedElements, stream } from './support.js'
+import { bytesOf, floatDTypes, memoryOf, numbersOf, sameBytes, storedElements } from './support.js'
 
 const shapes = fc.record({
   dtype: fc.constantFrom(...floatDTypes),
@@ -31,7 +31,7 @@ describe('siluMul', () => {
       fc.asyncProperty(inputs, async ({ dtype, rows, hidden, clampLimit, stored }) => {
         const out = siluMul(Tensor.copyOf(stored, [rows, 2 * hidden], dtype), limitOf(clampLimit))
         const expected = reference.siluMul(numbersOf(dtype, stored), { hidden, dtype, ...limitOf(clampLimit) })
-        expect(sameBytes((await out.read()), expected)).toBe(true)
+        expect(sameBytes(await out.read(), expected)).toBe(true)
       }),
       { numRuns: 300 },
     )
@@ -47,7 +47,9 @@ describe('siluMul', () => {
             )
           : Uint16Array.from({ length: 2 * count }, (_, i) => (i < count ? i : dtype === 'bf16' ? 0x3f80 : 0x3c00))
       const out = siluMul(Tensor.copyOf(stored, [1, 2 * count], dtype))
-      expect(sameBytes((await out.read()), reference.siluMul(numbersOf(dtype, stored), { hidden: count, dtype }))).toBe(true)
+      expect(sameBytes(await out.read(), reference.siluMul(numbersOf(dtype, stored), { hidden: count, dtype }))).toBe(
+        true,
+      )
     }
   })
 
@@ -115,7 +117,7 @@ describe('siluMulQuantize', () => {
         const packed = scaleFormat === 'ue8m0-packed'
         const columns = packed ? Math.ceil(groups / 4) : groups
         const elements = packed ? reference.packScales(expected.scales, groups) : expected.scales
-        expect(sameBytes((await values.read()), expected.values)).toBe(true)
+        expect(sameBytes(await values.read(), expected.values)).toBe(true)
         expect(
           sameBytes(await memoryOf(scales), reference.arrangeScales(elements, { rows, columns, layout: scaleLayout })),
         ).toBe(true)
@@ -141,8 +143,8 @@ describe('siluMulQuantize', () => {
         const { values, scales } = siluMulQuantize(x, { groupSize: hidden, numerics, scaleFormat })
         const options = { hidden, dtype: 'bf16', groupSize: hidden, numerics, powerOfTwo } as const
         const expected = reference.siluMulQuantize(numbersOf('bf16', stored), options)
-        expect(sameBytes((await values.read()), expected.values)).toBe(true)
-        expect(sameBytes((await scales.read()), expected.scales)).toBe(true)
+        expect(sameBytes(await values.read(), expected.values)).toBe(true)
+        expect(sameBytes(await scales.read(), expected.scales)).toBe(true)
       }
     }
   })
@@ -175,7 +177,9 @@ describe('siluMulQuantize', () => {
     // silu(64) * 3 / 64 is 3; silu(1) is 0.731..., of which bf16 keeps 0.73046875.
     const x = Tensor.from([64, 1, 3 / 64, 1], [1, 4], 'bf16')
     const [f32, contiguous] = [siluMulQuantize(x, { numerics: 'f32' }), siluMulQuantize(x)]
-    expect([(await f32.scales.read())[0], (await contiguous.scales.read())[0]]).toEqual([0.0066964291036129, 0.0066964286379516125])
+    expect([(await f32.scales.read())[0], (await contiguous.scales.read())[0]]).toEqual([
+      0.0066964291036129, 0.0066964286379516125,
+    ])
     const silu = siluMul(x)
     const alone = siluMulQuantize(x, { numerics: 'f32', groupSize: 1 })
     expect((await silu.readNumbers())[1]).toBe(0.73046875)
@@ -202,7 +206,7 @@ describe('siluMulQuantize', () => {
     const x = Tensor.from(halves, [1, halves.length], 'bf16')
     const { values, scales } = siluMulQuantize(x, { numerics: 'vllm-masked', scaleFormat })
     expect((await scales.read())[0]).toBe(scale)
-    expect([...await bytesOf(values)]).toEqual([...codes])
+    expect([...(await bytesOf(values))]).toEqual([...codes])
   })
 
   test('of many experts, one full and one empty, over 18 binades: what each gives alone', async () => {
@@ -283,8 +287,15 @@ describe('siluMulQuantize', () => {
       scales: Tensor.from(Array(6).fill(-1), [2, 3, 1], 'f32'),
     }
     siluMulQuantize(x, { counts: Tensor.from([1, 2], [2], 'i32'), out })
-    expect([...(await out.scales.readNumbers())].map((scale) => scale === -1)).toEqual([false, true, true, false, false, true])
-    expect([...await bytesOf(out.values)].map((code) => code === 0x55)).toEqual(
+    expect([...(await out.scales.readNumbers())].map((scale) => scale === -1)).toEqual([
+      false,
+      true,
+      true,
+      false,
+      false,
+      true,
+    ])
+    expect([...(await bytesOf(out.values))].map((code) => code === 0x55)).toEqual(
       [0, 1, 1, 0, 0, 1].flatMap((unused) => Array(4).fill(unused === 1)),
     )
   })

@@ -11,7 +11,7 @@ import {
   quantizeNvfp4,
   reference,
 } from '../src/index.js'
-import { bytesOf, floatDTypes, numbersOf, sameBytes, storedElements, stream, words32 } from './support.js'
+import { bytesOf, floatDTypes, numbersOf, sameBytes, storedElements, words32 } from './support.js'
 
 const f32 = (bits: number): Float32Array => new Float32Array(Uint32Array.of(bits).buffer)
 const shapes = fc.record({
@@ -47,14 +47,14 @@ describe('MXFP8 and MXFP4', () => {
             : quantizeMxfp4(x, { scaleRule })
         const back = (kind === 'fp8e4m3' ? dequantizeMxfp8 : dequantizeMxfp4)(values, scales, { dtype })
         const expected = reference.quantizeMx(numbersOf(dtype, stored), { hidden, dtype: kind, scaleRule })
-        expect(sameBytes((await values.read()), expected.values)).toBe(true)
-        expect(sameBytes((await scales.read()), expected.scales)).toBe(true)
+        expect(sameBytes(await values.read(), expected.values)).toBe(true)
+        expect(sameBytes(await scales.read(), expected.scales)).toBe(true)
         const expectedBack = reference.dequantizeMx(expected.values, expected.scales, {
           hidden,
           dtype: kind,
           to: dtype,
         })
-        expect(sameBytes((await back.read()), expectedBack)).toBe(true)
+        expect(sameBytes(await back.read(), expectedBack)).toBe(true)
       }),
       { numRuns: 400 },
     )
@@ -73,7 +73,9 @@ describe('MXFP8 and MXFP4', () => {
             ? quantizeMxfp8(x, { scaleRule: scaleRule as 'ocp' | 'ceil' })
             : quantizeMxfp4(x, { scaleRule })
         const expected = reference.quantizeMx(numbersOf('bf16', stored), { hidden: 1024, dtype: kind, scaleRule })
-        expect(sameBytes((await values.read()), expected.values) && sameBytes((await scales.read()), expected.scales)).toBe(true)
+        expect(sameBytes(await values.read(), expected.values) && sameBytes(await scales.read(), expected.scales)).toBe(
+          true,
+        )
       }
       const hidden = kind === 'fp8e4m3' ? 256 : 512
       const scales = Uint8Array.from({ length: 256 * (hidden / 32) }, (_, i) => Math.floor(i / (hidden / 32)))
@@ -83,9 +85,9 @@ describe('MXFP8 and MXFP4', () => {
           Tensor.copyOf(scales, [256, hidden / 32], 'e8m0'),
           { dtype },
         )
-        expect(sameBytes((await out.read()), reference.dequantizeMx(codes, scales, { hidden, dtype: kind, to: dtype }))).toBe(
-          true,
-        )
+        expect(
+          sameBytes(await out.read(), reference.dequantizeMx(codes, scales, { hidden, dtype: kind, to: dtype })),
+        ).toBe(true)
       }
     }
   })
@@ -108,8 +110,8 @@ describe('MXFP8 and MXFP4', () => {
     const x = Tensor.from(numbers, [1, numbers.length], 'f32')
     const { values, scales } =
       kind === 'fp8' ? quantizeMxfp8(x, { scaleRule: scaleRule as 'ocp' }) : quantizeMxfp4(x, { scaleRule })
-    expect([...await bytesOf(scales)]).toEqual([scale])
-    expect([...await bytesOf(values)]).toEqual([...codes])
+    expect([...(await bytesOf(scales))]).toEqual([scale])
+    expect([...(await bytesOf(values))]).toEqual([...codes])
   })
 })
 
@@ -133,11 +135,11 @@ describe('NVFP4', () => {
         const back = dequantizeNvfp4(values, scales, globalTensor, { scaleLayout, dtype })
         const options = { hidden, globalScale: globalScale[0]! }
         const expected = reference.quantizeNvfp4(numbersOf(dtype, stored), options)
-        expect(sameBytes((await values.read()), expected.values)).toBe(true)
+        expect(sameBytes(await values.read(), expected.values)).toBe(true)
         const arranged = { rows, groups: Math.ceil(hidden / 16), layout: scaleLayout }
-        expect(sameBytes((await scales.read()), reference.arrangeNvfp4Scales(expected.scales, arranged))).toBe(true)
+        expect(sameBytes(await scales.read(), reference.arrangeNvfp4Scales(expected.scales, arranged))).toBe(true)
         const expectedBack = reference.dequantizeNvfp4(expected.values, expected.scales, { ...options, to: dtype })
-        expect(sameBytes((await back.read()), expectedBack)).toBe(true)
+        expect(sameBytes(await back.read(), expectedBack)).toBe(true)
       }),
       { numRuns: 400 },
     )
@@ -151,10 +153,13 @@ describe('NVFP4', () => {
     const scales = Tensor.copyOf(new Uint8Array(256 * 8).fill(0x55), shape, 'fp8e4m3')
     const out = { values: Tensor.zeros([rows, hidden], 'fp4e2m1'), scales }
     quantizeNvfp4(x, Tensor.from([27], [1], 'f32'), { scaleLayout: 'swizzled', out })
-    const expected = reference.quantizeNvfp4((await x.readNumbers()), { hidden, globalScale: 27 })
+    const expected = reference.quantizeNvfp4(await x.readNumbers(), { hidden, globalScale: 27 })
     expect(shape).toEqual([256, 8])
     expect(
-      sameBytes((await scales.read()), reference.arrangeNvfp4Scales(expected.scales, { rows, groups: 6, layout: 'swizzled' })),
+      sameBytes(
+        await scales.read(),
+        reference.arrangeNvfp4Scales(expected.scales, { rows, groups: 6, layout: 'swizzled' }),
+      ),
     ).toBe(true)
     // Row 140, group 5: the second tile of the second row of tiles.
     expect((await bytesOf(scales))[3 * 512 + 12 * 16 + 1]).toBe(expected.scales[140 * 6 + 5])
@@ -169,8 +174,8 @@ describe('NVFP4', () => {
   ] as const)('%s', async (_, globalScale, numbers, scale, codes) => {
     const x = Tensor.from(numbers, [1, numbers.length], 'f32')
     const { values, scales } = quantizeNvfp4(x, Tensor.from([globalScale], [1], 'f32'))
-    expect([...await bytesOf(scales)]).toEqual([scale])
-    expect([...await bytesOf(values)]).toEqual([...codes])
+    expect([...(await bytesOf(scales))]).toEqual([scale])
+    expect([...(await bytesOf(values))]).toEqual([...codes])
   })
 
   test('gives back what was quantised, within the half step of e2m1 and the scale rounding', async () => {
