@@ -12,9 +12,9 @@ test('two ranks exchange rows through the facade and get the sum over ranks back
       using buffer = await Buffer.create(group, sizes)
       expect([buffer.rank, buffer.groupSize]).toEqual([group.rank, 2])
       await using stream = getDevice('cpu').createStream()
-      const x = Tensor.from(new Float32Array(16).fill(group.rank + 1), [2, 8], 'bf16')
+      const x = Tensor.from(new Float32Array(16).fill(group.rank + 1), [2, 8], 'bf16', getDevice('cpu'))
       // Token 0 goes to both ranks, token 1 nowhere.
-      const topkIdx = Tensor.from([0, 1, -1, -1], [2, 2], 'i64')
+      const topkIdx = Tensor.from([0, 1, -1, -1], [2, 2], 'i64', getDevice('cpu'))
       const layout = buffer.getDispatchLayout(topkIdx, 2, { stream })
       const received = await buffer.dispatch(x, { topkIdx, numExperts: 2, stream })
       const { combinedX } = buffer.combine(received.recvX, received.handle, { stream })

@@ -116,6 +116,8 @@ Device::Device(int ordinal)
   MakeCurrent();
   int least = 0;
   int greatest = 0;
+  size_t free_bytes = 0;
+  Check(cudaMemGetInfo(&free_bytes, &total_bytes_), "cudaMemGetInfo");
   Check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "cudaDeviceGetStreamPriorityRange");
   Check(cudaStreamCreateWithPriority(&auxiliary_, cudaStreamNonBlocking, greatest),
         "cudaStreamCreate");
@@ -144,6 +146,7 @@ void* Device::AllocateOrMakeRoom(Attempt allocate) {
 }
 
 void* Device::Allocate(uint64_t bytes) {
+  if (bytes > total_bytes_) throw std::bad_alloc();
   Poll();
   return AllocateOrMakeRoom([&] { return memory_.Allocate(bytes); });
 }

@@ -99,6 +99,7 @@ class Device {
 
   const int ordinal_;
   cudaStream_t auxiliary_ = nullptr;
+  size_t total_bytes_ = 0;
   Arena memory_;
   Arena pinned_;
 

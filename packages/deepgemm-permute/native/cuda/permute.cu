@@ -26,6 +26,8 @@ constexpr int kSmallWarps = 16;
 constexpr int kSmallRounds = 4;
 constexpr int64_t kSmallSlots = kSmallWarps * kSmallRounds * kWarp;
 constexpr int64_t kSmallGroups = 512;
+// What a block may have on this architecture.
+constexpr int64_t kMostSharedBytes = 227 << 10;
 // Rows of so few tokens are loaded before anybody knows whether they are needed.
 constexpr int64_t kEagerTokens = 512;
 
@@ -236,7 +238,7 @@ MoveArguments MoveOf(const PermuteRequest& request, bool scales_travel, int64_t 
 
 void SplitIntoPieces(MoveArguments* move) {
   const int64_t bytes = move->rows.row_bytes;
-  const int64_t most = BulkMover::kMostStageBytes;
+  const int64_t most = BulkMover::kMostStageBytes - move->scale_bytes;
   const int64_t pieces = std::max<int64_t>(1, (bytes + most - 1) / most);
   move->piece_bytes = static_cast<int32_t>(((bytes + pieces - 1) / pieces + 15) / 16 * 16);
   move->num_pieces = static_cast<int32_t>(pieces);
@@ -341,9 +343,11 @@ void PermuteWith(const Exec& exec, const PlanArguments& plan, const MoveArgument
                  const TileWork& work) {
   const int multiprocessors = Multiprocessors(exec.device());
   const dim3 grid(static_cast<unsigned>(multiprocessors));
-  if (plan.num_slots <= kSmallSlots && plan.num_groups <= kSmallGroups) {
-    const int64_t shared_bytes =
-        Mover::SharedBytes(move) + SmallMemory::Bytes(plan.num_slots, plan.num_groups);
+  const int64_t shared_bytes =
+      Mover::SharedBytes(move) + SmallMemory::Bytes(plan.num_slots, plan.num_groups);
+  constexpr int64_t kStaticBytes = kSmallHelpers<Mover> * sizeof(TileMemory) + 256;
+  if (plan.num_slots <= kSmallSlots && plan.num_groups <= kSmallGroups &&
+      shared_bytes + kStaticBytes <= kMostSharedBytes) {
     Launch(SmallKernel<Mover>,
            {.grid = grid, .block = dim3(kSmallWarps * kWarp), .shared_bytes = shared_bytes},
            exec.cuda_stream(), SmallKernelArguments{plan, move, work});
