@@ -11,7 +11,7 @@ import {
   quantizePerTokenGroup,
   reference,
 } from '../src/index.js'
-import { bytesOf, device, floatDTypes, numbersOf, sameBytes, storedElements, stream, words32 } from './support.js'
+import { bytesOf, device, floatDTypes, numbersOf, sameBytes, storedElements, words32 } from './support.js'
 
 const floatOf = (bits: number): number => new Float32Array(Uint32Array.of(bits).buffer)[0]!
 

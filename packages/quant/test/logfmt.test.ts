@@ -2,7 +2,7 @@ import { Tensor } from '@moe-ep/core'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { dequantizeLogFmt10, logFmt10RowBytes, quantizeLogFmt10, reference } from '../src/index.js'
-import { bytesOf, floatDTypes, numbersOf, sameBytes, storedElements, stream, words16 } from './support.js'
+import { bytesOf, floatDTypes, numbersOf, sameBytes, storedElements, words16 } from './support.js'
 
 const shapes = fc.record({
   rows: fc.integer({ min: 0, max: 4 }),

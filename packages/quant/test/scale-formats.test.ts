@@ -8,7 +8,7 @@ import {
   type ScaleFormat,
   type ScaleLayout,
 } from '../src/index.js'
-import { bytesOf, device, floatDTypes, memoryOf, numbersOf, sameBytes, storedElements, stream } from './support.js'
+import { bytesOf, device, floatDTypes, memoryOf, numbersOf, sameBytes, storedElements } from './support.js'
 
 const scaleFormats: readonly ScaleFormat[] = ['f32', 'ue8m0', 'ue8m0-packed']
 const scaleLayouts: readonly ScaleLayout[] = ['row-major', 'column-major', 'column-major-tma']
@@ -94,13 +94,12 @@ describe('powers of two', () => {
 
 test('padding is zeroed in memory that held something else', async () => {
   const rows = 5
-  const memory = device.allocate(4 * 8 * 2)
-  new Uint8Array(memory.arrayBuffer as ArrayBuffer).fill(0xaa)
+  const { memory } = Tensor.copyOf(new Uint8Array(4 * 8 * 2).fill(0xaa), [4 * 8 * 2], 'u8')
   const scales = new Tensor({ memory, dtype: 'i32', shape: [rows, 2], strides: [1, 8] })
   const out = { values: Tensor.zeros([rows, 5 * 32], 'fp8e4m3'), scales }
   const x = Tensor.zeros([rows, 5 * 32], 'bf16')
   quantizePerTokenGroup(x, { groupSize: 32, scaleFormat: 'ue8m0-packed', out })
-  const words = [...new Uint32Array(memory.arrayBuffer as ArrayBuffer)]
+  const words = [...new Uint32Array((await memoryOf(scales)).buffer)]
   expect(words.slice(0, 13)).toEqual([...Array(5).fill(0x5e5e5e5e), 0, 0, 0, ...Array(5).fill(0x5e)])
   expect(words.slice(13)).toEqual(Array(3).fill(0xaaaaaaaa)) // past the last real element
 })
@@ -117,8 +116,8 @@ describe('packed scales at the sizes of models, in memory that held something el
     const groups = hidden / groupSize
     const columns = Math.ceil(groups / 4)
     const stride = Math.ceil(rows / 4) * 4
-    const memory = device.allocate(4 * stride * columns)
-    new Uint8Array(memory.arrayBuffer as ArrayBuffer).fill(0xaa)
+    const byteLength = 4 * stride * columns
+    const { memory } = Tensor.copyOf(new Uint8Array(byteLength).fill(0xaa), [byteLength], 'u8')
     const out = {
       values: Tensor.zeros([rows, hidden], 'fp8e4m3'),
       scales: new Tensor({ memory, dtype: 'i32', shape: [rows, columns], strides: [1, stride] }),
@@ -127,7 +126,7 @@ describe('packed scales at the sizes of models, in memory that held something el
     quantizePerTokenGroup(x, { groupSize, scaleFormat: 'ue8m0-packed', out })
     // From the definition, in doubles: exact, for the scale is a power of two and the quotient has the bits of a bf16.
     const numbers = numbersOf('bf16', stored)
-    const bytes = new Uint8Array(memory.arrayBuffer as ArrayBuffer)
+    const bytes = await memoryOf(out.scales)
     const codes = await bytesOf(out.values)
     for (let row = 0; row < rows; row++) {
       for (let group = 0; group < columns * 4; group++) {

@@ -10,7 +10,7 @@ import {
   siluMul,
   siluMulQuantize,
 } from '../src/index.js'
-import { bytesOf, floatDTypes, memoryOf, numbersOf, sameBytes, storedElements, stream } from './support.js'
+import { bytesOf, floatDTypes, memoryOf, numbersOf, sameBytes, storedElements } from './support.js'
 
 const shapes = fc.record({
   dtype: fc.constantFrom(...floatDTypes),

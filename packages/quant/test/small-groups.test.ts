@@ -11,7 +11,7 @@ import {
   quantizeNvfp4,
   reference,
 } from '../src/index.js'
-import { bytesOf, floatDTypes, numbersOf, sameBytes, storedElements, stream, words32 } from './support.js'
+import { bytesOf, floatDTypes, numbersOf, sameBytes, storedElements, words32 } from './support.js'
 
 const f32 = (bits: number): Float32Array => new Float32Array(Uint32Array.of(bits).buffer)
 const shapes = fc.record({
