@@ -145,6 +145,15 @@ describe('NVFP4', () => {
     )
   })
 
+  test('divides as IEEE does, also where the quotient lies next to the middle between two numbers', async () => {
+    // 0.5 * 15 divided by 1 + 2^-21: half a unit in the last place and 2^-18 of it.
+    const values = Tensor.copyOf(new Uint8Array(8).fill(0x11), [1, 16], 'fp4e2m1')
+    const scales = Tensor.copyOf(Uint8Array.of(0x57), [1, 1], 'fp8e4m3')
+    const globalScale = f32(1065353220)
+    const back = dequantizeNvfp4(values, scales, Tensor.copyOf(globalScale, [1], 'f32'), { dtype: 'f32' })
+    expect(await back.read()).toEqual(new Float32Array(16).fill(7.5 / globalScale[0]!))
+  })
+
   test('swizzled scales of several tiles, in memory that held something else', async () => {
     const [rows, hidden] = [150, 16 * 6]
     const numbers = Array.from({ length: rows * hidden }, (_, i) => 1 + ((i * 31) % 97))

@@ -40,21 +40,23 @@ struct Nvfp4Format {
   }
 };
 
-// Products of an e2m1 code and an e4m3 scale, divided by one number. They have at most 8 bits, so
-// the reciprocal in two parts of group_quant.h gives the quotient exactly, as long as nothing comes
-// near the ends of f32's range.
+// Products of an e2m1 code and an e4m3 scale, divided by one number: the quotient of its rounded
+// reciprocal, corrected twice by what is left over. Remainders are exact and the last step rounds
+// as the division does, as long as nothing comes near the ends of f32's range.
 struct Divisor {
   float divisor;
-  moe_ep::detail::Reciprocal reciprocal;
+  float reciprocal;
   bool plain;
 
   static __device__ __forceinline__ Divisor Of(float divisor) {
-    return {divisor, moe_ep::detail::Reciprocal::Of<8>(divisor),
-            divisor > 0x1p-90f && divisor < 0x1p90f};
+    return {divisor, 1.0f / divisor, divisor > 0x1p-90f && divisor < 0x1p90f};
   }
   __device__ __forceinline__ float Divide(float product) const {
-    if (plain) return product * reciprocal.high + product * reciprocal.low;
-    return product / divisor;
+    if (!plain) return product / divisor;
+    float quotient = product * reciprocal;
+    quotient = __fmaf_rn(__fmaf_rn(-quotient, divisor, product), reciprocal, quotient);
+    quotient = __fmaf_rn(__fmaf_rn(-quotient, divisor, product), reciprocal, quotient);
+    return copysignf(quotient, product);  // corrections make a positive zero of a negative one
   }
 };
 
