@@ -59,6 +59,10 @@ struct ScaleMove {
   int64_t to_row_stride;
   int64_t to_column_stride;
 
+  // Of a row's scales in the output, in bytes.
+  MOE_EP_HOST_DEVICE int64_t OffsetOf(int64_t row) const {
+    return row / rows_per_batch * to_batch_stride + row % rows_per_batch * to_row_stride;
+  }
   MOE_EP_HOST_DEVICE int64_t to_columns() const { return pack ? (columns + 3) / 4 : columns; }
   MOE_EP_HOST_DEVICE int64_t to_element_bytes() const { return pack ? 4 : element_bytes; }
 };

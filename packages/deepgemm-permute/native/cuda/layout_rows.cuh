@@ -1,5 +1,4 @@
-// The finished placement as the kernels that move rows see it: which row a slot goes to, and which
-// slots a row may come from.
+// The finished placement as the kernels that move rows see it: which row a slot goes to.
 #pragma once
 
 #include <cstdint>
@@ -76,61 +75,9 @@ struct ChunkedRows {
     return RowOfWord(word, slot);
   }
 
-  // Calls found(row, slot) for the slots whose rows lie in [begin, end); a warp calls it together,
-  // and each slot is found by one lane.
-  template <typename Found>
-  __device__ __forceinline__ void ForSlotsOf(int64_t begin, int64_t end, const Found& found) const {
-    if (begin >= segments.needed()) return;
-    for (int64_t expert = segments.ExpertOf(begin);
-         expert < segments.num_local && segments.Start(expert) < end; ++expert) {
-      const int64_t start = segments.Start(expert);
-      const int64_t rows_end = start + segments.Count(expert);
-      if (rows_end <= begin) continue;
-      const uint32_t* const before = prefix + expert * num_chunks;
-      for (int64_t first = 0; first < num_chunks; first += kWarp) {
-        const int64_t chunk = first + Lane();
-        int64_t low = 0;
-        bool overlaps = false;
-        if (chunk < num_chunks) {
-          low = start + __ldcg(before + chunk);
-          const int64_t high =
-              chunk + 1 < num_chunks ? start + __ldcg(before + chunk + 1) : rows_end;
-          overlaps = low < high && low < end && high > begin;
-        }
-        for (uint32_t left = __ballot_sync(kAllLanes, overlaps); left != 0; left &= left - 1) {
-          const int lane = __ffs(static_cast<int>(left)) - 1;
-          ForSlotsOfChunk(first + lane, expert, __shfl_sync(kAllLanes, low, lane), begin, end,
-                          found);
-        }
-      }
-    }
-  }
-
  private:
   __device__ __forceinline__ uint32_t RankIn(uint32_t word) const {
     return word & ((1u << shift) - 1u);
-  }
-
-  template <typename Found>
-  __device__ __forceinline__ void ForSlotsOfChunk(int64_t chunk, int64_t expert, int64_t low,
-                                                  int64_t begin, int64_t end,
-                                                  const Found& found) const {
-    constexpr int kTogether = 8;
-    const int64_t first_slot = chunk << shift;
-    const int64_t all = first_slot + (int64_t{1} << shift);
-    const int64_t slots_end = all < num_slots ? all : num_slots;
-    for (int64_t slot = first_slot + Lane(); slot < slots_end; slot += kTogether * kWarp) {
-      uint32_t word[kTogether];
-#pragma unroll
-      for (int i = 0; i < kTogether; ++i)
-        word[i] = slot + i * kWarp < slots_end ? Word(slot + i * kWarp) : kNoWord;
-#pragma unroll
-      for (int i = 0; i < kTogether; ++i) {
-        if (word[i] == kNoWord || (word[i] >> shift) != static_cast<uint32_t>(expert)) continue;
-        const int64_t row = low + RankIn(word[i]);
-        if (row >= begin && row < end) found(row, slot + i * kWarp);
-      }
-    }
   }
 };
 
@@ -146,16 +93,6 @@ struct SharedRows {
   __device__ __forceinline__ int32_t LocalRowOfWord(uint32_t word, int64_t slot) const {
     const int32_t row = rows[slot];
     return row < segments.needed() ? row : -1;
-  }
-
-  template <typename Found>
-  __device__ __forceinline__ void ForSlotsOf(int64_t begin, int64_t end, const Found& found) const {
-    const int64_t needed = segments.needed();
-    if (end > needed) end = needed;
-    for (int64_t slot = Lane(); slot < num_slots; slot += kWarp) {
-      const int64_t row = rows[slot];
-      if (row >= begin && row < end) found(row, slot);
-    }
   }
 };
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "cuda/loose_scales.cuh"
 #include "cuda/warp.cuh"
 #include "moe_ep/cuda/access.cuh"
 #include "moe_ep/cuda/bulk_copy.cuh"
@@ -20,6 +21,9 @@ struct MoveArguments {
   int64_t scales_from_stride;
   uint8_t* scales_to;
   int32_t scale_bytes;
+  // Scales that are put in place one by one.
+  bool has_loose_scales;
+  LooseScales loose_scales;
   // Rows are moved in pieces that fit into a stage of shared memory.
   int32_t piece_bytes;
   int32_t num_pieces;
@@ -267,12 +271,15 @@ __device__ __forceinline__ void MoveBatches(Mover& engine, const Rows& rows, uin
     const uint32_t next_word = next_slot < 0 ? 0 : rows.Word(next_slot);
     unsigned long long claim = 0;
     if (move.claims != nullptr && lane == 0) claim = atomicAdd(move.claims, 1ull);
+    if (move.has_loose_scales && next_slot >= 0 && lane % move.width == 0)
+      move.loose_scales.Prefetch(next_slot / move.topk);
 
     const int32_t row = slot < 0 ? -1 : rows.LocalRowOfWord(word, slot);
     const uint32_t needed = first ? preloaded : __ballot_sync(kAllLanes, row >= 0);
     ForPieces(move, batch, needed, [&](int64_t token, int first_lane, int piece) {
       const bool mine = lane >= first_lane && lane < first_lane + move.width;
       engine.Push(token, piece, mine ? row : -1);
+      if (move.has_loose_scales && piece == 0) move.loose_scales.Move(token, mine ? row : -1);
       return true;
     });
 

@@ -42,12 +42,11 @@ struct TileWork {
 
 // What is left beside the moving of rows.
 template <typename Rows>
-__device__ void Help(const Rows& rows, const TileWork& work, TileMemory* memory, int64_t helper,
-                     int64_t num_helpers) {
+__device__ void Help(const Rows& rows, const TileWork& work, int64_t helper, int64_t num_helpers) {
   WriteRowsOfSlots(rows, work.row_of_slot, work.num_slots, helper, num_helpers);
   const int64_t num_tiles = work.tiles.num_tiles();
   for (int64_t tile = helper; tile < num_tiles; tile += num_helpers)
-    FinishTile(rows, work.tiles, tile, memory);
+    FinishTile(rows, work.tiles, tile);
 }
 
 struct MoveKernelArguments {
@@ -63,7 +62,6 @@ template <typename Mover>
 __global__ void __launch_bounds__((Mover::kMovers + kHelpers) * kWarp)
     MoveKernel(const __grid_constant__ MoveKernelArguments a) {
   extern __shared__ __align__(128) uint8_t shared[];
-  __shared__ TileMemory tile_memory[kHelpers];
   const int warp = WarpOfBlock();
   if (warp < Mover::kMovers) {
     // Inputs are there: the plan did not start before what was ahead of it on the stream.
@@ -80,8 +78,7 @@ __global__ void __launch_bounds__((Mover::kMovers + kHelpers) * kWarp)
     cudaGridDependencySynchronize();
     if (Failed(a.failure)) return;
     const int helper = warp - Mover::kMovers;
-    Help(a.rows, a.work, &tile_memory[helper], int64_t{helper} * gridDim.x + blockIdx.x,
-         int64_t{kHelpers} * gridDim.x);
+    Help(a.rows, a.work, int64_t{helper} * gridDim.x + blockIdx.x, int64_t{kHelpers} * gridDim.x);
   }
 }
 
@@ -163,7 +160,6 @@ template <typename Mover>
 __global__ void __launch_bounds__(kSmallWarps* kWarp)
     SmallKernel(const __grid_constant__ SmallKernelArguments a) {
   extern __shared__ __align__(128) uint8_t shared[];
-  __shared__ TileMemory tile_memory[kSmallHelpers<Mover>];
   if (Failed(a.plan.failure)) return;
   const int warp = WarpOfBlock();
   const int64_t index = int64_t{warp} * gridDim.x + blockIdx.x;
@@ -189,7 +185,7 @@ __global__ void __launch_bounds__(kSmallWarps* kWarp)
     MoveBatches(mover, rows, needed, index, int64_t{Mover::kMovers} * gridDim.x);
   } else if (placed) {
     const int helper = warp - Mover::kMovers;
-    Help(rows, a.work, &tile_memory[helper], int64_t{helper} * gridDim.x + blockIdx.x,
+    Help(rows, a.work, int64_t{helper} * gridDim.x + blockIdx.x,
          int64_t{kSmallHelpers<Mover>} * gridDim.x);
   }
 }
@@ -221,13 +217,22 @@ MoveArguments MoveOf(const PermuteRequest& request, bool scales_travel, int64_t 
     move.scales_to = scales.to;
     move.scale_bytes = static_cast<int32_t>(scales.columns * scales.element_bytes);
   }
+  const bool has_scales = scales.from != nullptr && scales.columns > 0;
+  move.has_loose_scales = has_scales && !scales_travel;
+  move.loose_scales = {
+      .move = scales,
+      .words = scales.pack && scales.from_column_stride == 1 &&
+               ((reinterpret_cast<uintptr_t>(scales.from) |
+                 static_cast<uintptr_t>(scales.from_row_stride)) &
+                3u) == 0,
+  };
   move.num_pieces = 1;
   move.num_tokens = placement.num_tokens;
   move.topk = placement.topk;
   move.width = static_cast<int32_t>(std::clamp<int64_t>(placement.topk, 1, kWarp));
   move.units_per_token =
       static_cast<int32_t>(std::max<int64_t>(1, (placement.topk + kWarp - 1) / kWarp));
-  if (rows.row_bytes > 0 && placement.topk > 0)
+  if ((rows.row_bytes > 0 || move.has_loose_scales) && placement.topk > 0)
     move.num_units = placement.num_tokens * move.units_per_token;
   // Small batches where there is too little work to go round.
   move.units_per_batch = static_cast<int32_t>(
@@ -263,7 +268,7 @@ TileWork WorkOf(const PermuteRequest& request, const Placement& placement, int32
               .rows = request.rows.to,
               .row_bytes = request.rows.row_bytes,
               .zero_scales = request.zero_scales && has_scales,
-              .move_scales = has_scales && !scales_travel,
+              .loose_scales = has_scales && !scales_travel,
               .scales = request.scales,
           },
       .row_of_slot = placement.row_of_slot,
@@ -345,7 +350,7 @@ void PermuteWith(const Exec& exec, const PlanArguments& plan, const MoveArgument
   const dim3 grid(static_cast<unsigned>(multiprocessors));
   const int64_t shared_bytes =
       Mover::SharedBytes(move) + SmallMemory::Bytes(plan.num_slots, plan.num_groups);
-  constexpr int64_t kStaticBytes = kSmallHelpers<Mover> * sizeof(TileMemory) + 256;
+  constexpr int64_t kStaticBytes = 256;
   if (plan.num_slots <= kSmallSlots && plan.num_groups <= kSmallGroups &&
       shared_bytes + kStaticBytes <= kMostSharedBytes) {
     Launch(SmallKernel<Mover>,
@@ -385,7 +390,8 @@ void Permute(const Exec& exec, const PermuteRequest& request, const Placement& p
   const int64_t num_slots = request.placement.num_tokens * request.placement.topk;
   const PlanArguments plan = PlanOf(exec, request.placement, placement, num_slots);
   const RowMove& rows = request.rows;
-  const bool bulk = kUseBulkCopies && IsAligned(rows.from, rows.from_stride, rows.row_bytes) &&
+  const bool bulk = kUseBulkCopies && rows.row_bytes > 0 &&
+                    IsAligned(rows.from, rows.from_stride, rows.row_bytes) &&
                     IsAligned(rows.to, 0, 0);
   const bool scales_travel = ScalesTravel(request.scales, rows.row_bytes > 0);
   const int movers = bulk ? BulkMover::kMovers : PlainMover::kMovers;
