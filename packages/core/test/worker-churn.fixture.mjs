@@ -26,7 +26,7 @@ async function work() {
       await stream.synchronize().catch(() => {})
       // Errors that native code throws, which a terminating thread cannot take any more.
       try {
-        Tensor.zeros([2 ** 46], 'u8')
+        Tensor.zeros([2 ** 46], 'u8', cpu)
       } catch {}
       if (round % 50 === 0) cpu.createStream()
     }

@@ -67,8 +67,9 @@ __device__ __forceinline__ void ForPieces(const MoveArguments& move, int64_t bat
 // Rows go through shared memory by bulk copies. Some loads are under way while stored rows are
 // still being read out of shared memory.
 struct BulkMover {
-  static constexpr int kMovers = 6;  // warps of a block
-  static constexpr int kStages = 4;
+  // Warps of a block. With more bytes under way than these bring, memory gets slower again.
+  static constexpr int kMovers = 4;
+  static constexpr int kStages = 3;
   static constexpr int kStoring = 1;  // stages that are being read out while the others load
   static constexpr int kAhead = kStages - kStoring;
   static constexpr int kMostStageBytes = 8192;
