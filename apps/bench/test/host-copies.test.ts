@@ -10,9 +10,15 @@ const cpu = getDevice('cpu')
 it('copies tensors wherever they are, shared memory once', async () => {
   const scope = new Scope(cpu)
   const stream = cpu.createStream({ threads: 1 })
-  const rows = Tensor.from([1, 2, 3, 4, 5, 6], [3, 2], 'i32')
+  const rows = Tensor.from([1, 2, 3, 4, 5, 6], [3, 2], 'i32', getDevice('cpu'))
   const transposed = new Tensor({ memory: rows.memory, dtype: 'i32', shape: [2, 2], strides: [1, 2], byteOffset: 8 })
-  const value = { rows, lists: [transposed, 7], absent: undefined, empty: Tensor.zeros([0, 4], 'bf16'), name: 'x' }
+  const value = {
+    rows,
+    lists: [transposed, 7],
+    absent: undefined,
+    empty: Tensor.zeros([0, 4], 'bf16', getDevice('cpu')),
+    name: 'x',
+  }
   const copy = await hostCopies(value, scope, stream)
   ;(rows.data as Int32Array).fill(0)
   expect(copy).toMatchObject({ lists: [{}, 7], absent: undefined, name: 'x' })
@@ -31,7 +37,7 @@ it('fills with words that repeat, made once', async () => {
   const key = randomKey(1, 'test', 0)
   let made = 0
   const fill = (words: number): Tensor => {
-    const tensor = Tensor.zeros([words * 4 + 1], 'u8')
+    const tensor = Tensor.zeros([words * 4 + 1], 'u8', getDevice('cpu'))
     fillRepeating(tensor, 'test', (count) => {
       made++
       return Uint32Array.from({ length: count }, (_, i) => wordAt(key, i) & patterns.bf16.keep)

@@ -65,7 +65,8 @@ function columnMajor(shape: readonly number[], dtype: DType, device: Device): Te
   const columnStride = roundUp(rows, 16 / bytes)
   const matrix = columnStride * columns
   const batches = shape.length === 2 ? 1 : shape[0]!
-  const memory = device.allocate(batches * matrix * bytes, { zeroed: false })
+  // Nobody writes the gaps between columns; whoever copies whole columns reads them.
+  const memory = device.allocate(batches * matrix * bytes, { zeroed: columnStride !== rows })
   const strides = [1, columnStride]
   return new Tensor({ memory, dtype, shape, strides: shape.length === 2 ? strides : [matrix, ...strides] })
 }

@@ -117,7 +117,7 @@ void LaunchGated(const Exec& exec, const Gated& m) {
   constexpr int64_t kWarps = kTileThreads / 32;
   const MaskedBatch& batch = m.batch;
   if (m.group_size == 128 && Aligned16(m.x, m.values) && m.hidden % kElements == 0) {
-    constexpr int kRows = sizeof(typename Element::Storage) == 2 && !kToF32 ? 4 : 2;
+    constexpr int kRows = sizeof(typename Element::Storage) == 2 && !kToF32 ? 2 : 1;
     const int64_t column_tiles = CeilDiv(m.hidden, kTileColumns);
     const int64_t row_tiles = CeilDiv(batch.rows, kRows);
     const int64_t tiles = batch.batch * row_tiles * column_tiles;

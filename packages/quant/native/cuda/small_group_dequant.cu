@@ -55,8 +55,7 @@ struct Divisor {
     if (!plain) return product / divisor;
     float quotient = product * reciprocal;
     quotient = __fmaf_rn(__fmaf_rn(-quotient, divisor, product), reciprocal, quotient);
-    quotient = __fmaf_rn(__fmaf_rn(-quotient, divisor, product), reciprocal, quotient);
-    return copysignf(quotient, product);  // corrections make a positive zero of a negative one
+    return copysignf(quotient, product);  // the correction makes a positive zero of a negative one
   }
 };
 
