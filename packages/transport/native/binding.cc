@@ -134,13 +134,22 @@ Napi::Value ReceiveDescriptor(const Napi::CallbackInfo& info) {
 }
 
 struct OwnedTable {
-  moe_ep_route_table table;
+  moe_ep_route_table table = {};
   std::vector<moe_ep_route> routes;
+  std::vector<moe_ep_memory*> memories;
 
   ~OwnedTable() {
-    for (const moe_ep_route& route : routes) {
-      if (route.memory != nullptr) Core().memory_release(route.memory);
-    }
+    for (moe_ep_memory* memory : memories) Core().memory_release(memory);
+  }
+
+  // Address of a memory that the table keeps.
+  uint8_t* Keep(Napi::Env env, moe_ep_memory* memory) {
+    auto* base = static_cast<uint8_t*>(Core().memory_pin(memory));
+    if (base == nullptr) Throw(env, "ERR_MOE_EP_RELEASED", "the symmetric memory was closed");
+    Core().memory_unpin(memory);  // users of the table pin for themselves
+    Core().memory_retain(memory);
+    memories.push_back(memory);
+    return base;
   }
 };
 
@@ -154,26 +163,25 @@ Napi::Value CreateRoutes(const Napi::CallbackInfo& info) {
   for (uint32_t peer = 0; peer < memories.Length(); ++peer) {
     Napi::Value value = memories.Get(peer);
     moe_ep_memory* memory = value.IsExternal() ? Core().memory_from_js(args.env(), value) : nullptr;
-    uint8_t* base = nullptr;
-    if (memory != nullptr) {
-      base = static_cast<uint8_t*>(Core().memory_pin(memory));
-      if (base == nullptr)
-        Throw(args.env(), "ERR_MOE_EP_RELEASED", "the symmetric memory was closed");
-      Core().memory_unpin(memory);  // users of the table pin for themselves
-      Core().memory_retain(memory);
+    if (memory == nullptr) {
+      owned->routes.push_back({.kind = MOE_EP_ROUTE_NONE});
+      continue;
     }
-    owned->routes.push_back(
-        {memory == nullptr ? MOE_EP_ROUTE_NONE : MOE_EP_ROUTE_PEER, 0, base, memory});
+    uint8_t* base = owned->Keep(args.env(), memory);
+    owned->routes.push_back({.kind = MOE_EP_ROUTE_PEER, .base = base, .control = base});
   }
   owned->table = {
       .size = sizeof(moe_ep_route_table),
       .rank = static_cast<int32_t>(args.integer(0)),
       .world_size = static_cast<int32_t>(owned->routes.size()),
+      .device = -1,
       .spin_iterations = static_cast<int32_t>(args.integer(4)),
       .num_signals = num_signals,
       .payload_offset = PayloadOffset(num_signals),
       .payload_bytes = static_cast<uint64_t>(args.integer(3)),
       .routes = owned->routes.data(),
+      .memories = owned->memories.data(),
+      .num_memories = owned->memories.size(),
   };
   moe_ep_route_table* table = &owned->table;
   Napi::Value external = Napi::External<moe_ep_route_table>::New(

@@ -1,5 +1,5 @@
-// What kernels of the dispatch families call: put, signal, flush, wait, for peers whose memory is
-// mapped.
+// What operations of the dispatch families call on the cpu: put, signal, flush, wait, for peers
+// whose memory is mapped. Of a table of a cuda device only addresses and poison are for the host.
 //
 // A Routes value keeps every mapping it refers to; capture it by value in enqueued work.
 #pragma once
@@ -31,15 +31,18 @@ class Routes {
   }
 
   bool valid() const { return state_ != nullptr; }
-  int rank() const { return state_->rank; }
-  int world_size() const { return static_cast<int>(state_->bases.size()); }
+  int rank() const { return state_->table.rank; }
+  int world_size() const { return state_->table.world_size; }
   bool reaches(int rank) const { return state_->bases[rank] != nullptr; }
-  uint64_t payload_bytes() const { return state_->payload_bytes; }
+  uint64_t payload_bytes() const { return state_->table.payload_bytes; }
+  int32_t device() const { return state_->table.device; }
+  // For moe_ep/transport/device_routes.cuh.
+  const moe_ep_route_table& table() const { return state_->table; }
 
   // Address of a payload byte of `rank`; peers may write and read there.
   template <typename T = uint8_t>
   T* payload(int rank, uint64_t offset) const {
-    return reinterpret_cast<T*>(state_->bases[rank] + state_->payload_offset + offset);
+    return reinterpret_cast<T*>(state_->bases[rank] + state_->table.payload_offset + offset);
   }
 
   SignalCell& signal(int rank, uint64_t index) const {
@@ -72,12 +75,12 @@ class Routes {
     for (int spins = 0;; ++spins) {
       const uint64_t seen = cell.value.load(std::memory_order_acquire);
       if (seen >= value) return true;
-      if (spins < state_->spin_iterations) {
+      if (spins < state_->table.spin_iterations) {
         CpuRelax();
         continue;
       }
       if (!MayGoOn(exec, deadline, missing)) return false;
-      if (spins < state_->spin_iterations + kYields) {
+      if (spins < state_->table.spin_iterations + kYields) {
         sched_yield();
       } else {
         SleepOnSignal(cell, seen);
@@ -151,21 +154,19 @@ class Routes {
   static constexpr int64_t kPoisonWriteNanoseconds = 1'000'000'000;
 
   struct State {
-    explicit State(const moe_ep_route_table& table)
-        : rank(table.rank),
-          spin_iterations(table.spin_iterations),
-          payload_offset(table.payload_offset),
-          payload_bytes(table.payload_bytes) {
+    explicit State(const moe_ep_route_table& given) : table(given) {
       for (int peer = 0; peer < table.world_size; ++peer) {
-        const moe_ep_route& route = table.routes[peer];
-        bases.push_back(route.base);
-        if (route.memory == nullptr) continue;
-        if (Core().memory_pin(route.memory) == nullptr) {
+        bases.push_back(table.routes[peer].base);
+        controls.push_back(static_cast<ControlBlock*>(table.routes[peer].control));
+      }
+      for (uint64_t i = 0; i < table.num_memories; ++i) {
+        moe_ep_memory* memory = table.memories[i];
+        if (Core().memory_pin(memory) == nullptr) {
           valid = false;
           continue;
         }
-        Core().memory_retain(route.memory);
-        pinned.push_back(route.memory);
+        Core().memory_retain(memory);
+        pinned.push_back(memory);
       }
     }
     ~State() {
@@ -177,18 +178,14 @@ class Routes {
     State(const State&) = delete;
     State& operator=(const State&) = delete;
 
-    int rank;
-    int spin_iterations;
-    uint64_t payload_offset;
-    uint64_t payload_bytes;
+    moe_ep_route_table table;  // its routes and memories are copied to the lists here
     std::vector<uint8_t*> bases;
+    std::vector<ControlBlock*> controls;
     std::vector<moe_ep_memory*> pinned;
     bool valid = true;
   };
 
-  ControlBlock& control(int rank) const {
-    return *reinterpret_cast<ControlBlock*>(state_->bases[rank]);
-  }
+  ControlBlock& control(int rank) const { return *state_->controls[rank]; }
 
   template <typename Describe>
   bool MayGoOn(const Exec& exec, int64_t deadline, const Describe& missing) const {
