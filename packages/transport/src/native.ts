@@ -3,6 +3,17 @@ import { featureAddon, type MemoryHandle, type NativeHandle, type StreamHandle, 
 /** Native table of how each rank is reached; dispatch families pass it to their kernels. */
 export type RoutesHandle = NativeHandle<'routes'>
 
+/** A control block in memory of the host that kernels see, too. */
+export interface NativeCudaControl {
+  readonly memory: MemoryHandle
+  readonly descriptor: number
+  readonly byteLength: number
+  /** Address of the state of its poison record, for kernels. */
+  readonly hostPoison: bigint
+  /** What kernels report in place of its text. */
+  readonly poisonId: number
+}
+
 /** Typed view of this package's addon; the only file that touches it. */
 interface TransportNative {
   createSegment(
@@ -10,6 +21,8 @@ interface TransportNative {
     numSignals: number,
   ): { memory: MemoryHandle; descriptor: number; payloadOffset: number; byteLength: number }
   mapSegment(descriptor: number, byteLength: number): MemoryHandle
+  segmentLayout(payloadBytes: number, numSignals: number): { payloadOffset: number; byteLength: number }
+  createCudaControl(ordinal: number, payloadBytes: number, numSignals: number): NativeCudaControl
   closeDescriptor(descriptor: number): void
   openDescriptorSocket(name: string): number
   sendDescriptor(socket: number, peerName: string, descriptor: number, payload: Uint8Array): boolean
@@ -20,6 +33,17 @@ interface TransportNative {
     numSignals: number,
     payloadBytes: number,
     spinIterations: number,
+  ): RoutesHandle
+  createCudaRoutes(
+    ordinal: number,
+    rank: number,
+    memories: readonly (MemoryHandle | undefined)[],
+    controls: readonly (MemoryHandle | undefined)[],
+    bases: MemoryHandle,
+    numSignals: number,
+    payloadBytes: number,
+    hostPoison: bigint,
+    poisonId: number,
   ): RoutesHandle
   poison(routes: RoutesHandle, code: string, message: string, everybody: boolean): void
   poisonOf(routes: RoutesHandle): { code: string; message: string } | undefined

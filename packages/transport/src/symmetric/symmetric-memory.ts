@@ -1,11 +1,11 @@
-import { availableParallelism, freemem } from 'node:os'
+import { freemem } from 'node:os'
 import {
   argumentError,
+  type CudaDevice,
   type Device,
   type DType,
   type ErrorCode,
   getDevice,
-  Memory,
   MoeEpError,
   requireInteger,
   requireTensor,
@@ -14,7 +14,9 @@ import {
 } from '@moe-ep/core'
 import { native, type RoutesHandle } from '../native.js'
 import type { ProcessGroup } from '../rendezvous/index.js'
-import { exchangeDescriptors } from './exchange-descriptors.js'
+import { CpuSegments } from './cpu-segments.js'
+import { CudaSegments } from './cuda-segments.js'
+import type { SetUpWait, SharedSegments, Sharing } from './shared-segments.js'
 
 /** How a symmetric memory is made. All ranks pass the same sizes. */
 export interface SymmetricMemoryOptions {
@@ -49,8 +51,7 @@ export class SymmetricMemory implements Disposable {
   /** Payload bytes of each rank. */
   readonly byteLength: number
   readonly numSignals: number
-  readonly #memories: readonly (Memory | undefined)[]
-  readonly #payloadOffset: number
+  readonly #segments: SharedSegments
   readonly #routes: RoutesHandle
   readonly #stopListening: () => void
   #closed = false
@@ -60,19 +61,15 @@ export class SymmetricMemory implements Disposable {
     device: Device
     byteLength: number
     numSignals: number
-    memories: readonly (Memory | undefined)[]
-    payloadOffset: number
+    segments: SharedSegments
   }) {
-    const { group, memories } = parts
+    const { group, segments } = parts
     this.group = group
     this.device = parts.device
     this.byteLength = parts.byteLength
     this.numSignals = parts.numSignals
-    this.#memories = memories
-    this.#payloadOffset = parts.payloadOffset
-    const handles = memories.map((memory) => memory?.handle)
-    const spins = spinIterations(memories.filter((memory) => memory !== undefined).length)
-    this.#routes = native().createRoutes(group.rank, handles, this.numSignals, this.byteLength, spins)
+    this.#segments = segments
+    this.#routes = segments.createRoutes()
     // Kernels that wait for a lost peer end with the group's failure instead of their own deadline.
     this.#stopListening = group.onFailure((error) => {
       if (!this.#closed) native().poison(this.#routes, error.code, error.message, false)
@@ -89,50 +86,39 @@ export class SymmetricMemory implements Disposable {
     const { byteLength, numSignals = 0, device = getDevice('cpu'), timeoutMs = group.timeoutMs, signal } = options
     requireInteger('byteLength', byteLength, 0)
     requireInteger('numSignals', numSignals, 0, 2 ** 24)
-    if (device.kind !== 'cpu') throw argumentError('device', 'the cpu device', device.name)
+    const sizes = { byteLength, numSignals }
     const wait = { timeoutMs, signal, label: 'symmetric memory' }
     await requireFittingSizes(group, byteLength, numSignals, wait)
     // A rank without memory must not leave the others waiting for its descriptor: all hear of it first.
-    const segment = await allocateTogether(group, device, byteLength, numSignals, wait)
-    const memories: (Memory | undefined)[] = Array.from({ length: group.worldSize })
-    memories[group.rank] = segment.memory
+    const segments = await allocateTogether(group, wait, () =>
+      device.kind === 'cuda'
+        ? new CudaSegments(device as CudaDevice, group, sizes)
+        : new CpuSegments(device, group, sizes),
+    )
     try {
-      const descriptors = await exchangeDescriptors({ group, descriptor: segment.descriptor, timeoutMs, signal })
-      const mapAll = (): void => {
-        for (const [peer, descriptor] of descriptors) {
-          descriptors.delete(peer)
-          memories[peer] = new Memory(device, native().mapSegment(descriptor, segment.byteLength))
-        }
-      }
-      try {
-        mapAll()
-      } finally {
-        for (const descriptor of descriptors.values()) native().closeDescriptor(descriptor)
-      }
+      await segments.mapPeers(group, wait)
       await group.barrier(wait)
-      return new SymmetricMemory({
-        group,
-        device,
-        byteLength,
-        numSignals,
-        memories,
-        payloadOffset: segment.payloadOffset,
-      })
+      return new SymmetricMemory({ group, device, byteLength, numSignals, segments })
     } catch (error) {
-      for (const memory of memories) memory?.close()
+      segments.close()
       // The others wait for this rank: they hear the reason now instead of their own deadline later.
       group.abort(MoeEpError.from(error))
       throw error
     } finally {
-      native().closeDescriptor(segment.descriptor)
+      segments.endSetUp()
     }
+  }
+
+  /** How ranks of this node share memory. */
+  get sharing(): Sharing {
+    return this.#segments.sharing
   }
 
   /** How this rank reaches another. */
   routeTo(rank: number): RouteKind {
     requireInteger('rank', rank, 0, this.group.worldSize - 1)
     if (rank === this.group.rank) return 'self'
-    return this.#memories[rank] === undefined ? 'none' : 'peer'
+    return this.#segments.memories[rank] === undefined ? 'none' : 'peer'
   }
 
   /** Native route table for the kernels of dispatch families. */
@@ -150,9 +136,9 @@ export class SymmetricMemory implements Disposable {
     const { byteOffset, shape, dtype, rank = this.group.rank } = place
     requireInteger('rank', rank, 0, this.group.worldSize - 1)
     requireInteger('byteOffset', byteOffset, 0, this.byteLength)
-    const memory = this.#memories[rank]
+    const memory = this.#segments.memories[rank]
     if (memory === undefined) throw argumentError('rank', 'a rank of the same node', rank)
-    const tensor = new Tensor({ memory, dtype, shape, byteOffset: this.#payloadOffset + byteOffset })
+    const tensor = new Tensor({ memory, dtype, shape, byteOffset: this.#segments.payloadOffset + byteOffset })
     if (byteOffset + tensor.byteLength > this.byteLength) {
       throw argumentError('shape', `a tensor inside ${this.byteLength} bytes`, `${tensor} at byte ${byteOffset}`)
     }
@@ -237,7 +223,7 @@ export class SymmetricMemory implements Disposable {
     if (this.#closed) return
     this.#closed = true
     this.#stopListening()
-    for (const memory of this.#memories) memory?.close()
+    this.#segments.close()
   }
 
   [Symbol.dispose](): void {
@@ -257,8 +243,6 @@ export class SymmetricMemory implements Disposable {
   }
 }
 
-type Wait = { timeoutMs: number; signal: AbortSignal | undefined; label: string }
-
 /**
  * Decided from what all ranks said, hence alike on all. A memfd takes memory until the machine has none left, so a size
  * that cannot fit must never reach the kernel.
@@ -267,7 +251,7 @@ async function requireFittingSizes(
   group: ProcessGroup,
   byteLength: number,
   numSignals: number,
-  wait: Wait,
+  wait: SetUpWait,
 ): Promise<void> {
   const free = Math.min(freemem(), process.constrainedMemory() || Infinity)
   const said = await group.allGather(new Uint8Array(Float64Array.of(byteLength, numSignals, free).buffer), wait)
@@ -291,25 +275,15 @@ async function requireFittingSizes(
   })
 }
 
-interface Segment {
-  readonly memory: Memory
-  readonly descriptor: number
-  readonly payloadOffset: number
-  readonly byteLength: number
-}
-
 async function allocateTogether(
   group: ProcessGroup,
-  device: Device,
-  byteLength: number,
-  numSignals: number,
-  wait: Wait,
-): Promise<Segment> {
-  let segment: Segment | undefined
+  wait: SetUpWait,
+  allocate: () => SharedSegments,
+): Promise<SharedSegments> {
+  let segments: SharedSegments | undefined
   let failure: MoeEpError | undefined
   try {
-    const created = native().createSegment(byteLength, numSignals)
-    segment = { ...created, memory: new Memory(device, created.memory) }
+    segments = allocate()
   } catch (error) {
     failure = MoeEpError.from(error)
   }
@@ -317,20 +291,13 @@ async function allocateTogether(
     const report = Buffer.from(failure === undefined ? '' : `${failure.code}\n${failure.message}`)
     const reports = await group.allGather(report, wait)
     const failed = reports.findIndex((bytes) => bytes.length > 0)
-    if (segment !== undefined && failed < 0) return segment
+    if (segments !== undefined && failed < 0) return segments
     if (failure !== undefined) throw failure
     const [code, message] = Buffer.from(reports[failed]!).toString().split('\n')
     throw new MoeEpError(code as ErrorCode, `rank ${failed}: ${message}`)
   } catch (error) {
-    if (segment !== undefined) {
-      native().closeDescriptor(segment.descriptor)
-      segment.memory.close()
-    }
+    segments?.endSetUp()
+    segments?.close()
     throw error
   }
-}
-
-/** Spinning only pays where every rank of the node has a core of its own. */
-function spinIterations(ranksOfNode: number): number {
-  return availableParallelism() >= 2 * ranksOfNode ? 4000 : 100
 }

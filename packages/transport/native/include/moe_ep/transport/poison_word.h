@@ -34,6 +34,20 @@ struct PoisonWord {
   uint16_t rank;  // that gave up
   uint16_t peer;  // that it waited for
 
+  // Of a wait of SymmetricMemory itself, which knows a signal and no peer: its index, below 2^24, is
+  // kept where other operations name slot and peer.
+  MOE_EP_HOST_DEVICE static PoisonWord OfSignal(int rank, uint64_t index) {
+    return {kNone,
+            Operation::kWait,
+            Missing::kSignal,
+            static_cast<uint8_t>(index & 0xff),
+            static_cast<uint16_t>(rank),
+            static_cast<uint16_t>(index >> 8 & 0xffff)};
+  }
+  MOE_EP_HOST_DEVICE uint64_t SignalIndex() const {
+    return static_cast<uint64_t>(slot) | static_cast<uint64_t>(peer) << 8;
+  }
+
   MOE_EP_HOST_DEVICE uint64_t Pack() const {
     return static_cast<uint64_t>(cause) | static_cast<uint64_t>(operation) << 8 |
            static_cast<uint64_t>(missing) << 16 | static_cast<uint64_t>(slot) << 24 |

@@ -15,6 +15,7 @@
 
 #include "moe_ep/command.h"
 #include "moe_ep/core.h"
+#include "moe_ep/transport/poison_record.h"
 #include "moe_ep/transport/route_table.h"
 #include "moe_ep/transport/segment_layout.h"
 #include "moe_ep/transport/signal.h"
@@ -39,6 +40,8 @@ class Routes {
   // For moe_ep/transport/device_routes.cuh.
   const moe_ep_route_table& table() const { return state_->table; }
 
+  // Where the segment of `rank` is mapped; null when it is not reached.
+  uint8_t* base(int rank) const { return state_->bases[rank]; }
   // Address of a payload byte of `rank`; peers may write and read there.
   template <typename T = uint8_t>
   T* payload(int rank, uint64_t offset) const {
@@ -110,14 +113,9 @@ class Routes {
     const PoisonRecord& poison = control(rank()).poison;
     const uint32_t state = poison.state.load(std::memory_order_acquire);
     if (state == PoisonRecord::kFine) return true;
-    // Whoever writes the record may have been killed in the middle of it.
-    const int64_t patience = MonotonicNanoseconds() + kPoisonWriteNanoseconds;
-    while (poison.state.load(std::memory_order_acquire) != PoisonRecord::kPoisoned) {
-      if (MonotonicNanoseconds() > patience) {
-        exec.Fail("ERR_MOE_EP_PEER_LOST", "a rank was lost while it told of a failure");
-        return false;
-      }
-      sched_yield();
+    if (!AwaitWritten(poison)) {
+      exec.Fail(kLostWriterCode, kLostWriterMessage);
+      return false;
     }
     exec.Fail(poison.code, poison.message);
     return false;
@@ -151,7 +149,6 @@ class Routes {
 
  private:
   static constexpr int kYields = 64;
-  static constexpr int64_t kPoisonWriteNanoseconds = 1'000'000'000;
 
   struct State {
     explicit State(const moe_ep_route_table& given) : table(given) {

@@ -1,0 +1,78 @@
+// Single operations on a stream.
+#include <string>
+
+#include "binding/bindings.h"
+#include "moe_ep/transport/addon.h"
+
+namespace moe_ep {
+namespace {
+
+// put(stream, routes, peer, byteOffset, source)
+Napi::Value Put(const Napi::CallbackInfo& info) {
+  const Arguments args(info);
+  const Routes routes = RoutesArgument(args, 1);
+  const int peer = static_cast<int>(args.integer(2));
+  const auto offset = static_cast<uint64_t>(args.integer(3));
+  const Tensor source = args.tensor(4);
+  return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
+    if (!routes.CheckNotPoisoned(exec)) return;
+    const uint64_t bytes = static_cast<uint64_t>(source.numel()) * BitsOf(source.dtype()) / 8;
+    exec.ParallelFor(
+        static_cast<int64_t>(bytes), int64_t{1} << 18, [&](int64_t begin, int64_t end) {
+          routes.Put(peer, offset + static_cast<uint64_t>(begin), source.data<uint8_t>() + begin,
+                     static_cast<uint64_t>(end - begin));
+        });
+    routes.Flush();
+  });
+}
+
+// signal(stream, routes, peer, index, value)
+Napi::Value Signal(const Napi::CallbackInfo& info) {
+  const Arguments args(info);
+  const Routes routes = RoutesArgument(args, 1);
+  const int peer = static_cast<int>(args.integer(2));
+  const auto index = static_cast<uint64_t>(args.integer(3));
+  const auto value = static_cast<uint64_t>(args.integer(4));
+  return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
+    if (routes.CheckNotPoisoned(exec)) routes.Signal(peer, index, value);
+  });
+}
+
+// atomicAdd(stream, routes, peer, index, delta)
+Napi::Value AtomicAdd(const Napi::CallbackInfo& info) {
+  const Arguments args(info);
+  const Routes routes = RoutesArgument(args, 1);
+  const int peer = static_cast<int>(args.integer(2));
+  const auto index = static_cast<uint64_t>(args.integer(3));
+  const int64_t delta = args.integer(4);
+  return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
+    if (routes.CheckNotPoisoned(exec)) routes.Add(peer, index, delta);
+  });
+}
+
+// wait(stream, routes, index, value, timeoutMs, what)
+Napi::Value Wait(const Napi::CallbackInfo& info) {
+  const Arguments args(info);
+  const Routes routes = RoutesArgument(args, 1);
+  const auto index = static_cast<uint64_t>(args.integer(2));
+  const auto value = static_cast<uint64_t>(args.integer(3));
+  const int64_t timeout_ms = args.integer(4);
+  const std::string what = args.text(5);
+  return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
+    routes.Wait(exec, index, value, DeadlineAfter(timeout_ms), [&] {
+      return what + ": signal " + std::to_string(index) + " did not reach " +
+             std::to_string(value) + " in " + std::to_string(timeout_ms) + " ms";
+    });
+  });
+}
+
+}  // namespace
+
+void RegisterOperations(Napi::Env env, Napi::Object exports) {
+  Export(env, exports, "put", Put);
+  Export(env, exports, "signal", Signal);
+  Export(env, exports, "atomicAdd", AtomicAdd);
+  Export(env, exports, "wait", Wait);
+}
+
+}  // namespace moe_ep
