@@ -6,6 +6,13 @@
 #include "cpu/send.h"
 #include "cpu/send_grouped.h"
 #include "moe_ep/transport/addon.h"
+#if MOE_EP_CUDA
+#include "cuda/kernels.h"
+#define MOE_EP_ON_DEVICE(Operation, exec, call) \
+  (exec.on_cuda() ? cuda::Operation(exec, call) : cpu::Operation(exec, call))
+#else
+#define MOE_EP_ON_DEVICE(Operation, exec, call) cpu::Operation(exec, call)
+#endif
 
 namespace moe_ep {
 namespace {
@@ -44,6 +51,16 @@ Napi::Value CreateBuffer(const Napi::CallbackInfo& info) {
   auto buffer = std::make_shared<Buffer>();
   buffer->routes = RoutesArgument(args, 0);
   buffer->layout = FromNumbers<BufferLayout>(args, 1);
+#if MOE_EP_CUDA
+  if (buffer->routes.device() >= 0) {
+    if (buffer->routes.world_size() > cuda::MostRanks()) {
+      Throw(args.env(), "ERR_MOE_EP_UNSUPPORTED",
+            "an intranode buffer of a cuda device has at most " +
+                std::to_string(cuda::MostRanks()) + " ranks");
+    }
+    cuda::PrepareDevice(buffer->routes.device());
+  }
+#endif
   buffer->slots = std::vector<SlotState>(static_cast<size_t>(buffer->layout.slots));
   Napi::Value external =
       Napi::External<BufferHandle>::New(args.env(), new BufferHandle(std::move(buffer)),
@@ -101,7 +118,7 @@ Napi::Value NotifyCached(const Napi::CallbackInfo& info) {
 
 // send(stream, buffer, slot, experts, x, scales, topkIdx, topkWeights, sendHead, numTokensPerRank,
 // rankPrefixMatrix,
-//      fillTail, timeoutMs)
+//      fillTail, timeoutMs, sms)
 Napi::Value Send(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const SendCall call{
@@ -117,13 +134,14 @@ Napi::Value Send(const Napi::CallbackInfo& info) {
       .rank_prefix_matrix = args.tensor(10),
       .fill_tail = args.boolean(11),
       .timeout_ms = args.integer(12),
+      .sms = args.integer(13),
   };
   return Enqueue(args.env(), args.stream(0), [call](const Exec& exec) { MOE_EP_ON_DEVICE(Send, exec, call); });
 }
 
 // sendGrouped(stream, buffer, slot, experts, alignment, fillWithExpert, zeroPadding, x, scales,
 // topkIdx, slotRow,
-//             numRecvSelections, timeoutMs)
+//             numRecvSelections, timeoutMs, sms)
 Napi::Value SendGrouped(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const SendGroupedCall call{
@@ -139,13 +157,14 @@ Napi::Value SendGrouped(const Napi::CallbackInfo& info) {
       .slot_row = args.tensor(10),
       .num_recv_selections = args.tensor(11),
       .timeout_ms = args.integer(12),
+      .sms = args.integer(13),
   };
   return Enqueue(args.env(), args.stream(0),
                  [call](const Exec& exec) { MOE_EP_ON_DEVICE(SendGrouped, exec, call); });
 }
 
 // combine(stream, buffer, slot, x, topkWeights, rankPrefixMatrix, sendHead, bias0, bias1, out,
-//         outTopkWeights, timeoutMs)
+//         outTopkWeights, timeoutMs, sms)
 Napi::Value Combine(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const CombineCall call{
@@ -159,13 +178,14 @@ Napi::Value Combine(const Napi::CallbackInfo& info) {
       .out = args.tensor(9),
       .out_topk_weights = args.optional_tensor(10),
       .timeout_ms = args.integer(11),
+      .sms = args.integer(12),
   };
   return Enqueue(args.env(), args.stream(0),
                  [call](const Exec& exec) { MOE_EP_ON_DEVICE(Combine, exec, call); });
 }
 
 // combineGrouped(stream, buffer, slot, experts, x, topkIdx, topkWeights, slotRow,
-//                numRecvTokensPerExpert, out, timeoutMs)
+//                numRecvTokensPerExpert, out, timeoutMs, sms)
 Napi::Value CombineGrouped(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const CombineGroupedCall call{
@@ -179,6 +199,7 @@ Napi::Value CombineGrouped(const Napi::CallbackInfo& info) {
       .num_recv_tokens_per_expert = args.tensor(8),
       .out = args.tensor(9),
       .timeout_ms = args.integer(10),
+      .sms = args.integer(11),
   };
   return Enqueue(args.env(), args.stream(0),
                  [call](const Exec& exec) { MOE_EP_ON_DEVICE(CombineGrouped, exec, call); });
@@ -216,6 +237,9 @@ Napi::Value CopyRows(const Napi::CallbackInfo& info) {
   const Tensor to = args.tensor(2);
   return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
     const int64_t bytes = to.numel() * BitsOf(to.dtype()) / 8;
+#if MOE_EP_CUDA
+    if (exec.on_cuda()) return cuda::CopyBytes(exec, from.data(), to.data(), bytes);
+#endif
     cpu::StageBytes(exec, from.data<uint8_t>(), to.data<uint8_t>(), bytes);
   });
 }
@@ -236,6 +260,7 @@ Napi::Object Initialize(Napi::Env env, Napi::Object exports) {
   exports.Set("signalKinds", Napi::Number::New(env, static_cast<double>(kNumSignalKinds)));
   exports.Set("messageHeadBytes", Napi::Number::New(env, sizeof(MessageHead)));
   exports.Set("combineHeadBytes", Napi::Number::New(env, sizeof(CombineHead)));
+  exports.Set("slotEpochsBytes", Napi::Number::New(env, sizeof(SlotEpochs)));
   exports.Set("refusalSignals", Napi::Number::New(env, static_cast<double>(kRefusalSignals)));
   exports.Set("refusalWordBytes", Napi::Number::New(env, sizeof(Refusal::words) - 1));
   return exports;

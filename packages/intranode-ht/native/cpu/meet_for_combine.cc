@@ -1,5 +1,6 @@
 #include "cpu/meet_for_combine.h"
 
+#include "cpu/refusal.h"
 #include "cpu/row_copy.h"
 #include "failures.h"
 

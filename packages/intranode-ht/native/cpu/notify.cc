@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cpu/meeting.h"
+#include "cpu/refusal.h"
 #include "failures.h"
 #include "moe_ep/layout/topk_ids.h"
 

@@ -7,6 +7,8 @@ namespace moe_ep::cuda {
 
 // Ranks that a buffer can have.
 int64_t MostRanks();
+// Makes what calls must not make while they are captured.
+void PrepareDevice(int device);
 
 void Notify(const Exec& exec, const NotifyCall& call);
 void NotifyCached(const Exec& exec, const NotifyCachedCall& call);

@@ -508,6 +508,11 @@ __global__ void NotifyCachedKernel(const __grid_constant__ CachedArguments a) {
 
 int64_t MostRanks() { return kMostRanks; }
 
+void PrepareDevice(int device) {
+  Check(cudaSetDevice(device), "cudaSetDevice");
+  NextRefusalText();
+}
+
 void Notify(const Exec& exec, const NotifyCall& call) {
   const NotifyOutputs& out = call.out;
   NotifyArguments a = {
