@@ -3,20 +3,37 @@
 
 #include "binding/bindings.h"
 #include "moe_ep/transport/addon.h"
+#if MOE_EP_CUDA
+#include "cuda/kept_texts.h"
+#include "cuda/operations.h"
+#endif
 
 namespace moe_ep {
 namespace {
 
+// The routes of a memory on the stream's device: kernels cannot follow others.
+Routes RoutesOf(const Arguments& args) {
+  const Routes routes = RoutesArgument(args, 1);
+  if (routes.device() != Core().stream_device(args.stream(0))) {
+    Throw(args.env(), "ERR_MOE_EP_ARGUMENT",
+          "expected a stream of the device that the symmetric memory is on");
+  }
+  return routes;
+}
+
 // put(stream, routes, peer, byteOffset, source)
 Napi::Value Put(const Napi::CallbackInfo& info) {
   const Arguments args(info);
-  const Routes routes = RoutesArgument(args, 1);
+  const Routes routes = RoutesOf(args);
   const int peer = static_cast<int>(args.integer(2));
   const auto offset = static_cast<uint64_t>(args.integer(3));
   const Tensor source = args.tensor(4);
   return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
-    if (!routes.CheckNotPoisoned(exec)) return;
     const uint64_t bytes = static_cast<uint64_t>(source.numel()) * BitsOf(source.dtype()) / 8;
+#if MOE_EP_CUDA
+    if (exec.on_cuda()) return cuda::Put(exec, routes, peer, offset, source.data(), bytes);
+#endif
+    if (!routes.CheckNotPoisoned(exec)) return;
     exec.ParallelFor(
         static_cast<int64_t>(bytes), int64_t{1} << 18, [&](int64_t begin, int64_t end) {
           routes.Put(peer, offset + static_cast<uint64_t>(begin), source.data<uint8_t>() + begin,
@@ -29,11 +46,14 @@ Napi::Value Put(const Napi::CallbackInfo& info) {
 // signal(stream, routes, peer, index, value)
 Napi::Value Signal(const Napi::CallbackInfo& info) {
   const Arguments args(info);
-  const Routes routes = RoutesArgument(args, 1);
+  const Routes routes = RoutesOf(args);
   const int peer = static_cast<int>(args.integer(2));
   const auto index = static_cast<uint64_t>(args.integer(3));
   const auto value = static_cast<uint64_t>(args.integer(4));
   return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
+#if MOE_EP_CUDA
+    if (exec.on_cuda()) return cuda::Signal(exec, routes, peer, index, value);
+#endif
     if (routes.CheckNotPoisoned(exec)) routes.Signal(peer, index, value);
   });
 }
@@ -41,11 +61,14 @@ Napi::Value Signal(const Napi::CallbackInfo& info) {
 // atomicAdd(stream, routes, peer, index, delta)
 Napi::Value AtomicAdd(const Napi::CallbackInfo& info) {
   const Arguments args(info);
-  const Routes routes = RoutesArgument(args, 1);
+  const Routes routes = RoutesOf(args);
   const int peer = static_cast<int>(args.integer(2));
   const auto index = static_cast<uint64_t>(args.integer(3));
   const int64_t delta = args.integer(4);
   return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
+#if MOE_EP_CUDA
+    if (exec.on_cuda()) return cuda::Add(exec, routes, peer, index, delta);
+#endif
     if (routes.CheckNotPoisoned(exec)) routes.Add(peer, index, delta);
   });
 }
@@ -53,11 +76,18 @@ Napi::Value AtomicAdd(const Napi::CallbackInfo& info) {
 // wait(stream, routes, index, value, timeoutMs, what)
 Napi::Value Wait(const Napi::CallbackInfo& info) {
   const Arguments args(info);
-  const Routes routes = RoutesArgument(args, 1);
+  const Routes routes = RoutesOf(args);
   const auto index = static_cast<uint64_t>(args.integer(2));
   const auto value = static_cast<uint64_t>(args.integer(3));
   const int64_t timeout_ms = args.integer(4);
   const std::string what = args.text(5);
+#if MOE_EP_CUDA
+  if (routes.device() >= 0) {
+    const cuda::WaitedSignal wait = {index, value, timeout_ms, cuda::KeepText(what)};
+    return Enqueue(args.env(), args.stream(0),
+                   [=](const Exec& exec) { cuda::Wait(exec, routes, wait); });
+  }
+#endif
   return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
     routes.Wait(exec, index, value, DeadlineAfter(timeout_ms), [&] {
       return what + ": signal " + std::to_string(index) + " did not reach " +

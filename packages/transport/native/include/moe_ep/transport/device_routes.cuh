@@ -54,6 +54,12 @@ __device__ __forceinline__ uint64_t Nanoseconds() {
 __device__ __forceinline__ void StoreSignal(uint64_t* signal, uint64_t value) {
   asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(signal), "l"(value) : "memory");
 }
+// The same for a number added to the value, which may be a peer's.
+__device__ __forceinline__ void AddSignal(uint64_t* signal, int64_t delta) {
+  __threadfence_system();
+  atomicAdd_system(reinterpret_cast<unsigned long long*>(signal),
+                   static_cast<unsigned long long>(delta));
+}
 __device__ __forceinline__ uint64_t LoadSignal(const uint64_t* signal) {
   uint64_t value;
   asm volatile("ld.acquire.sys.global.u64 %0, [%1];" : "=l"(value) : "l"(signal) : "memory");
@@ -88,39 +94,55 @@ __device__ inline bool CheckNotPoisoned(const DeviceRoutes& routes,
   return false;
 }
 
-// Fails this stream and tells every rank that can be reached. The first failure stays the group's
-// cause, but for ranks that fail at the very same time.
-__device__ inline void PoisonAll(const DeviceRoutes& routes, PoisonWord cause,
-                                 moe_ep_failure_record* failure) {
+// Tells every rank that can be reached. The first failure stays the group's cause, but for ranks
+// that fail at the very same time.
+__device__ inline void TellAll(const DeviceRoutes& routes, PoisonWord cause) {
   const uint64_t word = cause.Pack();
   for (int peer = 0; peer < routes.world_size; ++peer) {
     if (routes.bases[peer] == nullptr) continue;
     if (LoadSignal(routes.PoisonOf(peer)) == 0) StoreSignal(routes.PoisonOf(peer), word);
   }
-  Fail(failure, routes.describe_poison, static_cast<int64_t>(word), routes.rank, routes.poison_id);
 }
 
-// Waits until `ready` says so. False, with the stream in failure and the group poisoned, when the
-// deadline passes, the stream's owner goes away, or somebody else has failed. `waited_for` gives the
-// word to report, without its cause; it is asked only then. `begin`: when the operation began, by
+// Fails this stream and tells every rank.
+__device__ inline void PoisonAll(const DeviceRoutes& routes, PoisonWord cause,
+                                 moe_ep_failure_record* failure) {
+  TellAll(routes, cause);
+  Fail(failure, routes.describe_poison, static_cast<int64_t>(cause.Pack()), routes.rank,
+       routes.poison_id);
+}
+
+// Waits until `ready` says so. False when that does not come: with the stream in failure where
+// somebody else has failed, else after `give_up(cause)`. `begin`: when the operation began, by
 // Nanoseconds(). One thread calls it.
-template <typename Ready, typename WaitedFor>
-__device__ inline bool WaitUntil(const DeviceRoutes& routes, const Patience& patience,
-                                 uint64_t begin, const Ready& ready, const WaitedFor& waited_for) {
+template <typename Ready, typename GiveUp>
+__device__ inline bool WaitOrGiveUp(const DeviceRoutes& routes, const Patience& patience,
+                                    uint64_t begin, const Ready& ready, const GiveUp& give_up) {
   // Words of the host are on the far side of a bus, so they are looked at now and then only.
-  constexpr int kLooksBetween = 256;
-  for (int looks = 1; !ready(); ++looks) {
+  constexpr unsigned kLooksBetween = 256;
+  for (unsigned looks = 1; !ready(); ++looks) {
     if (looks % kLooksBetween != 0) continue;
     if (!CheckNotPoisoned(routes, patience.failure)) return false;
     const bool aborted = LoadHostWord(patience.abort) != 0;
     const bool late = static_cast<int64_t>(Nanoseconds() - begin) > patience.timeout_ns;
     if (!aborted && !late) continue;
-    PoisonWord word = waited_for();
-    word.cause = aborted ? PoisonWord::kAborted : PoisonWord::kTimeout;
-    PoisonAll(routes, word, patience.failure);
+    give_up(aborted ? PoisonWord::kAborted : PoisonWord::kTimeout);
     return false;
   }
   return true;
+}
+
+// The same, with the group poisoned and the stream in failure when the deadline passes or the
+// stream's owner goes away. `waited_for` gives the word to report, without its cause; it is asked
+// only then.
+template <typename Ready, typename WaitedFor>
+__device__ inline bool WaitUntil(const DeviceRoutes& routes, const Patience& patience,
+                                 uint64_t begin, const Ready& ready, const WaitedFor& waited_for) {
+  return WaitOrGiveUp(routes, patience, begin, ready, [&](PoisonWord::Cause cause) {
+    PoisonWord word = waited_for();
+    word.cause = cause;
+    PoisonAll(routes, word, patience.failure);
+  });
 }
 
 // The same for one signal of this rank.
