@@ -1,5 +1,6 @@
 // Segments of host memory that ranks of one node map.
 #include <errno.h>
+#include <stddef.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -110,7 +111,7 @@ Napi::Value SegmentLayout(const Napi::CallbackInfo& info) {
 }
 
 // createCudaControl(ordinal, payloadBytes, numSignals) -> { memory, descriptor, byteLength,
-// hostPoison, poisonId }: a control block without signals and payload, which kernels see too. The
+// mappingsOffset, hostPoison, poisonId }: a control block without signals and payload, which kernels see too. The
 // memory counts as the device's, so that it stays until kernels are done with it.
 Napi::Value CreateCudaControl(const Napi::CallbackInfo& info) {
   const Arguments args(info);
@@ -151,6 +152,7 @@ Napi::Value CreateCudaControl(const Napi::CallbackInfo& info) {
   result.Set("memory", HandOver(args.env(), memory));
   result.Set("descriptor", segment.descriptor);
   result.Set("byteLength", static_cast<double>(segment.bytes));
+  result.Set("mappingsOffset", static_cast<double>(offsetof(ControlBlock, ipc_mappings)));
   return result;
 #else
   Throw(args.env(), "ERR_MOE_EP_UNSUPPORTED",
