@@ -186,6 +186,7 @@ Napi::Value CudaStreamHandle(const Napi::CallbackInfo& info) {
 Napi::Value CudaMemoryUse(const Napi::CallbackInfo& info) {
   Device& device = DeviceArgument(info[0]);
   device.Poll();
+  cuda::FreeUnmappedIpc();
   const cuda::Arena::Use use = device.memory_use();
   auto result = Napi::Object::New(info.Env());
   result.Set("reservedBytes", static_cast<double>(use.reserved));
