@@ -85,12 +85,8 @@ const Probe& ProbeDevices() {
 Properties PropertiesOf(int ordinal) {
   cudaDeviceProp p;
   Check(cudaGetDeviceProperties(&p, ordinal), "cudaGetDeviceProperties");
-  Properties properties = {p.name,
-                           TextOf(p.uuid),
-                           p.totalGlobalMem,
-                           p.multiProcessorCount,
-                           p.major * 10 + p.minor,
-                           ""};
+  Properties properties = {
+      p.name, TextOf(p.uuid), p.totalGlobalMem, p.multiProcessorCount, p.major * 10 + p.minor, ""};
   if (!BuiltFor(properties.capability)) {
     properties.unavailable = "this build has code for " + std::string(MOE_EP_CUDA_ARCHITECTURES) +
                              ", " + properties.name + " is of compute capability " +

@@ -52,7 +52,8 @@ class PinnedCount {
         count.offset + sizeof(uint32_t) > count.memory->bytes())
       throw std::invalid_argument("the count of mappings does not lie in its memory");
     auto* const base = static_cast<uint8_t*>(memory_->Pin());
-    if (base == nullptr) throw std::invalid_argument("the memory of the mappings' count was closed");
+    if (base == nullptr)
+      throw std::invalid_argument("the memory of the mappings' count was closed");
     memory_->Retain();
     word_ = reinterpret_cast<uint32_t*>(base + count.offset);
   }

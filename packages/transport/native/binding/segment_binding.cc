@@ -111,8 +111,9 @@ Napi::Value SegmentLayout(const Napi::CallbackInfo& info) {
 }
 
 // createCudaControl(ordinal, payloadBytes, numSignals) -> { memory, descriptor, byteLength,
-// mappingsOffset, hostPoison, poisonId }: a control block without signals and payload, which kernels see too. The
-// memory counts as the device's, so that it stays until kernels are done with it.
+// mappingsOffset, hostPoison, poisonId }: a control block without signals and payload, which
+// kernels see too. The memory counts as the device's, so that it stays until kernels are done with
+// it.
 Napi::Value CreateCudaControl(const Napi::CallbackInfo& info) {
   const Arguments args(info);
 #if MOE_EP_CUDA
@@ -146,8 +147,8 @@ Napi::Value CreateCudaControl(const Napi::CallbackInfo& info) {
       },
       control, device);
   auto result = Napi::Object::New(args.env());
-  result.Set("hostPoison", Napi::BigInt::New(
-                               args.env(), reinterpret_cast<uint64_t>(control->host.poison)));
+  result.Set("hostPoison",
+             Napi::BigInt::New(args.env(), reinterpret_cast<uint64_t>(control->host.poison)));
   result.Set("poisonId", static_cast<double>(control->host.poison_id));
   result.Set("memory", HandOver(args.env(), memory));
   result.Set("descriptor", segment.descriptor);
@@ -156,7 +157,8 @@ Napi::Value CreateCudaControl(const Napi::CallbackInfo& info) {
   return result;
 #else
   Throw(args.env(), "ERR_MOE_EP_UNSUPPORTED",
-        "@moe-ep/transport was built without CUDA: symmetric memory is there for the cpu device only");
+        "@moe-ep/transport was built without CUDA: symmetric memory is there for the cpu device "
+        "only");
 #endif
 }
 

@@ -89,7 +89,9 @@ describe.skipIf(!onCuda).each<SharingChoice>(['vmm', 'ipc'])('memory of a GPU th
     // All of them together are more than the GPU has.
     for (let round = 0; round < 12; round++) {
       await eventually(() => gpu.freeBytes > 3 * byteLength, 'there is room')
-      await withMemories(2, { byteLength, sharing }, async () => {})
+      await withMemories(2, { byteLength, sharing }, async (ranks) => {
+        expect(ranks.map(({ memory }) => memory.byteLength)).toEqual([byteLength, byteLength])
+      })
     }
   })
 })

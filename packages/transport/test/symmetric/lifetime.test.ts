@@ -38,9 +38,7 @@ describe('making a memory', () => {
 
   test('two memories of one group share nothing', async () => {
     await withMemories(2, { byteLength: 8, numSignals: 1 }, async (ranks) => {
-      const others = await Promise.all(
-        ranks.map(({ group }) => createMemory(group, { byteLength: 8, numSignals: 1 })),
-      )
+      const others = await Promise.all(ranks.map(({ group }) => createMemory(group, { byteLength: 8, numSignals: 1 })))
       const { memory, stream } = ranks[0]!
       memory.put(bytesTensor(Uint8Array.of(7)), { peer: 1, byteOffset: 0, stream })
       memory.signal({ peer: 1, index: 0, value: 3, stream })
@@ -180,9 +178,7 @@ describe('closing', () => {
 
   test('of groups before memories and of memories before groups both work', async () => {
     const groups = await openWorld(2)
-    const memories = await Promise.all(
-      groups.map((group) => createMemory(group, { byteLength: 8, numSignals: 1 })),
-    )
+    const memories = await Promise.all(groups.map((group) => createMemory(group, { byteLength: 8, numSignals: 1 })))
     await closeWorld(groups)
     await using stream = device.createStream({ threads: 1 })
     memories[0]!.signal({ peer: 1, index: 0, value: 4, stream })
@@ -208,6 +204,7 @@ describe('nothing stays behind', () => {
     await collectGarbage()
     await eventually(() => countMappings() === 0, 'all is unmapped')
     await eventually(() => countDescriptors() <= before, `${before} descriptors again`)
+    expect(countMappings()).toBe(0)
     await closeWorld(groups)
   })
 

@@ -16,7 +16,6 @@ import {
   writeBytes,
 } from './world.js'
 
-
 describe('put and signal', () => {
   test.each([1, 2, 3, 5, 8])('bring what every rank sends to every rank: %i ranks', async (numRanks) => {
     const length = 1000

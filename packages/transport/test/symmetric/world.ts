@@ -38,7 +38,9 @@ export async function readBytes(
   rank = memory.group.rank,
 ): Promise<Uint8Array> {
   const tensor = memory.tensor({ byteOffset, shape: [length], dtype: 'u8', rank })
-  return tensor.device.kind === 'cpu' ? Uint8Array.from(tensor.data as Uint8Array) : ((await tensor.read()) as Uint8Array)
+  return tensor.device.kind === 'cpu'
+    ? Uint8Array.from(tensor.data as Uint8Array)
+    : ((await tensor.read()) as Uint8Array)
 }
 
 /** Writes the bytes of a tensor, which nothing uses meanwhile. */
