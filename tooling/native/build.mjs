@@ -12,10 +12,11 @@ const toolFolder = dirname(fileURLToPath(import.meta.url))
 const require = createRequire(import.meta.url)
 const buildFolder = join('node_modules', '.cache', 'native')
 
-/** Folders of headers that the package's workspace dependencies offer to its native code. */
+/** Folders of headers that the package's workspace dependencies offer to its native code: headers alone are needed at build time only. */
 function includeFoldersOfDependencies() {
   const manifest = JSON.parse(readFileSync(join(packageFolder, 'package.json'), 'utf8'))
-  const names = new Set(Object.keys({ ...manifest.dependencies, ...manifest.peerDependencies }))
+  const { dependencies, peerDependencies, devDependencies } = manifest
+  const names = new Set(Object.keys({ ...dependencies, ...peerDependencies, ...devDependencies }))
   return [...names]
     .filter((name) => name.startsWith('@moe-ep/'))
     .map((name) => join(packageFolder, 'node_modules', name, 'native', 'include'))

@@ -6,13 +6,20 @@
 #include "cpu/send.h"
 #include "cpu/send_grouped.h"
 #include "moe_ep/transport/addon.h"
+#if MOE_EP_CUDA
+#include "cuda/kernels.h"
+#define MOE_EP_ON_DEVICE(Operation, exec, call) \
+  (exec.on_cuda() ? cuda::Operation(exec, call) : cpu::Operation(exec, call))
+#else
+#define MOE_EP_ON_DEVICE(Operation, exec, call) cpu::Operation(exec, call)
+#endif
 
 namespace moe_ep {
 namespace {
 
 constexpr napi_type_tag kBufferTag = {0x6d6f652d65700201, 0x2f6ad17ce0b34f11};
 
-using BufferHandle = std::shared_ptr<cpu::Buffer>;
+using BufferHandle = std::shared_ptr<Buffer>;
 
 const BufferHandle& BufferArgument(const Arguments& args, size_t index) {
   Napi::Value value = args.value(index);
@@ -41,10 +48,20 @@ Struct FromNumbers(const Arguments& args, size_t index) {
 // createBuffer(routes, layout) -> buffer
 Napi::Value CreateBuffer(const Napi::CallbackInfo& info) {
   const Arguments args(info);
-  auto buffer = std::make_shared<cpu::Buffer>();
+  auto buffer = std::make_shared<Buffer>();
   buffer->routes = RoutesArgument(args, 0);
-  buffer->layout = FromNumbers<cpu::BufferLayout>(args, 1);
-  buffer->slots = std::vector<cpu::SlotState>(static_cast<size_t>(buffer->layout.slots));
+  buffer->layout = FromNumbers<BufferLayout>(args, 1);
+#if MOE_EP_CUDA
+  if (buffer->routes.device() >= 0) {
+    if (buffer->routes.world_size() > cuda::MostRanks()) {
+      Throw(args.env(), "ERR_MOE_EP_UNSUPPORTED",
+            "an intranode buffer of a cuda device has at most " +
+                std::to_string(cuda::MostRanks()) + " ranks");
+    }
+    cuda::PrepareDevice(buffer->routes.device());
+  }
+#endif
+  buffer->slots = std::vector<SlotState>(static_cast<size_t>(buffer->layout.slots));
   Napi::Value external =
       Napi::External<BufferHandle>::New(args.env(), new BufferHandle(std::move(buffer)),
                                         [](Napi::Env, BufferHandle* held) { delete held; });
@@ -64,10 +81,10 @@ Napi::Value CloseBuffer(const Napi::CallbackInfo& info) {
 // timeoutMs)
 Napi::Value Notify(const Napi::CallbackInfo& info) {
   const Arguments args(info);
-  const cpu::NotifyCall call{
+  const NotifyCall call{
       .buffer = BufferArgument(args, 1),
       .slot = args.integer(2),
-      .arguments = FromNumbers<cpu::SharedArguments>(args, 3),
+      .arguments = FromNumbers<SharedArguments>(args, 3),
       .topk_idx = args.tensor(4),
       .out = {.num_tokens_per_rank = args.tensor(5),
               .num_tokens_per_expert = args.tensor(6),
@@ -82,29 +99,29 @@ Napi::Value Notify(const Napi::CallbackInfo& info) {
       .room = args.integer(15),
       .timeout_ms = args.integer(16),
   };
-  return Enqueue(args.env(), args.stream(0), [call](const Exec& exec) { cpu::Notify(exec, call); });
+  return Enqueue(args.env(), args.stream(0), [call](const Exec& exec) { MOE_EP_ON_DEVICE(Notify, exec, call); });
 }
 
 // notifyCached(stream, buffer, slot, sharedArguments, rankPrefixMatrix, timeoutMs)
 Napi::Value NotifyCached(const Napi::CallbackInfo& info) {
   const Arguments args(info);
-  const cpu::NotifyCachedCall call{
+  const NotifyCachedCall call{
       .buffer = BufferArgument(args, 1),
       .slot = args.integer(2),
-      .arguments = FromNumbers<cpu::SharedArguments>(args, 3),
+      .arguments = FromNumbers<SharedArguments>(args, 3),
       .rank_prefix_matrix = args.tensor(4),
       .timeout_ms = args.integer(5),
   };
   return Enqueue(args.env(), args.stream(0),
-                 [call](const Exec& exec) { cpu::NotifyCached(exec, call); });
+                 [call](const Exec& exec) { MOE_EP_ON_DEVICE(NotifyCached, exec, call); });
 }
 
 // send(stream, buffer, slot, experts, x, scales, topkIdx, topkWeights, sendHead, numTokensPerRank,
 // rankPrefixMatrix,
-//      fillTail, timeoutMs)
+//      fillTail, timeoutMs, sms)
 Napi::Value Send(const Napi::CallbackInfo& info) {
   const Arguments args(info);
-  const cpu::SendCall call{
+  const SendCall call{
       .buffer = BufferArgument(args, 1),
       .slot = args.integer(2),
       .experts = args.integer(3),
@@ -117,16 +134,17 @@ Napi::Value Send(const Napi::CallbackInfo& info) {
       .rank_prefix_matrix = args.tensor(10),
       .fill_tail = args.boolean(11),
       .timeout_ms = args.integer(12),
+      .sms = args.integer(13),
   };
-  return Enqueue(args.env(), args.stream(0), [call](const Exec& exec) { cpu::Send(exec, call); });
+  return Enqueue(args.env(), args.stream(0), [call](const Exec& exec) { MOE_EP_ON_DEVICE(Send, exec, call); });
 }
 
 // sendGrouped(stream, buffer, slot, experts, alignment, fillWithExpert, zeroPadding, x, scales,
 // topkIdx, slotRow,
-//             numRecvSelections, timeoutMs)
+//             numRecvSelections, timeoutMs, sms)
 Napi::Value SendGrouped(const Napi::CallbackInfo& info) {
   const Arguments args(info);
-  const cpu::SendGroupedCall call{
+  const SendGroupedCall call{
       .buffer = BufferArgument(args, 1),
       .slot = args.integer(2),
       .experts = args.integer(3),
@@ -139,16 +157,17 @@ Napi::Value SendGrouped(const Napi::CallbackInfo& info) {
       .slot_row = args.tensor(10),
       .num_recv_selections = args.tensor(11),
       .timeout_ms = args.integer(12),
+      .sms = args.integer(13),
   };
   return Enqueue(args.env(), args.stream(0),
-                 [call](const Exec& exec) { cpu::SendGrouped(exec, call); });
+                 [call](const Exec& exec) { MOE_EP_ON_DEVICE(SendGrouped, exec, call); });
 }
 
 // combine(stream, buffer, slot, x, topkWeights, rankPrefixMatrix, sendHead, bias0, bias1, out,
-//         outTopkWeights, timeoutMs)
+//         outTopkWeights, timeoutMs, sms)
 Napi::Value Combine(const Napi::CallbackInfo& info) {
   const Arguments args(info);
-  const cpu::CombineCall call{
+  const CombineCall call{
       .buffer = BufferArgument(args, 1),
       .slot = args.integer(2),
       .x = args.tensor(3),
@@ -159,16 +178,17 @@ Napi::Value Combine(const Napi::CallbackInfo& info) {
       .out = args.tensor(9),
       .out_topk_weights = args.optional_tensor(10),
       .timeout_ms = args.integer(11),
+      .sms = args.integer(12),
   };
   return Enqueue(args.env(), args.stream(0),
-                 [call](const Exec& exec) { cpu::Combine(exec, call); });
+                 [call](const Exec& exec) { MOE_EP_ON_DEVICE(Combine, exec, call); });
 }
 
 // combineGrouped(stream, buffer, slot, experts, x, topkIdx, topkWeights, slotRow,
-//                numRecvTokensPerExpert, out, timeoutMs)
+//                numRecvTokensPerExpert, out, timeoutMs, sms)
 Napi::Value CombineGrouped(const Napi::CallbackInfo& info) {
   const Arguments args(info);
-  const cpu::CombineGroupedCall call{
+  const CombineGroupedCall call{
       .buffer = BufferArgument(args, 1),
       .slot = args.integer(2),
       .experts = args.integer(3),
@@ -179,34 +199,35 @@ Napi::Value CombineGrouped(const Napi::CallbackInfo& info) {
       .num_recv_tokens_per_expert = args.tensor(8),
       .out = args.tensor(9),
       .timeout_ms = args.integer(10),
+      .sms = args.integer(11),
   };
   return Enqueue(args.env(), args.stream(0),
-                 [call](const Exec& exec) { cpu::CombineGrouped(exec, call); });
+                 [call](const Exec& exec) { MOE_EP_ON_DEVICE(CombineGrouped, exec, call); });
 }
 
 // refuseDispatch(stream, buffer, call, code, words, timeoutMs)
 Napi::Value RefuseDispatch(const Napi::CallbackInfo& info) {
   const Arguments args(info);
-  const cpu::RefuseDispatchCall call{
+  const RefuseDispatchCall call{
       .buffer = BufferArgument(args, 1),
       .call = args.integer(2),
-      .refusal = cpu::MakeRefusal(args.text(3), args.text(4)),
+      .refusal = MakeRefusal(args.text(3), args.text(4)),
       .timeout_ms = args.integer(5),
   };
   return Enqueue(args.env(), args.stream(0),
-                 [call](const Exec& exec) { cpu::RefuseDispatch(exec, call); });
+                 [call](const Exec& exec) { MOE_EP_ON_DEVICE(RefuseDispatch, exec, call); });
 }
 
 // refuseCombine(stream, buffer, slot, code, words)
 Napi::Value RefuseCombine(const Napi::CallbackInfo& info) {
   const Arguments args(info);
-  const cpu::RefuseCombineCall call{
+  const RefuseCombineCall call{
       .buffer = BufferArgument(args, 1),
       .slot = args.integer(2),
-      .refusal = cpu::MakeRefusal(args.text(3), args.text(4)),
+      .refusal = MakeRefusal(args.text(3), args.text(4)),
   };
   return Enqueue(args.env(), args.stream(0),
-                 [call](const Exec& exec) { cpu::RefuseCombine(exec, call); });
+                 [call](const Exec& exec) { MOE_EP_ON_DEVICE(RefuseCombine, exec, call); });
 }
 
 // copyRows(stream, from, to): the first rows of `from`, as many as `to` has.
@@ -216,6 +237,9 @@ Napi::Value CopyRows(const Napi::CallbackInfo& info) {
   const Tensor to = args.tensor(2);
   return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
     const int64_t bytes = to.numel() * BitsOf(to.dtype()) / 8;
+#if MOE_EP_CUDA
+    if (exec.on_cuda()) return cuda::CopyBytes(exec, from.data(), to.data(), bytes);
+#endif
     cpu::StageBytes(exec, from.data<uint8_t>(), to.data<uint8_t>(), bytes);
   });
 }
@@ -233,11 +257,12 @@ Napi::Object Initialize(Napi::Env env, Napi::Object exports) {
   Export(env, exports, "refuseDispatch", RefuseDispatch);
   Export(env, exports, "refuseCombine", RefuseCombine);
   Export(env, exports, "copyRows", CopyRows);
-  exports.Set("signalKinds", Napi::Number::New(env, static_cast<double>(cpu::kNumSignalKinds)));
-  exports.Set("messageHeadBytes", Napi::Number::New(env, sizeof(cpu::MessageHead)));
-  exports.Set("combineHeadBytes", Napi::Number::New(env, sizeof(cpu::CombineHead)));
-  exports.Set("refusalSignals", Napi::Number::New(env, static_cast<double>(cpu::kRefusalSignals)));
-  exports.Set("refusalWordBytes", Napi::Number::New(env, sizeof(cpu::Refusal::words) - 1));
+  exports.Set("signalKinds", Napi::Number::New(env, static_cast<double>(kNumSignalKinds)));
+  exports.Set("messageHeadBytes", Napi::Number::New(env, sizeof(MessageHead)));
+  exports.Set("combineHeadBytes", Napi::Number::New(env, sizeof(CombineHead)));
+  exports.Set("slotEpochsBytes", Napi::Number::New(env, sizeof(SlotEpochs)));
+  exports.Set("refusalSignals", Napi::Number::New(env, static_cast<double>(kRefusalSignals)));
+  exports.Set("refusalWordBytes", Napi::Number::New(env, sizeof(Refusal::words) - 1));
   return exports;
 }
 

@@ -64,6 +64,8 @@ export function layoutBuffer(options: IntranodeBufferSizes, numRanks: number): B
   const combineHead = slot.reserve(native().combineHeadBytes)
   // Scales of grouped rows, column by column: a column is padded to four rows.
   const columnScales = slot.reserve(align(sizes.capacity, 4) * sizes.maxScaleColumns * 4)
+  // What kernels of a cuda device remember of the slot.
+  const epochs = slot.reserve(native().slotEpochsBytes)
   // Slots begin on pages of their own: two leases never share one.
   const slotBytes = align(slot.byteLength, 4096)
   return {
@@ -74,7 +76,7 @@ export function layoutBuffer(options: IntranodeBufferSizes, numRanks: number): B
       ...[sizes.maxInFlight, slotBytes, sizes.capacity, maxRowBytes, sizes.maxScaleColumns, sizes.maxTopk],
       ...[sizes.maxExperts, sizes.maxChannels, rows.byteOffset, scales.byteOffset, sourceIndex.byteOffset],
       ...[topkIdx.byteOffset, topkWeights.byteOffset, counts.byteOffset, countsStride],
-      ...[combineHead.byteOffset, columnScales.byteOffset],
+      ...[combineHead.byteOffset, columnScales.byteOffset, epochs.byteOffset],
     ],
   }
 }

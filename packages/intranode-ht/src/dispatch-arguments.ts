@@ -98,7 +98,7 @@ function checkPlan(plan: DispatchPlan, x: Tensor, grouped: boolean, { sizes, ran
   const { capacity } = sizes
   const received = grouped
     ? [plan.numRecvTokens]
-    : (plan.rankPrefixMatrix.data.subarray((numRanks - 1) * numRanks) as Int32Array)
+    : (plan.hostCounts?.recvTokensPerRank ?? [plan.numRecvTokens])
   const overflowing = received.findIndex((rows) => rows > capacity)
   if (overflowing < 0) return
   throw new MoeEpError(

@@ -42,6 +42,16 @@ export interface DispatchPlan {
    * capacity, for the host does not know.
    */
   readonly numRecvTokens: number
+  /** Counts as the host knows them; undefined at worst-case size, where it does not wait for them. */
+  readonly hostCounts: HostCounts | undefined
+}
+
+/** Counts of a dispatch. */
+export interface HostCounts {
+  /** [R]: rows of each rank when every token has one place there: the last row of rankPrefixMatrix. */
+  readonly recvTokensPerRank: Int32Array
+  /** [L]: numRecvTokensPerExpert. */
+  readonly numRecvTokensPerExpert: Int32Array
 }
 
 /** What a combine needs to bring the rows of one dispatch home. */

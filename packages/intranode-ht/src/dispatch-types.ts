@@ -9,6 +9,11 @@ export interface CallOptions {
   readonly previousEvent?: Event
   /** Deadline of this call's waits for peers. @default the buffer's */
   readonly timeoutMs?: number
+  /**
+   * Multiprocessors of a cuda device that move the rows: few saturate the links, the others are free for other work. Results do not
+   * depend on it; on the cpu it has no effect. @default 16
+   */
+  readonly numSms?: number
 }
 
 /** Of the call that is refused. */

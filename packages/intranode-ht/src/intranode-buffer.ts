@@ -42,7 +42,7 @@ import {
   type KernelCall,
 } from './kernel-calls.js'
 import { type BufferHandle, native } from './native.js'
-import { emptyPlan, settledPlan, sharedArguments } from './plan.js'
+import { CountsOnHost, emptyPlan, sharedArguments } from './plan.js'
 import { Refuser } from './refuser.js'
 import { type Refused, rejected, releasedOnFailure, settled } from './settled.js'
 import { type Filled, SlotViews } from './slot-views.js'
@@ -162,8 +162,7 @@ export class IntranodeBuffer implements Disposable {
     const { lease, stream } = begun
     return releasedOnFailure(begun, async () => {
       this.#enqueueSend(x, options, begun, false)
-      if (options.plan === undefined) await settled(begun.counted, stream)
-      const counts = options.plan ?? settledPlan(begun.plan)
+      const counts = await this.#settledPlan(options, begun)
       const result = this.#views.dispatchResult(this.#filled(x, lease, counts), options)
       if (options.out === undefined) return result
       const copied = copyOut(stream, result, options.out)
@@ -216,8 +215,7 @@ export class IntranodeBuffer implements Disposable {
       const { topkIdx, scales, fill = -1, zeroPadding = false } = options
       enqueueSendGrouped(kernel, { x, scales, topkIdx, fill, zeroPadding }, plan)
       this.#leases.set(lease, stream.record())
-      if (options.plan === undefined) await settled(begun.counted, stream)
-      return this.#views.groupedResult(this.#filled(x, lease, options.plan ?? settledPlan(plan)), options)
+      return this.#views.groupedResult(this.#filled(x, lease, await this.#settledPlan(options, begun)), options)
     })
   }
 
@@ -263,7 +261,7 @@ export class IntranodeBuffer implements Disposable {
       if (biases.length > 2) throw argumentError('bias', 'at most two', biases.length)
       for (const bias of biases) requireTensor('bias', bias, { dtype: x.dtype, shape: combinedX.shape })
       const combinedTopkWeights =
-        topkWeights && Tensor.zeros([plan.numTokens, topkWeights.shape[1]!], 'f32', this.device)
+        topkWeights && Tensor.empty([plan.numTokens, topkWeights.shape[1]!], 'f32', this.device)
       const kernel = this.#enter(lease, options)
       const staged = this.#views.isStaged(x, lease.slot)
       enqueueCombine(kernel, { x, staged, topkWeights, biases, combinedX, combinedTopkWeights }, plan)
@@ -347,13 +345,15 @@ export class IntranodeBuffer implements Disposable {
       const { stream = this.device.defaultStream, timeoutMs = this.timeoutMs, previousEvent, slot } = options
       requireStream(stream)
       requireInteger('timeoutMs', timeoutMs, 1)
+      const numSms = numSmsOf(options)
       if (awaited) requireNotCapturing(stream)
       lease = this.#slots.acquire(slot)
       if (previousEvent !== undefined) stream.wait(previousEvent)
       if (lease.previous !== undefined) stream.follow(lease.previous)
-      const kernel: KernelCall = { buffer: this.#handle, slot: lease.slot, stream, timeoutMs }
+      const kernel: KernelCall = { buffer: this.#handle, slot: lease.slot, stream, timeoutMs, numSms }
       const plan = this.#enqueueMeeting(x, options, { call, kernel, ...checked })
-      return { lease, stream, kernel, plan, counted: stream.record() }
+      const counts = awaited && options.plan === undefined ? new CountsOnHost(plan, stream) : undefined
+      return { lease, stream, kernel, plan, counts, counted: stream.record() }
     } catch (error) {
       lease?.release()
       return this.#refuse(call, MoeEpError.from(error), options, awaited)
@@ -394,6 +394,13 @@ export class IntranodeBuffer implements Disposable {
     this.#leases.set(lease, kernel.stream.record())
   }
 
+  /** The plan when its counts are known: the dispatch's own, or the one that was given. */
+  async #settledPlan({ plan: given }: DispatchOptions, { plan, counts, counted, stream }: Begun): Promise<DispatchPlan> {
+    if (given !== undefined) return given
+    await settled(counted, stream)
+    return counts!.settle(plan)
+  }
+
   #filled(x: Tensor, lease: Lease, plan: DispatchPlan): Filled {
     return { x, lease, plan, event: this.#leases.get(lease)! }
   }
@@ -402,7 +409,7 @@ export class IntranodeBuffer implements Disposable {
     requireTensor('x', x, { dtype: ['bf16', 'f16', 'f32'], shape: [plan.numRecvTokens, null] })
     requireRows('x', x, this.sizes)
     const shape = [plan.numTokens, x.shape[1]!]
-    const combinedX = options.out ?? Tensor.zeros(shape, x.dtype, this.device)
+    const combinedX = options.out ?? Tensor.empty(shape, x.dtype, this.device)
     requireTensor('out', combinedX, { dtype: x.dtype, shape })
     return combinedX
   }
@@ -412,9 +419,10 @@ export class IntranodeBuffer implements Disposable {
     const { stream = this.device.defaultStream, timeoutMs = this.timeoutMs, previousEvent } = options
     requireStream(stream)
     requireInteger('timeoutMs', timeoutMs, 1)
+    const numSms = numSmsOf(options)
     if (previousEvent !== undefined) stream.wait(previousEvent)
     stream.wait(this.#leases.get(lease)!)
-    return { buffer: this.#handle, slot: lease.slot, stream, timeoutMs }
+    return { buffer: this.#handle, slot: lease.slot, stream, timeoutMs, numSms }
   }
 
   #leave(lease: Lease, stream: Stream): Event {
@@ -453,6 +461,12 @@ export class IntranodeBuffer implements Disposable {
   }
 }
 
+/** 0: the default. */
+function numSmsOf({ numSms = 0 }: CallOptions): number {
+  requireInteger('numSms', numSms, 0, 1024)
+  return numSms
+}
+
 /** What the checks of a dispatch found out. */
 interface Checked {
   /** Of a grouped dispatch, whose rows have a place for each selection: slots of a token. */
@@ -472,5 +486,7 @@ interface Begun {
   readonly stream: Stream
   readonly kernel: KernelCall
   readonly plan: DispatchPlan
+  /** Of a dispatch that awaits counts. */
+  readonly counts: CountsOnHost | undefined
   readonly counted: Event
 }

@@ -9,6 +9,8 @@ export interface KernelCall {
   readonly slot: number
   readonly stream: Stream
   readonly timeoutMs: number
+  /** Multiprocessors of a cuda device; 0 for the default. */
+  readonly numSms: number
 }
 
 /** What a rank tells the others before it sends. */
@@ -55,15 +57,15 @@ export interface SentRows {
 
 /** Second half of a dispatch: rows go to their places. */
 export function enqueueSend(call: KernelCall, sent: SentRows, plan: DispatchPlan): void {
-  const { buffer, slot, stream, timeoutMs } = call
+  const { buffer, slot, stream, timeoutMs, numSms } = call
   const { x, scales, topkIdx, topkWeights, fillTail } = sent
   // Every row is read once for each rank that gets it, and written there.
-  const bytes = (): number => 2 * bytesOfRow(x) * sum(plan.numTokensPerRank)
+  const bytes = (): number | undefined => times(2 * bytesOfRow(x), sum(plan.numTokensPerRank))
   traceOperation('intranode.send', stream, bytes, () =>
     native().send(
       ...([stream.handle, buffer, slot, plan.numExperts, x.handle, scales?.handle] as const),
       ...([topkIdx?.handle, topkWeights?.handle, plan.sendHead.handle, plan.numTokensPerRank.handle] as const),
-      ...([plan.rankPrefixMatrix.handle, fillTail, timeoutMs] as const),
+      ...([plan.rankPrefixMatrix.handle, fillTail, timeoutMs, numSms] as const),
     ),
   )
 }
@@ -79,14 +81,14 @@ export interface SentGroups {
 
 /** Second half of a grouped dispatch. */
 export function enqueueSendGrouped(call: KernelCall, sent: SentGroups, plan: DispatchPlan): void {
-  const { buffer, slot, stream, timeoutMs } = call
+  const { buffer, slot, stream, timeoutMs, numSms } = call
   const { x, scales, topkIdx, fill, zeroPadding } = sent
-  const bytes = (): number => 2 * bytesOfRow(x) * sum(plan.numTokensPerExpert)
+  const bytes = (): number | undefined => times(2 * bytesOfRow(x), sum(plan.numTokensPerExpert))
   traceOperation('intranode.sendGrouped', stream, bytes, () =>
     native().sendGrouped(
       ...([stream.handle, buffer, slot, plan.numExperts, plan.expertAlignment, fill === 'expert'] as const),
       ...([zeroPadding, x.handle, scales?.handle, topkIdx.handle, plan.slotRow!.handle] as const),
-      ...([plan.numRecvSelections.handle, timeoutMs] as const),
+      ...([plan.numRecvSelections.handle, timeoutMs, numSms] as const),
     ),
   )
 }
@@ -103,19 +105,20 @@ export interface CombinedRows {
 }
 
 export function enqueueCombine(call: KernelCall, rows: CombinedRows, plan: DispatchPlan): void {
-  const { buffer, slot, stream, timeoutMs } = call
+  const { buffer, slot, stream, timeoutMs, numSms } = call
   const { x, staged, topkWeights, biases, combinedX, combinedTopkWeights } = rows
   // The sum reads every row that was sent and writes one for each token.
-  const numRows = (): number => stagedRows(staged, plan) + sum(plan.numTokensPerRank) + plan.numTokens
+  const bytes = (): number | undefined =>
+    times(bytesOfRow(x), stagedRows(staged, plan), sum(plan.numTokensPerRank), plan.numTokens)
   traceOperation(
     'intranode.combine',
     stream,
-    () => numRows() * bytesOfRow(x),
+    bytes,
     () =>
       native().combine(
         ...([stream.handle, buffer, slot, x.handle, topkWeights?.handle] as const),
         ...([plan.rankPrefixMatrix.handle, plan.sendHead.handle] as const),
-        ...([biases[0]?.handle, biases[1]?.handle, combinedX.handle, combinedTopkWeights?.handle, timeoutMs] as const),
+        ...([biases[0]?.handle, biases[1]?.handle, combinedX.handle, combinedTopkWeights?.handle, timeoutMs, numSms] as const),
       ),
   )
 }
@@ -130,17 +133,18 @@ export interface CombinedGroups {
 }
 
 export function enqueueCombineGrouped(call: KernelCall, rows: CombinedGroups, plan: DispatchPlan): void {
-  const { buffer, slot, stream, timeoutMs } = call
+  const { buffer, slot, stream, timeoutMs, numSms } = call
   const { x, staged, topkIdx, topkWeights, combinedX } = rows
-  const numRows = (): number => stagedRows(staged, plan) + sum(plan.numTokensPerExpert) + plan.numTokens
+  const bytes = (): number | undefined =>
+    times(bytesOfRow(x), stagedRows(staged, plan), sum(plan.numTokensPerExpert), plan.numTokens)
   traceOperation(
     'intranode.combineGrouped',
     stream,
-    () => numRows() * bytesOfRow(x),
+    bytes,
     () =>
       native().combineGrouped(
         ...([stream.handle, buffer, slot, plan.numExperts, x.handle, topkIdx.handle, topkWeights.handle] as const),
-        ...([plan.slotRow!.handle, plan.numRecvTokensPerExpert.handle, combinedX.handle, timeoutMs] as const),
+        ...([plan.slotRow!.handle, plan.numRecvTokensPerExpert.handle, combinedX.handle, timeoutMs, numSms] as const),
       ),
   )
 }
@@ -157,4 +161,12 @@ export function enqueueCopyRows(stream: Stream, from: Tensor, to: Tensor): void 
 
 function bytesOfRow(x: Tensor): number {
   return (x.shape[1]! * dtypes[x.dtype].bits) / 8
+}
+
+/** Bytes of so many rows, undefined when the host does not know how many. */
+function times(rowBytes: number, ...rows: readonly (number | undefined)[]): number | undefined {
+  return rows.reduce<number | undefined>(
+    (total, count) => (total === undefined || count === undefined ? undefined : total + rowBytes * count),
+    0,
+  )
 }

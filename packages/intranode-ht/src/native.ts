@@ -12,6 +12,8 @@ interface IntranodeNative {
   readonly messageHeadBytes: number
   /** Bytes that describe a rank's results. */
   readonly combineHeadBytes: number
+  /** Bytes that kernels of a cuda device remember of a slot. */
+  readonly slotEpochsBytes: number
   /** Signals for refused dispatches that a buffer needs from every source. */
   readonly refusalSignals: number
   /** Most bytes of a refusal's words. */
@@ -59,6 +61,7 @@ interface IntranodeNative {
     rankPrefixMatrix: TensorHandle,
     fillTail: boolean,
     timeoutMs: number,
+    sms: number,
   ): void
   sendGrouped(
     stream: StreamHandle,
@@ -74,6 +77,7 @@ interface IntranodeNative {
     slotRow: TensorHandle,
     numRecvSelections: TensorHandle,
     timeoutMs: number,
+    sms: number,
   ): void
   combine(
     stream: StreamHandle,
@@ -88,6 +92,7 @@ interface IntranodeNative {
     out: TensorHandle,
     outTopkWeights: Optional,
     timeoutMs: number,
+    sms: number,
   ): void
   combineGrouped(
     stream: StreamHandle,
@@ -101,6 +106,7 @@ interface IntranodeNative {
     numRecvTokensPerExpert: TensorHandle,
     out: TensorHandle,
     timeoutMs: number,
+    sms: number,
   ): void
   refuseDispatch(
     stream: StreamHandle,

@@ -1,4 +1,4 @@
-import { type Device, type DType, dtypes, Tensor } from '@moe-ep/core'
+import { copyTensor, CudaDevice, type Device, type DType, dtypes, getDevice, type Stream, Tensor } from '@moe-ep/core'
 import { defaultNumChannels, linearPlacement } from '@moe-ep/layout'
 import type { DispatchPlan } from './dispatch-handle.js'
 
@@ -21,7 +21,7 @@ export function emptyPlan(shape: PlanShape): DispatchPlan {
   const { device, rank, numRanks, numTokens, numExperts, maxChannels, expertAlignment, groupedTopk } = shape
   const numChannels = shape.numChannels ?? Math.min(defaultNumChannels, maxChannels)
   const { begin, end } = linearPlacement(numExperts, numRanks).rangeOf(rank)
-  const zeros = (sizes: readonly number[], dtype: DType): Tensor => Tensor.zeros(sizes, dtype, device)
+  const empty = (sizes: readonly number[], dtype: DType): Tensor => Tensor.empty(sizes, dtype, device)
   return {
     ...{
       rank,
@@ -31,25 +31,56 @@ export function emptyPlan(shape: PlanShape): DispatchPlan {
       numChannels,
       expertAlignment,
       numRecvTokens: 0,
+      hostCounts: undefined,
     },
-    numTokensPerRank: zeros([numRanks], 'i32'),
-    numTokensPerExpert: zeros([numExperts], 'i32'),
-    isTokenInRank: zeros([numTokens, numRanks], 'bool'),
-    rankPrefixMatrix: zeros([numRanks, numRanks], 'i32'),
-    channelPrefixMatrix: zeros([numRanks, numChannels], 'i32'),
-    recvChannelPrefixMatrix: zeros([numRanks, numChannels], 'i32'),
-    sendHead: zeros([numTokens, numRanks], 'i32'),
-    numRecvTokensPerExpert: zeros([end - begin], 'i32'),
-    numRecvSelections: zeros([end - begin], 'i32'),
-    slotRow: groupedTopk === undefined ? undefined : zeros([numTokens, groupedTopk], 'i32'),
+    numTokensPerRank: empty([numRanks], 'i32'),
+    numTokensPerExpert: empty([numExperts], 'i32'),
+    isTokenInRank: empty([numTokens, numRanks], 'bool'),
+    rankPrefixMatrix: empty([numRanks, numRanks], 'i32'),
+    channelPrefixMatrix: empty([numRanks, numChannels], 'i32'),
+    recvChannelPrefixMatrix: empty([numRanks, numChannels], 'i32'),
+    sendHead: empty([numTokens, numRanks], 'i32'),
+    numRecvTokensPerExpert: empty([end - begin], 'i32'),
+    numRecvSelections: empty([end - begin], 'i32'),
+    slotRow: groupedTopk === undefined ? undefined : empty([numTokens, groupedTopk], 'i32'),
   }
 }
 
-/** The plan with the number of rows, which can be read once the counts are there. */
-export function settledPlan(plan: DispatchPlan): DispatchPlan {
-  const numRanks = plan.numTokensPerRank.numel
-  const plain = Number(plan.rankPrefixMatrix.data[(numRanks - 1) * numRanks + plan.rank])
-  return { ...plan, numRecvTokens: plan.grouped ? sum(plan.numRecvTokensPerExpert) : plain }
+/** Counts of a plan on their way to the host. */
+export class CountsOnHost {
+  readonly #rankPrefixMatrix: Tensor
+  readonly #numRecvTokensPerExpert: Tensor
+
+  /** Enqueues their copies, after the notify kernel. On the cpu they are there already. */
+  constructor(plan: DispatchPlan, stream: Stream) {
+    const { device } = stream
+    if (!(device instanceof CudaDevice)) {
+      this.#rankPrefixMatrix = plan.rankPrefixMatrix
+      this.#numRecvTokensPerExpert = plan.numRecvTokensPerExpert
+      return
+    }
+    const onHost = (from: Tensor): Tensor => {
+      const memory = device.allocatePinned(getDevice('cpu'), from.byteLength)
+      const to = new Tensor({ memory, dtype: from.dtype, shape: from.shape })
+      copyTensor(from, to, { stream })
+      return to
+    }
+    this.#rankPrefixMatrix = onHost(plan.rankPrefixMatrix)
+    this.#numRecvTokensPerExpert = onHost(plan.numRecvTokensPerExpert)
+  }
+
+  /** The plan with its number of rows, once the stream has come here. */
+  settle(plan: DispatchPlan): DispatchPlan {
+    const numRanks = plan.numTokensPerRank.numel
+    const last = this.#rankPrefixMatrix.data.subarray((numRanks - 1) * numRanks)
+    const hostCounts = {
+      recvTokensPerRank: Int32Array.from(last as Int32Array),
+      numRecvTokensPerExpert: Int32Array.from(this.#numRecvTokensPerExpert.data as Int32Array),
+    }
+    const grouped = hostCounts.numRecvTokensPerExpert.reduce((total, count) => total + count, 0)
+    const numRecvTokens = plan.grouped ? grouped : hostCounts.recvTokensPerRank[plan.rank]!
+    return { ...plan, numRecvTokens, hostCounts }
+  }
 }
 
 /** What a dispatch sends, as far as ranks must agree on it. */
@@ -74,7 +105,8 @@ export function sharedArguments(shared: SharedCall, plan: DispatchPlan): number[
   ]
 }
 
-/** Sum of counts that lie where the host can read them. */
-export function sum(counts: Tensor): number {
+/** Sum of counts, where the host can read them. */
+export function sum(counts: Tensor): number | undefined {
+  if (counts.device.kind !== 'cpu') return undefined
   return Array.from(counts.data, Number).reduce((total, count) => total + count, 0)
 }

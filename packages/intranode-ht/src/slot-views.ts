@@ -56,7 +56,7 @@ export class SlotViews {
       recvXScales: scales && view('scales', scales.shape[1]!, 'f32'),
       recvTopkIdx: topkIdx && view('topkIdx', topkIdx.shape[1]!, topkIdx.dtype),
       recvTopkWeights: topkWeights && view('topkWeights', topkWeights.shape[1]!, 'f32'),
-      numRecvTokensPerExpert: Int32Array.from(plan.numRecvTokensPerExpert.data as Int32Array),
+      numRecvTokensPerExpert: Int32Array.from(plan.hostCounts?.numRecvTokensPerExpert ?? []),
       handle: { plan, lease, hidden, dtype: x.dtype, recvSrcIdx },
       event,
     }
@@ -71,7 +71,7 @@ export class SlotViews {
       recvX: this.tensor(lease.slot, 'rows', [rows, hidden], x.dtype),
       recvXScales: scales && this.#columnScales(lease.slot, rows, scales.shape[1]!),
       expertIds: this.tensor(lease.slot, 'sourceIndex', [rows], 'i32'),
-      numRecvTokensPerExpert: Int32Array.from(plan.numRecvTokensPerExpert.data as Int32Array),
+      numRecvTokensPerExpert: Int32Array.from(plan.hostCounts?.numRecvTokensPerExpert ?? []),
       handle: { plan, lease, hidden, dtype: x.dtype, topkIdx, topkWeights },
       event,
     }

@@ -1,18 +1,11 @@
 #include "cpu/meet_for_combine.h"
 
-#include <string>
-
+#include "cpu/refusal.h"
 #include "cpu/row_copy.h"
+#include "failures.h"
 
 namespace moe_ep::cpu {
 namespace {
-
-std::string Describe(int rank, const CombineArguments& arguments) {
-  return "rank " + std::to_string(rank) + " passed rows of " + std::to_string(arguments.columns) +
-         " elements of " + std::to_string(BitsOf(static_cast<DType>(arguments.dtype))) +
-         " bits (dtype " + std::to_string(arguments.dtype) + ") with " +
-         std::to_string(arguments.topk) + " weights";
-}
 
 // Every rank looks at the heads of all in the same order, so all refuse alike.
 bool CheckHeads(const Exec& exec, const Buffer& buffer, int64_t slot) {
@@ -25,8 +18,8 @@ bool CheckHeads(const Exec& exec, const Buffer& buffer, int64_t slot) {
     const CombineArguments& other = buffer.CombineHeadOf(rank, slot).arguments;
     if (first.columns == other.columns && first.dtype == other.dtype && first.topk == other.topk)
       continue;
-    exec.Fail("ERR_MOE_EP_MISMATCH", std::string(kCombineOperation) + ": " + Describe(0, first) +
-                                         ", " + Describe(rank, other));
+    FailWith(exec, DescribeCombineMismatch, first.columns, first.dtype, first.topk,
+             PackPair(rank, other.columns), PackPair(other.dtype, other.topk));
     return false;
   }
   return true;

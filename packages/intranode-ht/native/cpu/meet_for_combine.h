@@ -2,12 +2,10 @@
 // another.
 #pragma once
 
-#include "cpu/buffer.h"
+#include "buffer.h"
 #include "moe_ep/tensor.h"
 
 namespace moe_ep::cpu {
-
-inline constexpr const char* kCombineOperation = "intranode combine";
 
 // Copies the first `bytes` of `from` to this rank's slot unless they are there already.
 void StageBytes(const Exec& exec, const uint8_t* from, uint8_t* to, int64_t bytes);

@@ -6,6 +6,8 @@
 #include <vector>
 
 #include "cpu/meeting.h"
+#include "cpu/refusal.h"
+#include "failures.h"
 #include "moe_ep/layout/topk_ids.h"
 
 namespace moe_ep::cpu {
@@ -86,10 +88,7 @@ bool CheckHeads(const Exec& exec, const Meeting& meeting) {
     const auto* other = reinterpret_cast<const int64_t*>(&meeting.From(source).head().arguments);
     for (int field = 0; field < kNumSharedArguments; ++field) {
       if (first[field] == other[field]) continue;
-      exec.Fail("ERR_MOE_EP_MISMATCH",
-                std::string(kDispatchOperation) + ": " + kSharedArgumentNames[field] +
-                    ": rank 0 passed " + std::to_string(first[field]) + ", rank " +
-                    std::to_string(source) + " passed " + std::to_string(other[field]));
+      FailWith(exec, DescribeMismatch, field, first[field], other[field], source);
       return false;
     }
   }
@@ -100,12 +99,7 @@ bool CheckHeads(const Exec& exec, const Meeting& meeting) {
 bool CheckRoom(const Exec& exec, const Meeting& meeting, int destination, int64_t rows) {
   const int64_t room = meeting.From(destination).head().room;
   if (rows <= room) return true;
-  const int64_t capacity = meeting.buffer.layout.capacity;
-  exec.Fail("ERR_MOE_EP_CAPACITY",
-            std::string(kDispatchOperation) + ": rank " + std::to_string(destination) +
-                " would receive " + std::to_string(rows) + " rows, " +
-                (rows > capacity ? "the buffer holds " + std::to_string(capacity)
-                                 : "its out holds " + std::to_string(room)));
+  FailWith(exec, DescribeCapacity, destination, rows, meeting.buffer.layout.capacity, room);
   return false;
 }
 
@@ -113,11 +107,7 @@ bool CheckIds(const Exec& exec, const Meeting& meeting, const NotifyCall& call) 
   for (int source = 0; source < meeting.buffer.routes.world_size(); ++source) {
     const InvalidId& invalid = meeting.From(source).head().invalid;
     if (invalid.token < 0) continue;
-    exec.Fail("ERR_MOE_EP_ARGUMENT",
-              std::string(kDispatchOperation) + ": rank " + std::to_string(source) +
-                  ": topkIdx: expected -1 or an expert below " +
-                  std::to_string(call.arguments.experts) + ", received " +
-                  std::to_string(invalid.id) + " for token " + std::to_string(invalid.token));
+    FailWith(exec, DescribeInvalidId, source, call.arguments.experts, invalid.id, invalid.token);
     return false;
   }
   return true;

@@ -38,9 +38,9 @@ template <typename... Parameters, typename... Values>
 void Launch(void (*kernel)(Parameters...), const LaunchShape& shape, void* stream,
             Values&&... arguments) {
   if (shape.grid.x == 0 || shape.grid.y == 0 || shape.grid.z == 0) return;
-  // More than 48 KiB must be asked for, once for each kernel and device; asking again is cheap
-  // enough where so much is used.
-  if (shape.shared_bytes > (48 << 10)) {
+  // More than 48 KiB, what the kernel itself declares counted, must be asked for, once for each
+  // kernel and device; asking again is cheap enough where so much is used.
+  if (shape.shared_bytes > (32 << 10)) {
     Check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shape.shared_bytes)),
           "cudaFuncSetAttribute");

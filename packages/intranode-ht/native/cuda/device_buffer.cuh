@@ -1,0 +1,116 @@
+// A buffer as kernels see it: where things lie, who signals what, and waits for all ranks.
+#pragma once
+
+#include "buffer.h"
+#include "moe_ep/transport/device_routes.cuh"
+
+namespace moe_ep::cuda {
+
+inline constexpr int kLanes = 32;
+inline constexpr uint32_t kAllLanes = 0xffffffffu;
+inline constexpr int kMostRanks = kLanes;  // a lane for each
+
+// A kernel argument. The Buffer that it was made of keeps what it refers to.
+struct DeviceBuffer {
+  DeviceRoutes routes;
+  BufferLayout layout;
+  int64_t slot;
+
+  __device__ int rank() const { return routes.rank; }
+  __device__ int ranks() const { return routes.world_size; }
+
+  __device__ uint64_t SignalIndex(SignalKind kind, int source) const {
+    return SignalIndexIn(slot, kind, source);
+  }
+  __device__ uint64_t SignalIndexIn(int64_t of_slot, SignalKind kind, int source) const {
+    return (of_slot * kNumSignalKinds + static_cast<uint64_t>(kind)) * ranks() + source;
+  }
+  __device__ uint64_t RefusalSignalIndex(int64_t call, int source) const {
+    return static_cast<uint64_t>(layout.slots) * kNumSignalKinds * ranks() +
+           static_cast<uint64_t>(call % kRefusalSignals) * ranks() + source;
+  }
+  __device__ uint8_t* Rows(int rank) const { return At(rank, layout.rows_offset); }
+  __device__ float* Scales(int rank) const {
+    return reinterpret_cast<float*>(At(rank, layout.scales_offset));
+  }
+  __device__ float* ColumnScales(int rank) const {
+    return reinterpret_cast<float*>(At(rank, layout.column_scales_offset));
+  }
+  __device__ int32_t* SourceIndex(int rank) const {
+    return reinterpret_cast<int32_t*>(At(rank, layout.source_index_offset));
+  }
+  __device__ uint8_t* TopkIdx(int rank) const { return At(rank, layout.topk_idx_offset); }
+  __device__ float* TopkWeights(int rank) const {
+    return reinterpret_cast<float*>(At(rank, layout.topk_weights_offset));
+  }
+  __device__ CombineHead& CombineHeadOf(int rank) const {
+    return *reinterpret_cast<CombineHead*>(At(rank, layout.combine_head_offset));
+  }
+  // The message that `source` leaves at `rank`: see Buffer::Counts.
+  __device__ Message MessageAt(int rank, int source, uint64_t epoch) const {
+    return MessageIn(slot, rank, source, epoch);
+  }
+  __device__ Message MessageIn(int64_t of_slot, int rank, int source, uint64_t epoch) const {
+    const int64_t turn = static_cast<int64_t>(epoch % 2) * ranks() + source;
+    uint8_t* const base =
+        AtSlot(of_slot, rank, layout.counts_offset + turn * layout.counts_stride);
+    return {base, ranks(), layout.max_experts};
+  }
+  __device__ SlotEpochs& Epochs() const { return EpochsOf(slot); }
+  __device__ SlotEpochs& EpochsOf(int64_t of_slot) const {
+    return *reinterpret_cast<SlotEpochs*>(AtSlot(of_slot, rank(), layout.epochs_offset));
+  }
+
+ private:
+  __device__ uint8_t* At(int rank, int64_t offset) const { return AtSlot(slot, rank, offset); }
+  __device__ uint8_t* AtSlot(int64_t of_slot, int rank, int64_t offset) const {
+    return routes.Payload(rank, static_cast<uint64_t>(of_slot * layout.slot_bytes + offset));
+  }
+};
+
+inline DeviceBuffer ToDevice(const Buffer& buffer, int64_t slot) {
+  return {ToDevice(buffer.routes), buffer.layout, slot};
+}
+
+// Tells every rank, a lane each. What the block wrote before its last barrier is part of it. A warp
+// calls it.
+__device__ __forceinline__ void SignalAll(const DeviceBuffer& buffer, SignalKind kind,
+                                          uint64_t value, int lane) {
+  if (lane >= buffer.ranks()) return;
+  StoreSignal(buffer.routes.Signal(lane, buffer.SignalIndex(kind, buffer.rank())), value);
+}
+
+// Waits until every rank has signalled, a lane for each. A warp calls it.
+__device__ __forceinline__ bool WaitForAll(const DeviceBuffer& buffer, const Patience& patience,
+                                           uint64_t begin, SignalKind kind, uint64_t value,
+                                           Operation operation, Missing missing, int lane) {
+  bool ok = true;
+  if (lane < buffer.ranks()) {
+    ok = WaitSignal(buffer.routes, patience, begin, buffer.SignalIndex(kind, lane), value, [&] {
+      return PoisonWord{PoisonWord::kNone,
+                        operation,
+                        missing,
+                        static_cast<uint8_t>(buffer.slot),
+                        static_cast<uint16_t>(buffer.rank()),
+                        static_cast<uint16_t>(lane)};
+    });
+  }
+  return __all_sync(kAllLanes, ok);
+}
+
+// Counts the blocks of a grid that have come here; true for all threads of the last one, which then
+// sees what the others wrote. `arrived` is zero before and after.
+__device__ __forceinline__ bool IsLastBlock(unsigned int* arrived) {
+  __shared__ bool last;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    last = atomicAdd(arrived, 1u) == gridDim.x - 1;
+    if (last) *arrived = 0;
+    __threadfence();
+  }
+  __syncthreads();
+  return last;
+}
+
+}  // namespace moe_ep::cuda

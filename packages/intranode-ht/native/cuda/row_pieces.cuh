@@ -1,0 +1,36 @@
+// Rows cut into pieces of shared memory's size: the unit of work of a warp.
+#pragma once
+
+#include <cstdint>
+
+namespace moe_ep::cuda {
+
+struct Piece {
+  int64_t row;
+  int64_t offset;  // in the row
+  uint32_t bytes;
+};
+
+// All pieces of a row but the last are equally long.
+struct RowPieces {
+  int64_t row_bytes;
+  int64_t bytes;  // of a piece
+  int64_t count;  // of a row
+
+  // Pieces of at most `most_bytes`, a multiple of `granule`.
+  static RowPieces Of(int64_t row_bytes, int64_t most_bytes, int64_t granule = 16) {
+    const int64_t count = (row_bytes + most_bytes - 1) / most_bytes;
+    const int64_t bytes = ((row_bytes + count - 1) / count + granule - 1) / granule * granule;
+    return {row_bytes, bytes, (row_bytes + bytes - 1) / bytes};
+  }
+
+  __device__ int64_t RowOf(int64_t item) const { return item / count; }
+  __device__ Piece PieceOf(int64_t item) const {
+    const int64_t row = item / count;
+    const int64_t offset = (item - row * count) * bytes;
+    const int64_t left = row_bytes - offset;
+    return {row, offset, static_cast<uint32_t>(left < bytes ? left : bytes)};
+  }
+};
+
+}  // namespace moe_ep::cuda
