@@ -5,6 +5,15 @@ import { Memory } from './memory.js'
 import { native, type NativeCudaDevice } from './native.js'
 import { Stream } from './stream.js'
 
+/**
+ * How many mappings there are of memory of {@link CudaDevice.allocateIpc}: a 32-bit word, 0 at first, in memory of the host that its owner
+ * and all who map it share.
+ */
+export interface MappingCount {
+  readonly memory: Memory
+  readonly byteOffset: number
+}
+
 /** A GPU. Its memory comes from an arena that grows in large steps and is given back to it, not to the driver. */
 export class CudaDevice extends Device {
   readonly name: string
@@ -12,6 +21,8 @@ export class CudaDevice extends Device {
   readonly ordinal: number
   /** Such as `NVIDIA H200`. */
   readonly gpu: string
+  /** Names the GPU on every machine and in every process, as `nvidia-smi -L` shows it. */
+  readonly uuid: string
   readonly memoryBytes: number
   readonly multiprocessors: number
 
@@ -21,6 +32,7 @@ export class CudaDevice extends Device {
     this.name = `cuda:${ordinal}`
     this.ordinal = ordinal
     this.gpu = facts.gpu
+    this.uuid = facts.uuid
     this.memoryBytes = facts.memoryBytes
     this.multiprocessors = facts.multiprocessors
   }
@@ -60,6 +72,16 @@ export class CudaDevice extends Device {
     return native().cudaMemoryUse(this.ordinal)
   }
 
+  /** Bytes that the driver has left to give, to this process or any other, besides what the arena holds. */
+  get freeBytes(): number {
+    return native().cudaFreeBytes(this.ordinal)
+  }
+
+  /** Whether the driver can pass memory on as file descriptors, which {@link allocateExportable} needs. */
+  get canExport(): boolean {
+    return native().cudaCanExport(this.ordinal)
+  }
+
   /**
    * Zeroed memory of its own, outside of the arena, that other processes can map.
    * @throws ERR_MOE_EP_OUT_OF_MEMORY; ERR_MOE_EP_INTERNAL when the driver cannot.
@@ -75,6 +97,32 @@ export class CudaDevice extends Device {
    */
   importMemory(descriptor: number, byteLength: number): Memory {
     return new Memory(this, native().cudaImportMemory(this.ordinal, descriptor, requireByteLength(byteLength)))
+  }
+
+  /**
+   * Zeroed memory of its own that other processes can map by CUDA's older handles, for drivers without {@link canExport}. Closed while
+   * others map it, it is freed when `mappings` says that they do no more; what a process mapped that was killed is never freed.
+   * @throws ERR_MOE_EP_OUT_OF_MEMORY; ERR_MOE_EP_ARGUMENT when `mappings` does not lie in open memory.
+   */
+  allocateIpc(byteLength: number, mappings: MappingCount): Memory {
+    const { memory, byteOffset } = mappings
+    const handle = native().cudaAllocateIpc(this.ordinal, requireByteLength(byteLength), memory.handle, byteOffset)
+    return new Memory(this, handle)
+  }
+
+  /**
+   * Maps memory of {@link allocateIpc}: another process's for as long as that one lives, this process's where it lies.
+   * @param handle what {@link ipcHandle} gave there.
+   * @param byteLength at most as there.
+   * @param mappings the same count as there.
+   * @throws ERR_MOE_EP_ARGUMENT for another handle or more bytes; ERR_MOE_EP_INTERNAL when the driver cannot.
+   */
+  openIpc(handle: Uint8Array, byteLength: number, mappings: MappingCount): Memory {
+    const { memory, byteOffset } = mappings
+    return new Memory(
+      this,
+      native().cudaOpenIpc(this.ordinal, handle, requireByteLength(byteLength), memory.handle, byteOffset),
+    )
   }
 
   /** Whether kernels of this device can use the memory of `peer`. */
@@ -96,4 +144,12 @@ export class CudaDevice extends Device {
  */
 export function exportMemory(memory: Memory): number {
   return native().cudaExportMemory(memory.handle)
+}
+
+/**
+ * What stands for memory of `allocateIpc` in {@link CudaDevice.openIpc}, on this machine.
+ * @throws ERR_MOE_EP_ARGUMENT for other memory.
+ */
+export function ipcHandle(memory: Memory): Uint8Array {
+  return native().cudaIpcHandle(memory.handle)
 }

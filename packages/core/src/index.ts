@@ -1,6 +1,6 @@
 export * from './convert.js'
 export { copyTensor } from './copy.js'
-export { CudaDevice, exportMemory } from './cuda-device.js'
+export { CudaDevice, exportMemory, ipcHandle, type MappingCount } from './cuda-device.js'
 export { type AllocateOptions, CpuDevice, Device } from './device.js'
 export {
   type DeviceInfo,

@@ -17,6 +17,7 @@ export type PlanHandle = NativeHandle<'plan'>
 /** What the driver says of one GPU. */
 export interface NativeCudaDevice {
   readonly gpu: string
+  readonly uuid: string
   readonly memoryBytes: number
   readonly multiprocessors: number
   readonly computeCapability: number
@@ -75,9 +76,20 @@ interface CoreNative {
   cudaWrapStream(ordinal: number, handle: bigint): StreamHandle
   cudaStreamHandle(stream: StreamHandle): bigint
   cudaMemoryUse(ordinal: number): { readonly reservedBytes: number; readonly usedBytes: number }
+  cudaFreeBytes(ordinal: number): number
+  cudaCanExport(ordinal: number): boolean
   cudaAllocateExportable(ordinal: number, byteLength: number): MemoryHandle
   cudaExportMemory(memory: MemoryHandle): number
   cudaImportMemory(ordinal: number, descriptor: number, byteLength: number): MemoryHandle
+  cudaAllocateIpc(ordinal: number, byteLength: number, count: MemoryHandle, countOffset: number): MemoryHandle
+  cudaIpcHandle(memory: MemoryHandle): Uint8Array
+  cudaOpenIpc(
+    ordinal: number,
+    handle: Uint8Array,
+    byteLength: number,
+    count: MemoryHandle,
+    countOffset: number,
+  ): MemoryHandle
   cudaCanAccessPeer(ordinal: number, peer: number): boolean
   cudaEnablePeerAccess(ordinal: number, peer: number): void
 }

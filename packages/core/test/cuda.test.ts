@@ -7,6 +7,7 @@ import {
   exportMemory,
   getCudaDeviceOfRank,
   getDevice,
+  ipcHandle,
   listDevices,
   Tensor,
   wrapPointer,
@@ -116,6 +117,37 @@ describe.skipIf(!hasGpu)('a cuda device', () => {
     exported.close()
     expect(isCounting(await view.read())).toBe(true)
     expect(() => exportMemory(device.allocate(8))).toThrow(refusal)
+  })
+
+  test('says what the driver has left, and names the GPU as the driver does', () => {
+    expect(device.uuid).toMatch(/^GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/)
+    expect(device.freeBytes).toBeGreaterThan(0)
+    expect(device.freeBytes).toBeLessThan(device.memoryBytes)
+    expect(typeof device.canExport).toBe('boolean')
+  })
+
+  test('memory for ipc is the same bytes through its handle, and stays while it is mapped', async () => {
+    const words = cpu.allocate(8)
+    const mappings = { memory: words, byteOffset: 4 }
+    const count = new Uint32Array(words.arrayBuffer)
+    const owned = device.allocateIpc(3_000_000, mappings)
+    const handle = ipcHandle(owned)
+    const opened = device.openIpc(handle, 3_000_000, mappings)
+    expect([...count]).toEqual([0, 1])
+    copyTensor(numbers(1000), new Tensor({ memory: owned, dtype: 'i32', shape: [1000] }))
+    const view = new Tensor({ memory: opened, dtype: 'i32', shape: [1000] })
+    expect(isCounting(await view.read())).toBe(true)
+    owned.close()
+    expect(isCounting(await view.read())).toBe(true)
+    opened.close()
+    for (let looks = 0; looks < 1000 && count[1] !== 0; looks++) void device.memoryUse
+    expect([...count]).toEqual([0, 0])
+    expect(() => device.openIpc(handle, 3_000_000, mappings)).toThrow(refusal)
+    expect(() => device.openIpc(handle.subarray(1), 8, mappings)).toThrow(refusal)
+    expect(() => device.allocateIpc(8, { memory: words, byteOffset: 6 })).toThrow(refusal)
+    expect(() => ipcHandle(device.allocate(8))).toThrow(refusal)
+    words.close()
+    expect(() => device.allocateIpc(8, mappings)).toThrow(expect.objectContaining({ code: expect.any(String) }))
   })
 
   test('work and failures are ordered between the cpu and the GPU, both ways', async () => {

@@ -8,6 +8,8 @@ export interface NativeCudaControl {
   readonly memory: MemoryHandle
   readonly descriptor: number
   readonly byteLength: number
+  /** Where the block counts the mappings of ipc memory. */
+  readonly mappingsOffset: number
   /** Address of the state of its poison record, for kernels. */
   readonly hostPoison: bigint
   /** What kernels report in place of its text. */

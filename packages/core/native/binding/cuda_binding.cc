@@ -10,6 +10,7 @@
 #include "cuda/copy.h"
 #include "cuda/cuda_stream.h"
 #include "cuda/device.h"
+#include "cuda/ipc_memory.h"
 #include "cuda/shared_memory.h"
 #include "moe_ep/cuda/check.h"
 #endif
@@ -46,6 +47,7 @@ Napi::Value CudaDevices(const Napi::CallbackInfo& info) {
     const cuda::Properties properties = cuda::PropertiesOf(ordinal);
     auto device = Napi::Object::New(env);
     device.Set("gpu", properties.name);
+    device.Set("uuid", properties.uuid);
     device.Set("memoryBytes", static_cast<double>(properties.memory_bytes));
     device.Set("multiprocessors", properties.multiprocessors);
     device.Set("computeCapability", properties.capability / 10.0);
@@ -184,11 +186,24 @@ Napi::Value CudaStreamHandle(const Napi::CallbackInfo& info) {
 Napi::Value CudaMemoryUse(const Napi::CallbackInfo& info) {
   Device& device = DeviceArgument(info[0]);
   device.Poll();
+  cuda::FreeUnmappedIpc();
   const cuda::Arena::Use use = device.memory_use();
   auto result = Napi::Object::New(info.Env());
   result.Set("reservedBytes", static_cast<double>(use.reserved));
   result.Set("usedBytes", static_cast<double>(use.in_use));
   return result;
+}
+
+// cudaFreeBytes(ordinal) -> bytes that the driver has left
+Napi::Value CudaFreeBytes(const Napi::CallbackInfo& info) {
+  Device& device = DeviceArgument(info[0]);
+  device.Poll();
+  cuda::FreeUnmappedIpc();
+  return Napi::Number::New(info.Env(), static_cast<double>(device.FreeBytes()));
+}
+
+Napi::Value CudaCanExport(const Napi::CallbackInfo& info) {
+  return Napi::Boolean::New(info.Env(), cuda::CanExport(OrdinalArgument(info[0])));
 }
 
 // cudaAllocateExportable(ordinal, byteLength)
@@ -211,6 +226,50 @@ Napi::Value CudaImportMemory(const Napi::CallbackInfo& info) {
   auto* memory = cuda::ImportDescriptor(
       OrdinalArgument(info[0]), info[1].As<Napi::Number>().Int32Value(), ByteCount(info[2]));
   return WrapMemory(info.Env(), {memory});
+}
+
+cuda::MappingCount CountArgument(const Napi::Value& memory, const Napi::Value& offset) {
+  return {MemoryArgument(memory).memory, ByteCount(offset)};
+}
+
+// cudaAllocateIpc(ordinal, byteLength, countMemory, countOffset)
+Napi::Value CudaAllocateIpc(const Napi::CallbackInfo& info) {
+  const uint64_t bytes = ByteCount(info[1]);
+  try {
+    auto* memory =
+        cuda::AllocateIpc(OrdinalArgument(info[0]), bytes, CountArgument(info[2], info[3]));
+    return WrapMemory(info.Env(), {memory, nullptr, static_cast<int64_t>(bytes)});
+  } catch (const std::invalid_argument& error) {
+    Throw(info.Env(), "ERR_MOE_EP_ARGUMENT", error.what());
+  }
+}
+
+// cudaIpcHandle(memory) -> bytes
+Napi::Value CudaIpcHandle(const Napi::CallbackInfo& info) {
+  try {
+    const cuda::IpcHandleBytes handle = cuda::IpcHandleOf(*MemoryArgument(info[0]).memory);
+    auto bytes = Napi::Uint8Array::New(info.Env(), handle.size());
+    std::memcpy(bytes.Data(), handle.data(), handle.size());
+    return bytes;
+  } catch (const std::invalid_argument&) {
+    Throw(info.Env(), "ERR_MOE_EP_ARGUMENT", "the memory was not allocated for ipc");
+  }
+}
+
+// cudaOpenIpc(ordinal, handle, byteLength, countMemory, countOffset)
+Napi::Value CudaOpenIpc(const Napi::CallbackInfo& info) {
+  const auto given = info[1].As<Napi::Uint8Array>();
+  cuda::IpcHandleBytes handle;
+  if (given.ByteLength() != handle.size())
+    Throw(info.Env(), "ERR_MOE_EP_ARGUMENT", "expected the bytes of an ipc handle");
+  std::memcpy(handle.data(), given.Data(), handle.size());
+  try {
+    return WrapMemory(info.Env(),
+                      {cuda::OpenIpc(OrdinalArgument(info[0]), handle, ByteCount(info[2]),
+                                     CountArgument(info[3], info[4]))});
+  } catch (const std::invalid_argument& error) {
+    Throw(info.Env(), "ERR_MOE_EP_ARGUMENT", error.what());
+  }
 }
 
 Napi::Value CudaCanAccessPeer(const Napi::CallbackInfo& info) {
@@ -246,9 +305,14 @@ void RegisterCuda(Napi::Env env, Napi::Object exports) {
   Export(env, exports, "cudaWrapStream", CudaWrapStream);
   Export(env, exports, "cudaStreamHandle", CudaStreamHandle);
   Export(env, exports, "cudaMemoryUse", CudaMemoryUse);
+  Export(env, exports, "cudaFreeBytes", CudaFreeBytes);
+  Export(env, exports, "cudaCanExport", CudaCanExport);
   Export(env, exports, "cudaAllocateExportable", CudaAllocateExportable);
   Export(env, exports, "cudaExportMemory", CudaExportMemory);
   Export(env, exports, "cudaImportMemory", CudaImportMemory);
+  Export(env, exports, "cudaAllocateIpc", CudaAllocateIpc);
+  Export(env, exports, "cudaIpcHandle", CudaIpcHandle);
+  Export(env, exports, "cudaOpenIpc", CudaOpenIpc);
   Export(env, exports, "cudaCanAccessPeer", CudaCanAccessPeer);
   Export(env, exports, "cudaEnablePeerAccess", CudaEnablePeerAccess);
 #endif

@@ -64,6 +64,17 @@ bool BuiltFor(int capability) {
   return false;
 }
 
+std::string TextOf(const cudaUUID_t& uuid) {
+  std::string text = "GPU";
+  for (int i = 0; i < 16; ++i) {
+    if (i == 0 || i == 4 || i == 6 || i == 8 || i == 10) text += '-';
+    const auto byte = static_cast<uint8_t>(uuid.bytes[i]);
+    text += "0123456789abcdef"[byte >> 4];
+    text += "0123456789abcdef"[byte & 15];
+  }
+  return text;
+}
+
 }  // namespace
 
 const Probe& ProbeDevices() {
@@ -74,8 +85,8 @@ const Probe& ProbeDevices() {
 Properties PropertiesOf(int ordinal) {
   cudaDeviceProp p;
   Check(cudaGetDeviceProperties(&p, ordinal), "cudaGetDeviceProperties");
-  Properties properties = {p.name, p.totalGlobalMem, p.multiProcessorCount, p.major * 10 + p.minor,
-                           ""};
+  Properties properties = {
+      p.name, TextOf(p.uuid), p.totalGlobalMem, p.multiProcessorCount, p.major * 10 + p.minor, ""};
   if (!BuiltFor(properties.capability)) {
     properties.unavailable = "this build has code for " + std::string(MOE_EP_CUDA_ARCHITECTURES) +
                              ", " + properties.name + " is of compute capability " +
@@ -129,6 +140,14 @@ Device::Device(int ordinal)
 }
 
 void Device::MakeCurrent() const noexcept { cudaSetDevice(ordinal_); }
+
+uint64_t Device::FreeBytes() const {
+  MakeCurrent();
+  size_t free_bytes = 0;
+  size_t total_bytes = 0;
+  Check(cudaMemGetInfo(&free_bytes, &total_bytes), "cudaMemGetInfo");
+  return free_bytes;
+}
 
 template <typename Attempt>
 void* Device::AllocateOrMakeRoom(Attempt allocate) {

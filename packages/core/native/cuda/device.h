@@ -36,6 +36,7 @@ const Probe& ProbeDevices();
 
 struct Properties {
   std::string name;
+  std::string uuid;  // as nvidia-smi writes it
   uint64_t memory_bytes;
   int multiprocessors;
   int capability;           // 90 for 9.0
@@ -63,6 +64,8 @@ class Device {
   void Free(void* memory) { memory_.Free(memory); }
   void FreePinned(void* memory) { pinned_.Free(memory); }
   Arena::Use memory_use() { return memory_.use(); }
+  // What the driver has left, for this process and all others. Throws.
+  uint64_t FreeBytes() const;
 
   EventPtr NewEvent();
 

@@ -25,6 +25,9 @@ Function* DriverFunction(const char* name) {
 }
 
 struct Driver {
+  decltype(&cuDeviceGet) get_device = DriverFunction<decltype(cuDeviceGet)>("cuDeviceGet");
+  decltype(&cuDeviceGetAttribute) get_attribute =
+      DriverFunction<decltype(cuDeviceGetAttribute)>("cuDeviceGetAttribute");
   decltype(&cuMemCreate) create = DriverFunction<decltype(cuMemCreate)>("cuMemCreate");
   decltype(&cuMemRelease) release = DriverFunction<decltype(cuMemRelease)>("cuMemRelease");
   decltype(&cuMemAddressReserve) reserve =
@@ -125,6 +128,16 @@ moe_ep_memory* Map(int device, CUmemGenericAllocationHandle handle, uint64_t map
 }
 
 }  // namespace
+
+bool CanExport(int device) {
+  CUdevice handle = 0;
+  int can = 0;
+  Require(TheDriver().get_device(&handle, device), "cuDeviceGet");
+  Require(TheDriver().get_attribute(
+              &can, CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR_SUPPORTED, handle),
+          "cuDeviceGetAttribute");
+  return can != 0;
+}
 
 moe_ep_memory* AllocateExportable(int device, uint64_t bytes) {
   Device& owner = Device::Get(device);

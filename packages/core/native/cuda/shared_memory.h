@@ -9,6 +9,8 @@
 
 namespace moe_ep::cuda {
 
+// Whether the driver can pass memory of the device on as file descriptors. Throws.
+bool CanExport(int device);
 // Both sizes are rounded up to what the device maps (2 MiB). Zeroed. Throws.
 moe_ep_memory* AllocateExportable(int device, uint64_t bytes);
 // A descriptor that the caller closes. Throws std::invalid_argument when the memory is not

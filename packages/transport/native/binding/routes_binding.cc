@@ -83,8 +83,8 @@ Napi::Value CreateRoutes(const Napi::CallbackInfo& info) {
 }
 
 // createCudaRoutes(ordinal, rank, memories: (memory | undefined)[], controls: (memory |
-// undefined)[], bases: memory of 8 bytes a rank on the device, numSignals, payloadBytes, hostPoison,
-// poisonId) -> routes
+// undefined)[], bases: memory of 8 bytes a rank on the device, numSignals, payloadBytes,
+// hostPoison, poisonId) -> routes
 Napi::Value CreateCudaRoutes(const Napi::CallbackInfo& info) {
   const Arguments args(info);
 #if MOE_EP_CUDA

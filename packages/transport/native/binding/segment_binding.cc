@@ -1,5 +1,6 @@
 // Segments of host memory that ranks of one node map.
 #include <errno.h>
+#include <stddef.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -110,8 +111,9 @@ Napi::Value SegmentLayout(const Napi::CallbackInfo& info) {
 }
 
 // createCudaControl(ordinal, payloadBytes, numSignals) -> { memory, descriptor, byteLength,
-// hostPoison, poisonId }: a control block without signals and payload, which kernels see too. The
-// memory counts as the device's, so that it stays until kernels are done with it.
+// mappingsOffset, hostPoison, poisonId }: a control block without signals and payload, which
+// kernels see too. The memory counts as the device's, so that it stays until kernels are done with
+// it.
 Napi::Value CreateCudaControl(const Napi::CallbackInfo& info) {
   const Arguments args(info);
 #if MOE_EP_CUDA
@@ -145,16 +147,18 @@ Napi::Value CreateCudaControl(const Napi::CallbackInfo& info) {
       },
       control, device);
   auto result = Napi::Object::New(args.env());
-  result.Set("hostPoison", Napi::BigInt::New(
-                               args.env(), reinterpret_cast<uint64_t>(control->host.poison)));
+  result.Set("hostPoison",
+             Napi::BigInt::New(args.env(), reinterpret_cast<uint64_t>(control->host.poison)));
   result.Set("poisonId", static_cast<double>(control->host.poison_id));
   result.Set("memory", HandOver(args.env(), memory));
   result.Set("descriptor", segment.descriptor);
   result.Set("byteLength", static_cast<double>(segment.bytes));
+  result.Set("mappingsOffset", static_cast<double>(offsetof(ControlBlock, ipc_mappings)));
   return result;
 #else
   Throw(args.env(), "ERR_MOE_EP_UNSUPPORTED",
-        "@moe-ep/transport was built without CUDA: symmetric memory is there for the cpu device only");
+        "@moe-ep/transport was built without CUDA: symmetric memory is there for the cpu device "
+        "only");
 #endif
 }
 

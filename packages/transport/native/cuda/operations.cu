@@ -33,21 +33,18 @@ __global__ void WaitForSignal(DeviceRoutes routes, WaitedSignal wait, Patience p
         PoisonWord word = PoisonWord::OfSignal(routes.rank, wait.index);
         word.cause = cause;
         TellAll(routes, word);
-        Fail(patience.failure, describe, cause, routes.rank,
-             reinterpret_cast<int64_t>(wait.what), static_cast<int64_t>(wait.index),
-             static_cast<int64_t>(wait.value), wait.timeout_ms);
+        Fail(patience.failure, describe, cause, routes.rank, reinterpret_cast<int64_t>(wait.what),
+             static_cast<int64_t>(wait.index), static_cast<int64_t>(wait.value), wait.timeout_ms);
       });
 }
 
 // values: cause, rank, address of the text, index, value, timeout in ms
 void DescribeWait(const int64_t* values, moe_ep_failure_text* text) {
   const PoisonWord word = {.cause = static_cast<PoisonWord::Cause>(values[0])};
-  const std::string missing = *reinterpret_cast<const std::string*>(values[2]) + ": signal " +
-                              std::to_string(values[3]) + " did not reach " +
-                              std::to_string(values[4]) + " in " + std::to_string(values[5]) +
-                              " ms";
-  SetFailureText(text, CodeOf(word),
-                 WordsOf(word.cause, static_cast<int>(values[1]), missing));
+  const std::string missing =
+      *reinterpret_cast<const std::string*>(values[2]) + ": signal " + std::to_string(values[3]) +
+      " did not reach " + std::to_string(values[4]) + " in " + std::to_string(values[5]) + " ms";
+  SetFailureText(text, CodeOf(word), WordsOf(word.cause, static_cast<int>(values[1]), missing));
 }
 
 }  // namespace

@@ -29,10 +29,9 @@ export class CpuSegments implements SharedSegments {
     this.memories[group.rank] = new Memory(device, segment.memory)
   }
 
-  async mapPeers(group: ProcessGroup, { timeoutMs, signal }: SetUpWait): Promise<void> {
-    const exchange = { group, descriptor: this.#descriptor, timeoutMs, signal }
+  async mapPeers(group: ProcessGroup, wait: SetUpWait): Promise<void> {
     const mapped = await mapPeers(
-      exchange,
+      { ...wait, group, descriptor: this.#descriptor },
       (descriptor) => new Memory(this.#device, native().mapSegment(descriptor, this.#mappedBytes)),
     )
     for (const [peer, memory] of mapped) this.memories[peer] = memory

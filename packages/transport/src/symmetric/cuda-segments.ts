@@ -1,4 +1,4 @@
-import { type CudaDevice, exportMemory, getDevice, Memory } from '@moe-ep/core'
+import { type CudaDevice, exportMemory, getDevice, ipcHandle, Memory } from '@moe-ep/core'
 import { native, type NativeCudaControl, type RoutesHandle } from '../native.js'
 import type { ProcessGroup } from '../rendezvous/index.js'
 import { mapPeers } from './map-peers.js'
@@ -9,7 +9,7 @@ import type { SegmentSizes, SetUpWait, SharedSegments } from './shared-segments.
  * must not go on and kernels see that it did.
  */
 export class CudaSegments implements SharedSegments {
-  readonly sharing = 'vmm'
+  readonly sharing: 'vmm' | 'ipc'
   readonly payloadOffset: number
   readonly memories: (Memory | undefined)[]
   readonly #controls: (Memory | undefined)[]
@@ -22,8 +22,9 @@ export class CudaSegments implements SharedSegments {
   readonly #bases: Memory
 
   /** @throws ERR_MOE_EP_OUT_OF_MEMORY; ERR_MOE_EP_UNSUPPORTED when this package was built without CUDA. */
-  constructor(device: CudaDevice, group: ProcessGroup, sizes: SegmentSizes) {
+  constructor(device: CudaDevice, group: ProcessGroup, sizes: SegmentSizes, sharing: 'vmm' | 'ipc') {
     const { payloadOffset, byteLength } = native().segmentLayout(sizes.byteLength, sizes.numSignals)
+    this.sharing = sharing
     this.#device = device
     this.#rank = group.rank
     this.#sizes = sizes
@@ -32,9 +33,13 @@ export class CudaSegments implements SharedSegments {
     this.#controls = Array.from({ length: group.worldSize })
     this.memories = Array.from({ length: group.worldSize })
     this.#control = native().createCudaControl(device.ordinal, sizes.byteLength, sizes.numSignals)
-    this.#controls[group.rank] = new Memory(device, this.#control.memory)
+    const control = new Memory(device, this.#control.memory)
+    this.#controls[group.rank] = control
     try {
-      this.memories[group.rank] = device.allocateExportable(byteLength)
+      this.memories[group.rank] =
+        sharing === 'vmm'
+          ? device.allocateExportable(byteLength)
+          : device.allocateIpc(byteLength, { memory: control, byteOffset: this.#control.mappingsOffset })
       this.#bases = device.allocate(8 * group.worldSize)
     } catch (error) {
       this.endSetUp()
@@ -43,22 +48,36 @@ export class CudaSegments implements SharedSegments {
     }
   }
 
-  async mapPeers(group: ProcessGroup, { timeoutMs, signal }: SetUpWait): Promise<void> {
+  async mapPeers(group: ProcessGroup, wait: SetUpWait): Promise<void> {
     const host = getDevice('cpu')
+    const { descriptor, byteLength } = this.#control
     const controls = await mapPeers(
-      { group, descriptor: this.#control.descriptor, timeoutMs, signal },
-      (descriptor) => new Memory(host, native().mapSegment(descriptor, this.#control.byteLength)),
+      { ...wait, group, descriptor },
+      (theirs) => new Memory(host, native().mapSegment(theirs, byteLength)),
     )
     for (const [peer, memory] of controls) this.#controls[peer] = memory
+    await (this.sharing === 'vmm' ? this.#importPeers(group, wait) : this.#openPeers(group, wait))
+  }
+
+  async #importPeers(group: ProcessGroup, wait: SetUpWait): Promise<void> {
     const descriptor = exportMemory(this.memories[this.#rank]!)
     try {
-      const mapped = await mapPeers({ group, descriptor, timeoutMs, signal }, (theirs) =>
+      const mapped = await mapPeers({ ...wait, group, descriptor }, (theirs) =>
         this.#device.importMemory(theirs, this.#mappedBytes),
       )
       for (const [peer, memory] of mapped) this.memories[peer] = memory
     } finally {
       native().closeDescriptor(descriptor)
     }
+  }
+
+  async #openPeers(group: ProcessGroup, wait: SetUpWait): Promise<void> {
+    const handles = await group.allGather(ipcHandle(this.memories[this.#rank]!), wait)
+    this.#controls.forEach((memory, peer) => {
+      if (memory === undefined || peer === this.#rank) return
+      const mappings = { memory, byteOffset: this.#control.mappingsOffset }
+      this.memories[peer] = this.#device.openIpc(handles[peer]!, this.#mappedBytes, mappings)
+    })
   }
 
   createRoutes(): RoutesHandle {

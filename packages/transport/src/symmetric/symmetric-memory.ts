@@ -1,4 +1,3 @@
-import { freemem } from 'node:os'
 import {
   argumentError,
   type CudaDevice,
@@ -14,9 +13,10 @@ import {
 } from '@moe-ep/core'
 import { native, type RoutesHandle } from '../native.js'
 import type { ProcessGroup } from '../rendezvous/index.js'
+import { agree, type SharingChoice, type Wish, wishOf } from './agreement.js'
 import { CpuSegments } from './cpu-segments.js'
 import { CudaSegments } from './cuda-segments.js'
-import type { SetUpWait, SharedSegments, Sharing } from './shared-segments.js'
+import type { SegmentSizes, SetUpWait, SharedSegments, Sharing } from './shared-segments.js'
 
 /** How a symmetric memory is made. All ranks pass the same sizes. */
 export interface SymmetricMemoryOptions {
@@ -24,8 +24,14 @@ export interface SymmetricMemoryOptions {
   readonly byteLength: number
   /** 64-bit signals on every rank. @default 0 */
   readonly numSignals?: number
-  /** @default the cpu device */
+  /** Where this rank's part lies; devices of one kind on all ranks. Ranks may share a GPU. @default the cpu device */
   readonly device?: Device
+  /**
+   * How memory of cuda devices is shared, the same on all ranks. By `vmm` a mapping outlives the rank that made it; by `ipc`, CUDA's
+   * older handles, it does not outlive that rank's process, and memory that a killed process had mapped stays until its owner ends.
+   * @default 'auto': `vmm` where all drivers can, else `ipc`; {@link SymmetricMemory.sharing} says which
+   */
+  readonly sharing?: SharingChoice
   /** Deadline of the collective set-up. @default the group's */
   readonly timeoutMs?: number
   readonly signal?: AbortSignal
@@ -43,7 +49,7 @@ export interface PeerTarget {
 
 /**
  * One collective allocation of the same size on every rank. Ranks of the same node map each other's bytes; a mapping outlives
- * the rank that made it, so ranks may close in any order. Freed by `close()`, in the order of the streams' work.
+ * the memory of the rank that made it, so ranks may close in any order. Freed by `close()`, in the order of the streams' work.
  */
 export class SymmetricMemory implements Disposable {
   readonly group: ProcessGroup
@@ -78,22 +84,25 @@ export class SymmetricMemory implements Disposable {
 
   /**
    * Allocates on all ranks of the group; collective.
-   * @throws ERR_MOE_EP_ARGUMENT; ERR_MOE_EP_MISMATCH when ranks pass different sizes; ERR_MOE_EP_OUT_OF_MEMORY with the
-   *   bytes, on all ranks alike; ERR_MOE_EP_TIMEOUT, ERR_MOE_EP_ABORTED and ERR_MOE_EP_CONNECT, which fail the group; what the
-   *   group fails with.
+   * @throws ERR_MOE_EP_ARGUMENT; ERR_MOE_EP_MISMATCH when ranks pass different sizes, kinds of devices or ways of sharing;
+   *   ERR_MOE_EP_OUT_OF_MEMORY with the bytes, and ERR_MOE_EP_UNSUPPORTED where a driver or a build cannot what was asked for, on all
+   *   ranks alike; ERR_MOE_EP_TIMEOUT, ERR_MOE_EP_ABORTED and ERR_MOE_EP_CONNECT, which fail the group, and so does ERR_MOE_EP_INTERNAL
+   *   when a peer's GPU cannot be reached; what the group fails with.
    */
   static async create(group: ProcessGroup, options: SymmetricMemoryOptions): Promise<SymmetricMemory> {
-    const { byteLength, numSignals = 0, device = getDevice('cpu'), timeoutMs = group.timeoutMs, signal } = options
+    const { byteLength, numSignals = 0, device = getDevice('cpu'), sharing = 'auto' } = options
+    const { timeoutMs = group.timeoutMs, signal } = options
     requireInteger('byteLength', byteLength, 0)
     requireInteger('numSignals', numSignals, 0, 2 ** 24)
+    requireSharing(sharing, device)
     const sizes = { byteLength, numSignals }
     const wait = { timeoutMs, signal, label: 'symmetric memory' }
-    await requireFittingSizes(group, byteLength, numSignals, wait)
+    const agreed = await agree(group, askDevice(group, device, sizes, sharing), wait)
     // A rank without memory must not leave the others waiting for its descriptor: all hear of it first.
     const segments = await allocateTogether(group, wait, () =>
-      device.kind === 'cuda'
-        ? new CudaSegments(device as CudaDevice, group, sizes)
-        : new CpuSegments(device, group, sizes),
+      agreed === 'memfd'
+        ? new CpuSegments(device, group, sizes)
+        : new CudaSegments(device as CudaDevice, group, sizes, agreed),
     )
     try {
       await segments.mapPeers(group, wait)
@@ -109,7 +118,7 @@ export class SymmetricMemory implements Disposable {
     }
   }
 
-  /** How ranks of this node share memory. */
+  /** How ranks of a node share memory, the same on all ranks. */
   get sharing(): Sharing {
     return this.#segments.sharing
   }
@@ -243,36 +252,18 @@ export class SymmetricMemory implements Disposable {
   }
 }
 
-/**
- * Decided from what all ranks said, hence alike on all. A memfd takes memory until the machine has none left, so a size
- * that cannot fit must never reach the kernel.
- */
-async function requireFittingSizes(
-  group: ProcessGroup,
-  byteLength: number,
-  numSignals: number,
-  wait: SetUpWait,
-): Promise<void> {
-  const free = Math.min(freemem(), process.constrainedMemory() || Infinity)
-  const said = await group.allGather(new Uint8Array(Float64Array.of(byteLength, numSignals, free).buffer), wait)
-  const sizes = said.map((bytes) => new Float64Array(bytes.slice(0, 24).buffer))
-  const texts = sizes.map(([bytes, signals]) => `${bytes} bytes and ${signals} signals`)
-  const different = texts.findIndex((text) => text !== texts[0])
-  if (different >= 0) {
-    throw new MoeEpError(
-      'ERR_MOE_EP_MISMATCH',
-      `symmetric memory: rank 0 asked for ${texts[0]}, rank ${different} for ${texts[different]}`,
-    )
+function requireSharing(sharing: SharingChoice, device: Device): void {
+  if (!['auto', 'vmm', 'ipc'].includes(sharing)) throw argumentError('sharing', '"auto", "vmm" or "ipc"', sharing)
+  if (sharing !== 'auto' && device.kind !== 'cuda') throw argumentError('sharing', '"auto" on the cpu device', sharing)
+}
+
+function askDevice(group: ProcessGroup, device: Device, sizes: SegmentSizes, sharing: SharingChoice): Wish {
+  try {
+    return wishOf(device, sizes, sharing)
+  } catch (error) {
+    group.abort(MoeEpError.from(error))
+    throw error
   }
-  const { topology } = group
-  sizes.forEach(([, , freeBytes = 0], rank) => {
-    const ranks = topology.ranksOfNode(topology.nodeOf(rank)).length
-    if (byteLength * ranks <= freeBytes) return
-    throw new MoeEpError(
-      'ERR_MOE_EP_OUT_OF_MEMORY',
-      `symmetric memory of ${byteLength} bytes: rank ${rank}'s machine has ${freeBytes} bytes left for ${ranks} ranks`,
-    )
-  })
 }
 
 async function allocateTogether(

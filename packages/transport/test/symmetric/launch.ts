@@ -41,10 +41,17 @@ export async function launch(options: Launch): Promise<RunningRank[]> {
   const { numRanks, timeoutMs = 60_000 } = options
   return Array.from({ length: numRanks }, (_, rank) =>
     (options.threads === true ? startThread : startProcess)(options, {
-      ...{ PATH: process.env['PATH'] ?? '', RANK: String(rank), WORLD_SIZE: String(numRanks), MOE_EP_SECRET: secret },
+      ...inherited(),
+      ...{ RANK: String(rank), WORLD_SIZE: String(numRanks), MOE_EP_SECRET: secret },
       ...{ MASTER_ADDR: '127.0.0.1', MASTER_PORT: String(port), MOE_EP_TIMEOUT_MS: String(timeoutMs) },
     }),
   )
+}
+
+/** Of this process's environment: what finds programs, libraries and devices. */
+function inherited(): Record<string, string> {
+  const names = ['PATH', 'LD_LIBRARY_PATH', 'MOE_EP_DEVICE', 'CUDA_VISIBLE_DEVICES']
+  return Object.fromEntries(names.flatMap((name) => (process.env[name] ? [[name, process.env[name]]] : [])))
 }
 
 /** What each rank ended with; ends those that are left when one fails to. */

@@ -2,11 +2,19 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { Graph, MoeEpError, Tensor } from '@moe-ep/core'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
-import { SymmetricMemory } from '../../src/index.js'
-import { closeWorld, codesOf, failureOf, openWorld, thrownBy, withMemories } from './world.js'
-
-const bytesOf = (memory: SymmetricMemory, byteOffset: number, length: number, rank?: number): Uint8Array =>
-  memory.tensor({ byteOffset, shape: [length], dtype: 'u8', ...(rank !== undefined && { rank }) }).data as Uint8Array
+import {
+  bytesTensor,
+  closeWorld,
+  codesOf,
+  createMemory,
+  failureOf,
+  onCpu,
+  openWorld,
+  readBytes,
+  thrownBy,
+  withMemories,
+  writeBytes,
+} from './world.js'
 
 describe('put and signal', () => {
   test.each([1, 2, 3, 5, 8])('bring what every rank sends to every rank: %i ranks', async (numRanks) => {
@@ -15,7 +23,7 @@ describe('put and signal', () => {
       for (let round = 1; round <= 5; round++) {
         await Promise.all(
           ranks.map(async ({ rank, memory, stream }) => {
-            const source = Tensor.wrap(new Uint8Array(length).fill(rank * 16 + round), [length], 'u8')
+            const source = bytesTensor(new Uint8Array(length).fill(rank * 16 + round))
             for (let peer = 0; peer < numRanks; peer++) {
               memory.put(source, { peer, byteOffset: rank * length, stream })
               memory.signal({ peer, index: rank, value: round, stream })
@@ -25,7 +33,7 @@ describe('put and signal', () => {
             const expected = Array.from({ length: numRanks }, (_, sender) =>
               Array<number>(length).fill(sender * 16 + round),
             )
-            expect([...bytesOf(memory, 0, length * numRanks)]).toEqual(expected.flat())
+            expect([...(await readBytes(memory, 0, length * numRanks))]).toEqual(expected.flat())
           }),
         )
         // Nobody may write the next round before all have read this one.
@@ -37,6 +45,8 @@ describe('put and signal', () => {
   test('write exactly the bytes that are named, also over several megabytes', async () => {
     const byteLength = 5_000_001
     await withMemories(2, { byteLength, numSignals: 1 }, async ([first, second]) => {
+      const all = second!.memory.tensor({ byteOffset: 0, shape: [byteLength], dtype: 'u8' })
+      const zeros = new Uint8Array(byteLength)
       await fc.assert(
         fc.asyncProperty(
           fc.nat(byteLength),
@@ -44,12 +54,12 @@ describe('put and signal', () => {
           fc.integer({ min: 1, max: 255 }),
           async (a, b, value) => {
             const [begin, end] = [Math.min(a, b), Math.max(a, b)]
-            bytesOf(second!.memory, 0, byteLength).fill(0)
-            const source = Tensor.wrap(new Uint8Array(end - begin).fill(value), [end - begin], 'u8')
+            await writeBytes(all, zeros)
+            const source = bytesTensor(new Uint8Array(end - begin).fill(value))
             first!.memory.put(source, { peer: 1, byteOffset: begin, stream: first!.stream })
             await first!.stream.synchronize()
             const expected = new Uint8Array(byteLength).fill(value, begin, end)
-            expect(Buffer.compare(bytesOf(second!.memory, 0, byteLength), expected)).toBe(0)
+            expect(Buffer.compare(await readBytes(second!.memory, 0, byteLength), expected)).toBe(0)
           },
         ),
         { numRuns: 12 },
@@ -59,8 +69,9 @@ describe('put and signal', () => {
 
   test('address a peer of the same node also without put', async () => {
     await withMemories(2, { byteLength: 64 }, async ([first, second]) => {
-      bytesOf(first!.memory, 8, 4, 1).set([1, 2, 3, 4])
-      expect([...bytesOf(second!.memory, 8, 4)]).toEqual([1, 2, 3, 4])
+      const theirs = first!.memory.tensor({ byteOffset: 8, shape: [4], dtype: 'u8', rank: 1 })
+      await writeBytes(theirs, Uint8Array.of(1, 2, 3, 4))
+      expect([...(await readBytes(second!.memory, 8, 4))]).toEqual([1, 2, 3, 4])
     })
   })
 
@@ -96,18 +107,17 @@ describe('put and signal', () => {
 
   test('can be recorded and replayed', async () => {
     await withMemories(2, { byteLength: 4, numSignals: 1 }, async ([first, second]) => {
-      const value = new Uint8Array(4)
-      const source = Tensor.wrap(value, [4], 'u8')
+      const source = bytesTensor(new Uint8Array(4))
       const graph = Graph.capture(first!.stream, () => {
         first!.memory.put(source, { peer: 1, byteOffset: 0, stream: first!.stream })
         first!.memory.atomicAdd({ peer: 1, index: 0, delta: 1, stream: first!.stream })
       })
       for (let round = 1; round <= 10; round++) {
-        value.fill(round)
+        await writeBytes(source, new Uint8Array(4).fill(round))
         graph.launch(first!.stream)
         second!.memory.wait({ index: 0, value: round, stream: second!.stream })
         await Promise.all([first!.stream.synchronize(), second!.stream.synchronize()])
-        expect([...bytesOf(second!.memory, 0, 4)]).toEqual([round, round, round, round])
+        expect([...(await readBytes(second!.memory, 0, 4))]).toEqual([round, round, round, round])
       }
     })
   })
@@ -122,15 +132,19 @@ describe('waits', () => {
       }
       const errors = await Promise.all(ranks.map(({ stream }) => failureOf(stream.synchronize())))
       expect(codesOf(errors)).toEqual(Array(3).fill('ERR_MOE_EP_TIMEOUT'))
-      for (const { message } of errors) {
-        expect(message).toContain('rank 1')
-        expect(message).toContain('the fifth parcel: signal 1 did not reach 5 in 50 ms')
-      }
+      errors.forEach(({ message }, rank) => {
+        expect(message).toContain('rank 1: deadline passed')
+        // What a kernel tells others is a number.
+        const words = rank === 1 || onCpu ? 'the fifth parcel: signal 1 did not reach 5 in 50 ms' : 'signal 1 did not'
+        expect(message).toContain(words)
+      })
       // The failure stays: later work is refused with the same code.
       for (const { memory, stream } of ranks) {
         expect(memory.failure?.code).toBe('ERR_MOE_EP_TIMEOUT')
-        memory.put(Tensor.zeros([1], 'u8'), { peer: 0, byteOffset: 0, stream })
-        expect((await failureOf(stream.synchronize())).code).toBe('ERR_MOE_EP_TIMEOUT')
+        if (onCpu) {
+          memory.put(Tensor.zeros([1], 'u8'), { peer: 0, byteOffset: 0, stream })
+          expect((await failureOf(stream.synchronize())).code).toBe('ERR_MOE_EP_TIMEOUT')
+        }
         memory.signal({ peer: 0, index: 0, value: 1, stream })
         expect((await failureOf(stream.synchronize())).code).toBe('ERR_MOE_EP_TIMEOUT')
         expect(memory.signalValue(0)).toBe(0n)
@@ -187,12 +201,13 @@ describe('waits', () => {
   test('a memory that is made after the group failed is refused with that failure', async () => {
     const groups = await openWorld(2)
     groups[0]!.abort(new MoeEpError('ERR_MOE_EP_CHECK_FAILED', 'no'))
-    const errors = await Promise.all(groups.map((group) => failureOf(SymmetricMemory.create(group, { byteLength: 1 }))))
+    const errors = await Promise.all(groups.map((group) => failureOf(createMemory(group, { byteLength: 1 }))))
     expect(codesOf(errors)).toEqual(Array(2).fill('ERR_MOE_EP_CHECK_FAILED'))
     await closeWorld(groups)
   })
 
-  test('end also when a rank was killed while it wrote why it failed', async () => {
+  // Only there the block lies in the memory that JavaScript sees.
+  test.skipIf(!onCpu)('end also when a rank was killed while it wrote why it failed', async () => {
     await withMemories(1, { byteLength: 8, numSignals: 1 }, async ([one]) => {
       const { memory, stream } = one!
       memory.wait({ index: 0, value: 1, timeoutMs: 600_000, stream })
@@ -278,13 +293,9 @@ describe('arguments', () => {
           message: expect.stringContaining('same node'),
         })
       }
-      ranks[2]!.memory.put(Tensor.wrap(Uint8Array.of(9), [1], 'u8'), {
-        peer: 3,
-        byteOffset: 1,
-        stream: ranks[2]!.stream,
-      })
+      ranks[2]!.memory.put(bytesTensor(Uint8Array.of(9)), { peer: 3, byteOffset: 1, stream: ranks[2]!.stream })
       await ranks[2]!.stream.synchronize()
-      expect(bytesOf(ranks[3]!.memory, 1, 1)[0]).toBe(9)
+      expect((await readBytes(ranks[3]!.memory, 1, 1))[0]).toBe(9)
     })
   })
 })

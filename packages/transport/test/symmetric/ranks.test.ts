@@ -2,7 +2,7 @@ import { spawnSync } from 'node:child_process'
 import { afterEach, describe, expect, test } from 'vitest'
 import { requires } from '../../../../tooling/vitest/requirements.js'
 import { endsOf, type Launch, launch, type RunningRank } from './launch.js'
-import { countMappings, noSocketStays } from './world.js'
+import { countMappings, eventually, noSocketStays, onCpu } from './world.js'
 
 const script = new URL('fixtures/rank.mjs', import.meta.url)
 let ranks: RunningRank[] = []
@@ -27,14 +27,22 @@ describe.each([
     expect(ranks.map(({ events }) => events)).toEqual(
       ranks.map(() => [{ event: 'done', wrong: 0, worldSize: numRanks }]),
     )
-    expect(countMappings()).toBe(0)
+    await eventually(() => countMappings() === 0, 'all is unmapped')
   })
 
   test('end by themselves, and leave nothing mapped, when memories and streams were not closed', async () => {
     await start({ numRanks: 2, threads, scenario: 'leaveOpen' })
     expect(await endsOf(ranks)).toEqual([0, 0])
-    expect(countMappings()).toBe(0)
+    await eventually(() => countMappings() === 0, 'all is unmapped')
   })
+})
+
+test('processes close one after the other, while those that are left use what was closed', async () => {
+  await start({ numRanks: 3, scenario: 'closeInTurn' })
+  expect(await endsOf(ranks)).toEqual([0, 0, 0])
+  for (const { events } of ranks) {
+    expect(events).toEqual([{ event: 'done', wrong: 0, sharing: onCpu ? 'memfd' : 'vmm', mappings: 0 }])
+  }
 })
 
 describe('a rank that goes in the middle of a wait', () => {
@@ -65,7 +73,7 @@ describe('a rank that goes in the middle of a wait', () => {
       })
       expect(ranks[rank]!.events[2]).toMatchObject({ event: 'closed' })
     }
-    expect(countMappings()).toBe(0)
+    await eventually(() => countMappings() === 0, 'all is unmapped')
   })
 })
 

@@ -2,10 +2,12 @@ import { randomBytes } from 'node:crypto'
 import { closeSync, ftruncateSync, openSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { getDevice } from '@moe-ep/core'
 import type { ProcessGroup } from '../../src/index.js'
 import { afterEach, describe, expect, test } from 'vitest'
 import { SymmetricMemory } from '../../src/index.js'
 import { native } from '../../src/native.js'
+import { encodeWish, wishOf } from '../../src/symmetric/agreement.js'
 import {
   closeWorld,
   countDescriptors,
@@ -55,7 +57,7 @@ async function meetFake(
   const before = countDescriptors()
   const group = groups[1]!
   const failure = failureOf(SymmetricMemory.create(groups[0]!, { byteLength, ...options }))
-  await group.allGather(new Uint8Array(Float64Array.of(byteLength, 0, 2 ** 50).buffer), { label })
+  await group.allGather(encodeWish(wishOf(getDevice('cpu'), { byteLength, numSignals: 0 }, 'auto')), { label })
   await group.allGather(new Uint8Array(0), { label })
   const name = `moe-ep-${randomBytes(16).toString('hex')}`
   const fake = { group, name, token: randomBytes(32).toString('hex'), socket: native().openDescriptorSocket(name) }

@@ -2,18 +2,53 @@ import { readdirSync, readFileSync } from 'node:fs'
 import { setImmediate, setTimeout as sleep } from 'node:timers/promises'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
-import { getDevice, MoeEpError, type Stream } from '@moe-ep/core'
+import { copyTensor, CudaDevice, getDefaultDevice, MoeEpError, type Stream, Tensor } from '@moe-ep/core'
 import {
   type ConnectOptions,
   type ProcessGroup,
   SymmetricMemory,
   type SymmetricMemoryOptions,
 } from '../../src/index.js'
+import { requires } from '../../../../tooling/vitest/requirements.js'
 import { closeWorld, openWorld } from '../rendezvous/world.js'
 
 export { closeWorld, codesOf, failureOf, openWorld } from '../rendezvous/world.js'
 
-export const device = getDevice('cpu')
+/** The same cases on every device: MOE_EP_DEVICE names it. Ranks of one process share a GPU, each with a stream of its own. */
+export const device = getDefaultDevice()
+
+/** For what only the cpu has: `test.skipIf(!onCpu)`. */
+export const onCpu = requires('the cpu device', () => device.kind === 'cpu' || `the tests run on ${device}`)
+
+/** A memory on that device. */
+export function createMemory(group: ProcessGroup, options: SymmetricMemoryOptions): Promise<SymmetricMemory> {
+  return SymmetricMemory.create(group, { device, ...options })
+}
+
+/** A tensor of these bytes on that device. */
+export function bytesTensor(bytes: Uint8Array): Tensor {
+  return Tensor.copyOf(bytes, [bytes.length], 'u8', device)
+}
+
+/** What bytes of a payload are now, copied. */
+export async function readBytes(
+  memory: SymmetricMemory,
+  byteOffset: number,
+  length: number,
+  rank = memory.group.rank,
+): Promise<Uint8Array> {
+  const tensor = memory.tensor({ byteOffset, shape: [length], dtype: 'u8', rank })
+  return tensor.device.kind === 'cpu'
+    ? Uint8Array.from(tensor.data as Uint8Array)
+    : ((await tensor.read()) as Uint8Array)
+}
+
+/** Writes the bytes of a tensor, which nothing uses meanwhile. */
+export async function writeBytes(tensor: Tensor, bytes: Uint8Array): Promise<void> {
+  if (tensor.device.kind === 'cpu') return (tensor.data as Uint8Array).set(bytes)
+  copyTensor(Tensor.wrap(bytes, [bytes.length], 'u8'), tensor)
+  await tensor.device.defaultStream.synchronize()
+}
 
 /** One rank of a world inside this process: its own group, stream and mapping of every peer. */
 export interface MemoryRank {
@@ -33,7 +68,7 @@ export async function withMemories(
   const groups = await openWorld(numRanks, connect)
   const streams = groups.map(() => device.createStream({ threads: 1 }))
   try {
-    const memories = await Promise.all(groups.map((group) => SymmetricMemory.create(group, memoryOptions)))
+    const memories = await Promise.all(groups.map((group) => createMemory(group, memoryOptions)))
     await body(groups.map((group, rank) => ({ rank, group, stream: streams[rank]!, memory: memories[rank]! })))
     for (const memory of memories) memory.close()
   } finally {
@@ -67,8 +102,10 @@ export function countDescriptors(): number {
   return readdirSync('/proc/self/fd').length
 }
 
-/** Segments that this process has mapped. */
+/** Segments of host memory that this process has mapped. */
 export function countMappings(): number {
+  // What a GPU is done with goes when somebody looks.
+  if (device instanceof CudaDevice) void device.memoryUse
   return readFileSync('/proc/self/maps', 'utf8')
     .split('\n')
     .filter((line) => line.includes('memfd:moe-ep')).length

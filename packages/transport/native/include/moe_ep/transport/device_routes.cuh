@@ -151,8 +151,8 @@ __device__ inline bool WaitSignal(const DeviceRoutes& routes, const Patience& pa
                                   uint64_t begin, uint64_t index, uint64_t value,
                                   const WaitedFor& waited_for) {
   const uint64_t* signal = routes.Signal(routes.rank, index);
-  return WaitUntil(routes, patience, begin, [=] { return LoadSignal(signal) >= value; },
-                   waited_for);
+  return WaitUntil(
+      routes, patience, begin, [=] { return LoadSignal(signal) >= value; }, waited_for);
 }
 
 }  // namespace moe_ep::cuda

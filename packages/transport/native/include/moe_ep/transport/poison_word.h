@@ -34,8 +34,8 @@ struct PoisonWord {
   uint16_t rank;  // that gave up
   uint16_t peer;  // that it waited for
 
-  // Of a wait of SymmetricMemory itself, which knows a signal and no peer: its index, below 2^24, is
-  // kept where other operations name slot and peer.
+  // Of a wait of SymmetricMemory itself, which knows a signal and no peer: its index, below 2^24,
+  // is kept where other operations name slot and peer.
   MOE_EP_HOST_DEVICE static PoisonWord OfSignal(int rank, uint64_t index) {
     return {kNone,
             Operation::kWait,

@@ -29,6 +29,8 @@ struct ControlBlock {
   uint64_t payload_bytes;
   uint64_t num_signals;
   alignas(64) PoisonRecord poison;
+  // Of the rank's device memory, where it is shared by CUDA's ipc handles: by how many peers.
+  alignas(64) std::atomic<uint32_t> ipc_mappings;
 };
 static_assert(sizeof(ControlBlock) <= kControlBytes);
 
