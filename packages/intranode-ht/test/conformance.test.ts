@@ -3,7 +3,7 @@ import { linearPlacement, reference as layoutReference } from '@moe-ep/layout'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { type DispatchPlan, reference } from '../src/index.js'
-import { type InputShape, randomInputs, rowsOf, toTensors, withWorld, numbersOf } from './world.js'
+import { type InputShape, numbersOf, randomInputs, rowsOf, toTensors, withWorld } from './world.js'
 
 const shapes = fc
   .record({

@@ -1,9 +1,8 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { MoeEpError, Tensor } from '@moe-ep/core'
 import { describe, expect, test } from 'vitest'
-import { IntranodeBuffer } from '../src/index.js'
 import { planTrip, expectRoundTrip, startTrip, type Trip } from './round-trip.js'
-import { codesOf, failureOf, type InputShape, type Rank, withWorld } from './world.js'
+import { codesOf, createBuffer, failureOf, type InputShape, type Rank, withWorld } from './world.js'
 
 const shape: InputShape = { numTokens: [4, 4, 4], hidden: 16, topk: 6, numExperts: 3, dtype: 'bf16', seed: 2 }
 /** What ranks that never come are waited for. Short deadlines stand only at calls that nobody can answer in time. */
@@ -164,7 +163,7 @@ test('work that failed earlier on the stream is what dispatch rejects with; the 
 test('a buffer that failed is rebuilt on the same group', async () => {
   await withWorld(3, sizes, async (ranks) => {
     await failureOf(startTrip(ranks[0]!, planTrip(shape, { timeoutMs: soon })))
-    const buffers = await Promise.all(ranks.map(({ group }) => IntranodeBuffer.create(group, sizes)))
+    const buffers = await Promise.all(ranks.map(({ group }) => createBuffer(group, sizes)))
     const rebuilt = ranks.map((rank, index) => ({ ...rank, buffer: buffers[index]! }))
     await expectRoundTrip(rebuilt, shape)
     expect(rebuilt.map(({ buffer }) => buffer.failure)).toEqual([undefined, undefined, undefined])

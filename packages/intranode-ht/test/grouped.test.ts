@@ -3,7 +3,7 @@ import { permute, unpermuteAndReduce } from '@moe-ep/deepgemm-permute'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { maxGroupedRows } from '../src/index.js'
-import { type InputShape, type Rank, randomInputs, randomNumbers, toTensors, withWorld, numbersOf } from './world.js'
+import { type InputShape, numbersOf, type Rank, randomInputs, randomNumbers, toTensors, withWorld } from './world.js'
 
 const shapes = fc
   .record({

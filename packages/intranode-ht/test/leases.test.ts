@@ -1,9 +1,18 @@
 import { type Event, Graph, Tensor } from '@moe-ep/core'
 import { describe, expect, test } from 'vitest'
 import { collectGarbage, countMappings, thrownBy } from '../../transport/test/symmetric/world.js'
-import { IntranodeBuffer } from '../src/index.js'
 import { checkRows, finishTrip, planTrip, expectRoundTrip, startTrip } from './round-trip.js'
-import { codesOf, failureOf, type InputShape, withWorld, numbersOf, overwrite } from './world.js'
+import {
+  codesOf,
+  createBuffer,
+  device,
+  expectMappings,
+  failureOf,
+  type InputShape,
+  numbersOf,
+  overwrite,
+  withWorld,
+} from './world.js'
 
 const shape: InputShape = { numTokens: [5, 0, 8], hidden: 32, topk: 3, numExperts: 7, dtype: 'bf16', seed: 11 }
 const sizes = { hidden: 32, maxTokensPerRank: 8 }
@@ -109,9 +118,7 @@ test('after its lease a handle is good for nothing', async () => {
 
 test('a handle of another buffer is refused', async () => {
   await withWorld(3, sizes, async (ranks) => {
-    const others = await Promise.all(
-      ranks.map(({ group }) => IntranodeBuffer.create(group, { ...sizes, maxInFlight: 1 })),
-    )
+    const others = await Promise.all(ranks.map(({ group }) => createBuffer(group, { ...sizes, maxInFlight: 1 })))
     const received = await Promise.all(ranks.map((rank) => startTrip(rank, planTrip(shape, { slot: 1 }))))
     for (const [index, other] of others.entries()) {
       const { handle, recvX } = received[index]!
@@ -225,7 +232,8 @@ test('tensors that nobody holds any more live until the queued work has used the
 
 describe('closing', () => {
   test('with work in the queue lets it finish, then nothing is mapped', async () => {
-    const before = countMappings()
+    // On a GPU worlds of earlier cases may not be unmapped yet: they, too, are gone in the end.
+    const before = device.kind === 'cpu' ? countMappings() : 0
     await withWorld(3, sizes, async (ranks) => {
       const trip = planTrip(shape)
       const received = await Promise.all(ranks.map((rank) => startTrip(rank, trip)))
@@ -240,7 +248,7 @@ describe('closing', () => {
       await Promise.all(ranks.map(({ stream }) => stream.synchronize()))
       const values = await Promise.all(sums.map(numbersOf))
       values.forEach((sum, rank) => expect(sum).toEqual(trip.combined[rank]!.flat()))
-      expect(countMappings()).toBe(before)
+      await expectMappings(before)
     })
   })
 

@@ -5,7 +5,16 @@ import { thrownBy } from '../../transport/test/symmetric/world.js'
 import { type DispatchOptions, IntranodeBuffer, type IntranodeBufferSizes } from '../src/index.js'
 import { expectRefused, never } from './one-wrong.js'
 import { planTrip, expectRoundTrip, startTrip } from './round-trip.js'
-import { codesOf, failureOf, type InputShape, randomNumbers, type Rank, withWorld, numbersOf } from './world.js'
+import {
+  codesOf,
+  createBuffer,
+  failureOf,
+  type InputShape,
+  numbersOf,
+  randomNumbers,
+  type Rank,
+  withWorld,
+} from './world.js'
 
 const shape: InputShape = { numTokens: [5, 0, 8], hidden: 32, topk: 3, numExperts: 7, dtype: 'bf16', seed: 11 }
 const sizes = { hidden: 32, maxTokensPerRank: 8, maxElementBytes: 4 }
@@ -181,12 +190,10 @@ describe('arguments that differ between ranks', () => {
     expect(IntranodeBuffer.sizeHint(other, 3) === IntranodeBuffer.sizeHint(sizes, 3)).toBe(asMany)
     const groups = await openWorld(3)
     const errors = await Promise.all(
-      groups.map((group) =>
-        failureOf(IntranodeBuffer.create(group, group.rank === 1 ? other : { ...sizes, capacity: 24 })),
-      ),
+      groups.map((group) => failureOf(createBuffer(group, group.rank === 1 ? other : { ...sizes, capacity: 24 }))),
     )
     expect(codesOf(errors)).toEqual(Array(3).fill('ERR_MOE_EP_MISMATCH'))
-    const buffers = await Promise.all(groups.map((group) => IntranodeBuffer.create(group, sizes)))
+    const buffers = await Promise.all(groups.map((group) => createBuffer(group, sizes)))
     for (const buffer of buffers) buffer.close()
     await closeWorld(groups)
   })
@@ -300,7 +307,7 @@ describe('what one rank can see by itself', () => {
 
 test('ranks on several nodes are refused', async () => {
   const groups = await openWorld(4, { nodes: 2 })
-  const errors = await Promise.all(groups.map((group) => failureOf(IntranodeBuffer.create(group, sizes))))
+  const errors = await Promise.all(groups.map((group) => failureOf(createBuffer(group, sizes))))
   expect(codesOf(errors)).toEqual(Array(4).fill('ERR_MOE_EP_UNSUPPORTED'))
   await closeWorld(groups)
 })

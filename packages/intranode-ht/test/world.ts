@@ -85,7 +85,7 @@ export function toTensors(input: reference.ReferenceInput, shape: InputShape, id
   }
 }
 
-/** Elements of a tensor as numbers. The stream that writes them must have been awaited: they are read on the default stream. */
+/** Elements of a tensor as numbers. Await the stream that writes them first: they are read on the default stream. */
 export async function numbersOf(tensor: Tensor): Promise<number[]> {
   return Array.from(await tensor.readNumbers())
 }
