@@ -49,7 +49,7 @@ import { type Filled, SlotViews } from './slot-views.js'
 
 /** How a buffer is made. */
 export interface IntranodeBufferOptions extends IntranodeBufferSizes {
-  /** @default the cpu device */
+  /** Whose memory rows lie in, and whose streams run the calls. @default the default device (`getDefaultDevice()` of core) */
   readonly device?: Device
   /** Deadline of every wait for a peer. @default the group's */
   readonly timeoutMs?: number
@@ -343,7 +343,7 @@ export class IntranodeBuffer implements Disposable {
     try {
       const checked = check()
       const { stream = this.device.defaultStream, timeoutMs = this.timeoutMs, previousEvent, slot } = options
-      requireStream(stream)
+      requireStream(stream, this.device)
       requireInteger('timeoutMs', timeoutMs, 1)
       const numSms = numSmsOf(options)
       if (awaited) requireNotCapturing(stream)
@@ -417,7 +417,7 @@ export class IntranodeBuffer implements Disposable {
   /** Orders a combine's stream after the dispatch that filled the lease. */
   #enter(lease: Lease, options: CallOptions): KernelCall {
     const { stream = this.device.defaultStream, timeoutMs = this.timeoutMs, previousEvent } = options
-    requireStream(stream)
+    requireStream(stream, this.device)
     requireInteger('timeoutMs', timeoutMs, 1)
     const numSms = numSmsOf(options)
     if (previousEvent !== undefined) stream.wait(previousEvent)

@@ -8,7 +8,7 @@ const inputs = randomInputs(shape)
 
 function randomTensor(random: () => number, dims: readonly number[], dtype: 'bf16' | 'f32'): Tensor {
   const values = Array.from({ length: dims.reduce((a, b) => a * b, 1) }, () => random() - 0.5)
-  return Tensor.wrap(encode(dtype, values), dims, dtype)
+  return Tensor.copyOf(encode(dtype, values), dims, dtype)
 }
 
 describe('combine', () => {
