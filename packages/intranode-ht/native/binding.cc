@@ -100,7 +100,8 @@ Napi::Value Notify(const Napi::CallbackInfo& info) {
       .room = args.integer(15),
       .timeout_ms = args.integer(16),
   };
-  return Enqueue(args.env(), args.stream(0), [call](const Exec& exec) { MOE_EP_ON_DEVICE(Notify, exec, call); });
+  return Enqueue(args.env(), args.stream(0),
+                 [call](const Exec& exec) { MOE_EP_ON_DEVICE(Notify, exec, call); });
 }
 
 // notifyCached(stream, buffer, slot, sharedArguments, rankPrefixMatrix, timeoutMs)
@@ -137,7 +138,8 @@ Napi::Value Send(const Napi::CallbackInfo& info) {
       .timeout_ms = args.integer(12),
       .sms = args.integer(13),
   };
-  return Enqueue(args.env(), args.stream(0), [call](const Exec& exec) { MOE_EP_ON_DEVICE(Send, exec, call); });
+  return Enqueue(args.env(), args.stream(0),
+                 [call](const Exec& exec) { MOE_EP_ON_DEVICE(Send, exec, call); });
 }
 
 // sendGrouped(stream, buffer, slot, experts, alignment, fillWithExpert, zeroPadding, x, scales,

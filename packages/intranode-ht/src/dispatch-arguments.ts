@@ -97,9 +97,7 @@ function checkPlan(plan: DispatchPlan, x: Tensor, grouped: boolean, { sizes, ran
   requireTensor('plan.numTokensPerRank', plan.numTokensPerRank, { dtype: 'i32', shape: [numRanks] })
   requireTensor('plan.sendHead', plan.sendHead, { dtype: 'i32', shape: [plan.numTokens, numRanks] })
   const { capacity } = sizes
-  const received = grouped
-    ? [plan.numRecvTokens]
-    : (plan.hostCounts?.recvTokensPerRank ?? [plan.numRecvTokens])
+  const received = grouped ? [plan.numRecvTokens] : (plan.hostCounts?.recvTokensPerRank ?? [plan.numRecvTokens])
   const overflowing = received.findIndex((rows) => rows > capacity)
   if (overflowing < 0) return
   throw new MoeEpError(

@@ -42,7 +42,9 @@ test('combine is bit-identical over 100 runs, whatever threads and delays', asyn
           const { combinedX, event } = buffer.combine(y, got.handle, { stream: later, previousEvent: got.event })
           // The next dispatch is enqueued on another stream, in the order of this event.
           await event.synchronize()
-          return createHash('sha256').update(await combinedX.read()).digest('hex')
+          return createHash('sha256')
+            .update(await combinedX.read())
+            .digest('hex')
         }),
       )
       expect(sums).toEqual(expected)

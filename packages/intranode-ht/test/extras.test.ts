@@ -1,6 +1,15 @@
 import { decode, encode, Graph, Tensor } from '@moe-ep/core'
 import { describe, expect, test } from 'vitest'
-import { type InputShape, randomInputs, randomNumbers, rowsOf, toTensors, withWorld, numbersOf, overwrite } from './world.js'
+import {
+  type InputShape,
+  randomInputs,
+  randomNumbers,
+  rowsOf,
+  toTensors,
+  withWorld,
+  numbersOf,
+  overwrite,
+} from './world.js'
 
 const shape: InputShape = { numTokens: [5, 0, 7], hidden: 24, topk: 3, numExperts: 7, dtype: 'bf16', seed: 11 }
 const sizes = { hidden: 24, maxTokensPerRank: 8 }

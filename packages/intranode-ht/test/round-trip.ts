@@ -1,7 +1,16 @@
 import { type DType, decode, dtypes, encode, Tensor } from '@moe-ep/core'
 import { expect } from 'vitest'
 import { type DispatchPlan, type DispatchResult, reference } from '../src/index.js'
-import { type InputShape, type Rank, randomInputs, randomNumbers, rowsOf, toTensors, numbersOf, overwrite } from './world.js'
+import {
+  type InputShape,
+  type Rank,
+  randomInputs,
+  randomNumbers,
+  rowsOf,
+  toTensors,
+  numbersOf,
+  overwrite,
+} from './world.js'
 
 /** How a round trip is made; all ranks alike. */
 export interface TripOptions {
@@ -86,11 +95,13 @@ export async function checkRows({ rank }: Rank, trip: Trip, got: DispatchResult)
   const { options } = trip
   expect(await rowsOf(got.recvX)).toEqual(rows.map((row) => row.values))
   expect(await numbersOf(got.handle.recvSrcIdx)).toEqual(rows.map((row) => row.sourceToken))
-  expect(got.recvTopkIdx && await rowsOf(got.recvTopkIdx)).toEqual(options.plans ? undefined : rows.map((row) => row.topkIdx))
-  expect(got.recvTopkWeights && await rowsOf(got.recvTopkWeights)).toEqual(
+  expect(got.recvTopkIdx && (await rowsOf(got.recvTopkIdx))).toEqual(
+    options.plans ? undefined : rows.map((row) => row.topkIdx),
+  )
+  expect(got.recvTopkWeights && (await rowsOf(got.recvTopkWeights))).toEqual(
     options.plans || options.weights === false ? undefined : rows.map((row) => row.topkWeights),
   )
-  expect(got.recvXScales && await rowsOf(got.recvXScales)).toEqual(
+  expect(got.recvXScales && (await rowsOf(got.recvXScales))).toEqual(
     options.scales ? rows.map((row) => trip.scales[row.sourceRank]![row.sourceToken]) : undefined,
   )
 }

@@ -26,7 +26,9 @@ export async function withWorld(
   const groups = await openWorld(numRanks)
   const streams = groups.map((_, rank) => device.createStream({ threads: threads(rank) }))
   try {
-    const buffers = await Promise.all(groups.map((group) => IntranodeBuffer.create(group, { device, ...bufferOptions })))
+    const buffers = await Promise.all(
+      groups.map((group) => IntranodeBuffer.create(group, { device, ...bufferOptions })),
+    )
     await body(groups.map((group, rank) => ({ rank, group, stream: streams[rank]!, buffer: buffers[rank]! })))
     for (const buffer of buffers) buffer.close()
   } finally {
