@@ -28,6 +28,7 @@ const BufferHandle& BufferArgument(const Arguments& args, size_t index) {
   if (!same) Throw(args.env(), "ERR_MOE_EP_ARGUMENT", "expected an intranode buffer handle");
   const BufferHandle& handle = *value.As<Napi::External<BufferHandle>>().Data();
   if (handle == nullptr) Throw(args.env(), "ERR_MOE_EP_RELEASED", "the buffer was closed");
+  args.RequireDevice(handle->routes.device(), "intranode buffer");
   return handle;
 }
 
@@ -99,7 +100,8 @@ Napi::Value Notify(const Napi::CallbackInfo& info) {
       .room = args.integer(15),
       .timeout_ms = args.integer(16),
   };
-  return Enqueue(args.env(), args.stream(0), [call](const Exec& exec) { MOE_EP_ON_DEVICE(Notify, exec, call); });
+  return Enqueue(args.env(), args.stream(0),
+                 [call](const Exec& exec) { MOE_EP_ON_DEVICE(Notify, exec, call); });
 }
 
 // notifyCached(stream, buffer, slot, sharedArguments, rankPrefixMatrix, timeoutMs)
@@ -136,7 +138,8 @@ Napi::Value Send(const Napi::CallbackInfo& info) {
       .timeout_ms = args.integer(12),
       .sms = args.integer(13),
   };
-  return Enqueue(args.env(), args.stream(0), [call](const Exec& exec) { MOE_EP_ON_DEVICE(Send, exec, call); });
+  return Enqueue(args.env(), args.stream(0),
+                 [call](const Exec& exec) { MOE_EP_ON_DEVICE(Send, exec, call); });
 }
 
 // sendGrouped(stream, buffer, slot, experts, alignment, fillWithExpert, zeroPadding, x, scales,

@@ -46,10 +46,9 @@ void DescribeCapacity(const int64_t* values, moe_ep_failure_text* text) {
 
 void DescribeInvalidId(const int64_t* values, moe_ep_failure_text* text) {
   Put(text, "ERR_MOE_EP_ARGUMENT",
-      Dispatch("rank " + std::to_string(values[0]) +
-               ": topkIdx: expected -1 or an expert below " + std::to_string(values[1]) +
-               ", received " + std::to_string(values[2]) + " for token " +
-               std::to_string(values[3])));
+      Dispatch("rank " + std::to_string(values[0]) + ": topkIdx: expected -1 or an expert below " +
+               std::to_string(values[1]) + ", received " + std::to_string(values[2]) +
+               " for token " + std::to_string(values[3])));
 }
 
 void DescribeCombineMismatch(const int64_t* values, moe_ep_failure_text* text) {

@@ -42,14 +42,14 @@ import {
   type KernelCall,
 } from './kernel-calls.js'
 import { type BufferHandle, native } from './native.js'
-import { CountsOnHost, emptyPlan, sharedArguments } from './plan.js'
+import { CountsOnHost, emptyPlan, HostPlaces, sharedArguments } from './plan.js'
 import { Refuser } from './refuser.js'
 import { type Refused, rejected, releasedOnFailure, settled } from './settled.js'
 import { type Filled, SlotViews } from './slot-views.js'
 
 /** How a buffer is made. */
 export interface IntranodeBufferOptions extends IntranodeBufferSizes {
-  /** @default the cpu device */
+  /** Whose memory rows lie in, and whose streams run the calls. @default the default device (`getDefaultDevice()` of core) */
   readonly device?: Device
   /** Deadline of every wait for a peer. @default the group's */
   readonly timeoutMs?: number
@@ -70,6 +70,7 @@ export class IntranodeBuffer implements Disposable {
   readonly #layout: BufferLayout
   readonly #views: SlotViews
   readonly #slots: SlotRing
+  readonly #hostPlaces: HostPlaces
   readonly #leases = new WeakMap<Lease, Event>()
   readonly #handle: BufferHandle
   readonly #refuser: Refuser
@@ -85,6 +86,7 @@ export class IntranodeBuffer implements Disposable {
     this.#layout = layout
     this.#views = new SlotViews(memory, layout)
     this.#slots = new SlotRing(layout.sizes.maxInFlight)
+    this.#hostPlaces = new HostPlaces(memory.device, layout.sizes, memory.group.worldSize)
     this.#handle = native().createBuffer(memory.routes, layout.nativeFields)
     const isGivenUp = (): boolean => this.failure !== undefined
     this.#refuser = new Refuser({ buffer: this.#handle, device: this.device, timeoutMs, isGivenUp })
@@ -322,6 +324,7 @@ export class IntranodeBuffer implements Disposable {
     this.#closed = true
     native().closeBuffer(this.#handle)
     this.#memory.close()
+    this.#hostPlaces.close()
   }
 
   [Symbol.dispose](): void {
@@ -343,7 +346,7 @@ export class IntranodeBuffer implements Disposable {
     try {
       const checked = check()
       const { stream = this.device.defaultStream, timeoutMs = this.timeoutMs, previousEvent, slot } = options
-      requireStream(stream)
+      requireStream(stream, this.device)
       requireInteger('timeoutMs', timeoutMs, 1)
       const numSms = numSmsOf(options)
       if (awaited) requireNotCapturing(stream)
@@ -352,7 +355,10 @@ export class IntranodeBuffer implements Disposable {
       if (lease.previous !== undefined) stream.follow(lease.previous)
       const kernel: KernelCall = { buffer: this.#handle, slot: lease.slot, stream, timeoutMs, numSms }
       const plan = this.#enqueueMeeting(x, options, { call, kernel, ...checked })
-      const counts = awaited && options.plan === undefined ? new CountsOnHost(plan, stream) : undefined
+      const counts =
+        awaited && options.plan === undefined
+          ? new CountsOnHost(plan, stream, this.#hostPlaces.of(lease.slot))
+          : undefined
       return { lease, stream, kernel, plan, counts, counted: counts && stream.record() }
     } catch (error) {
       lease?.release()
@@ -395,7 +401,10 @@ export class IntranodeBuffer implements Disposable {
   }
 
   /** The plan when its counts are known: the dispatch's own, or the one that was given. */
-  async #settledPlan({ plan: given }: DispatchOptions, { plan, counts, counted, stream }: Begun): Promise<DispatchPlan> {
+  async #settledPlan(
+    { plan: given }: DispatchOptions,
+    { plan, counts, counted, stream }: Begun,
+  ): Promise<DispatchPlan> {
     if (given !== undefined) return given
     await settled(counted!, stream)
     return counts!.settle(plan)
@@ -417,7 +426,7 @@ export class IntranodeBuffer implements Disposable {
   /** Orders a combine's stream after the dispatch that filled the lease. */
   #enter(lease: Lease, options: CallOptions): KernelCall {
     const { stream = this.device.defaultStream, timeoutMs = this.timeoutMs, previousEvent } = options
-    requireStream(stream)
+    requireStream(stream, this.device)
     requireInteger('timeoutMs', timeoutMs, 1)
     const numSms = numSmsOf(options)
     if (previousEvent !== undefined) stream.wait(previousEvent)

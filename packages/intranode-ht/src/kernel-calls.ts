@@ -110,16 +110,19 @@ export function enqueueCombine(call: KernelCall, rows: CombinedRows, plan: Dispa
   // The sum reads every row that was sent and writes one for each token.
   const bytes = (): number | undefined =>
     times(bytesOfRow(x), stagedRows(staged, plan), sum(plan.numTokensPerRank), plan.numTokens)
-  traceOperation(
-    'intranode.combine',
-    stream,
-    bytes,
-    () =>
-      native().combine(
-        ...([stream.handle, buffer, slot, x.handle, topkWeights?.handle] as const),
-        ...([plan.rankPrefixMatrix.handle, plan.sendHead.handle] as const),
-        ...([biases[0]?.handle, biases[1]?.handle, combinedX.handle, combinedTopkWeights?.handle, timeoutMs, numSms] as const),
-      ),
+  traceOperation('intranode.combine', stream, bytes, () =>
+    native().combine(
+      ...([stream.handle, buffer, slot, x.handle, topkWeights?.handle] as const),
+      ...([plan.rankPrefixMatrix.handle, plan.sendHead.handle] as const),
+      ...([
+        biases[0]?.handle,
+        biases[1]?.handle,
+        combinedX.handle,
+        combinedTopkWeights?.handle,
+        timeoutMs,
+        numSms,
+      ] as const),
+    ),
   )
 }
 
@@ -137,15 +140,11 @@ export function enqueueCombineGrouped(call: KernelCall, rows: CombinedGroups, pl
   const { x, staged, topkIdx, topkWeights, combinedX } = rows
   const bytes = (): number | undefined =>
     times(bytesOfRow(x), stagedRows(staged, plan), sum(plan.numTokensPerExpert), plan.numTokens)
-  traceOperation(
-    'intranode.combineGrouped',
-    stream,
-    bytes,
-    () =>
-      native().combineGrouped(
-        ...([stream.handle, buffer, slot, plan.numExperts, x.handle, topkIdx.handle, topkWeights.handle] as const),
-        ...([plan.slotRow!.handle, plan.numRecvTokensPerExpert.handle, combinedX.handle, timeoutMs, numSms] as const),
-      ),
+  traceOperation('intranode.combineGrouped', stream, bytes, () =>
+    native().combineGrouped(
+      ...([stream.handle, buffer, slot, plan.numExperts, x.handle, topkIdx.handle, topkWeights.handle] as const),
+      ...([plan.slotRow!.handle, plan.numRecvTokensPerExpert.handle, combinedX.handle, timeoutMs, numSms] as const),
+    ),
   )
 }
 

@@ -1,5 +1,16 @@
-import { copyTensor, CudaDevice, type Device, type DType, dtypes, getDevice, type Stream, Tensor } from '@moe-ep/core'
+import {
+  copyTensor,
+  CudaDevice,
+  type Device,
+  type DType,
+  dtypes,
+  getDevice,
+  type Memory,
+  type Stream,
+  Tensor,
+} from '@moe-ep/core'
 import { defaultNumChannels, linearPlacement } from '@moe-ep/layout'
+import type { IntranodeBufferSizes } from './buffer-layout.js'
 import type { DispatchPlan } from './dispatch-handle.js'
 
 /** What decides the shapes of a plan. */
@@ -46,27 +57,52 @@ export function emptyPlan(shape: PlanShape): DispatchPlan {
   }
 }
 
+/** Where counts go on the host: memory that a device writes directly. */
+interface HostPlace {
+  readonly memory: Memory
+  readonly byteOffset: number
+}
+
+/**
+ * Places for the counts of every slot, made once: allocating such memory may wait for kernels that run. Only a cuda device
+ * needs them.
+ */
+export class HostPlaces {
+  readonly #memory: Memory | undefined
+  readonly #slotBytes: number
+
+  constructor(device: Device, { maxInFlight, maxExperts }: Required<IntranodeBufferSizes>, numRanks: number) {
+    this.#slotBytes = 4 * (numRanks * numRanks + Math.ceil(maxExperts / numRanks))
+    if (device instanceof CudaDevice) {
+      this.#memory = device.allocatePinned(getDevice('cpu'), maxInFlight * this.#slotBytes)
+    }
+  }
+
+  of(slot: number): HostPlace | undefined {
+    return this.#memory && { memory: this.#memory, byteOffset: slot * this.#slotBytes }
+  }
+
+  close(): void {
+    this.#memory?.close()
+  }
+}
+
 /** Counts of a plan on their way to the host. */
 export class CountsOnHost {
   readonly #rankPrefixMatrix: Tensor
   readonly #numRecvTokensPerExpert: Tensor
 
-  /** Enqueues their copies, after the notify kernel. On the cpu they are there already. */
-  constructor(plan: DispatchPlan, stream: Stream) {
-    const { device } = stream
-    if (!(device instanceof CudaDevice)) {
-      this.#rankPrefixMatrix = plan.rankPrefixMatrix
-      this.#numRecvTokensPerExpert = plan.numRecvTokensPerExpert
-      return
-    }
-    const onHost = (from: Tensor): Tensor => {
-      const memory = device.allocatePinned(getDevice('cpu'), from.byteLength)
-      const to = new Tensor({ memory, dtype: from.dtype, shape: from.shape })
+  /** Enqueues their copies to `place`, after the notify kernel. Without a place they are on the host already. */
+  constructor(plan: DispatchPlan, stream: Stream, place: HostPlace | undefined) {
+    const onHost = (from: Tensor, offset: number): Tensor => {
+      if (place === undefined) return from
+      const { memory, byteOffset } = place
+      const to = new Tensor({ memory, dtype: from.dtype, shape: from.shape, byteOffset: byteOffset + offset })
       copyTensor(from, to, { stream })
       return to
     }
-    this.#rankPrefixMatrix = onHost(plan.rankPrefixMatrix)
-    this.#numRecvTokensPerExpert = onHost(plan.numRecvTokensPerExpert)
+    this.#rankPrefixMatrix = onHost(plan.rankPrefixMatrix, 0)
+    this.#numRecvTokensPerExpert = onHost(plan.numRecvTokensPerExpert, plan.rankPrefixMatrix.byteLength)
   }
 
   /** The plan with its number of rows, once the stream has come here. */

@@ -1,5 +1,5 @@
-// Brings results home in two steps: ranks meet, then each pulls the rows of its tokens and sums them
-// in f32, in rank order.
+// Brings results home in two steps: ranks meet, then each pulls the rows of its tokens and sums
+// them in f32, in rank order.
 //
 // A warp sums pieces of rows. Its loads run ahead of its sums, across pieces, through a ring of
 // stages in shared memory: links are busy while sums are made.
@@ -99,9 +99,9 @@ __global__ void MeetKernel(const __grid_constant__ MeetArguments a) {
   const CombineArguments first = {__shfl_sync(kAllLanes, mine.columns, 0),
                                   __shfl_sync(kAllLanes, mine.dtype, 0),
                                   __shfl_sync(kAllLanes, mine.topk, 0)};
-  const bool other = lane < buffer.ranks() &&
-                     (mine.columns != first.columns || mine.dtype != first.dtype ||
-                      mine.topk != first.topk);
+  const bool other =
+      lane < buffer.ranks() &&
+      (mine.columns != first.columns || mine.dtype != first.dtype || mine.topk != first.topk);
   const uint32_t refusing = __ballot_sync(kAllLanes, refused);
   const uint32_t different = __ballot_sync(kAllLanes, other);
   if (refusing == 0 && different == 0) return;
@@ -245,8 +245,7 @@ __device__ __forceinline__ void Round(float (&sums)[kCount]) {
 }
 
 template <DType dtype, bool kGrouped, int kVectors, int kStages>
-__global__ void __launch_bounds__(kThreads, 1)
-    SumKernel(const __grid_constant__ SumArguments a) {
+__global__ void __launch_bounds__(kThreads, 1) SumKernel(const __grid_constant__ SumArguments a) {
   extern __shared__ __align__(128) uint8_t shared[];
   __shared__ uint64_t full_of_warps[kWarps][kStages];
   constexpr int kElements = kVectorElements<dtype>;
@@ -270,7 +269,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int64_t item = first; item < items; item += step) {
     const Piece piece = a.pieces.PieceOf(item);
     const Terms terms = TermsOf<kGrouped>(a, piece.row, lane);
-    const int vectors = (static_cast<int>(piece.bytes) - lane * 16 + kVectorBytes - 1) / kVectorBytes;
+    const int vectors =
+        (static_cast<int>(piece.bytes) - lane * 16 + kVectorBytes - 1) / kVectorBytes;
     float sums[kVectors][kElements];
     float partial[kGrouped ? kVectors : 1][kElements];
     // Adding to -0 gives what is added, whatever it is; no rows at all are +0.
@@ -298,8 +298,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
       if constexpr (kGrouped) {
         // What a rank's rows add up to is rounded, as an unpermute would leave it.
-        const bool last = term + 1 == terms.count ||
-                          __shfl_sync(kAllLanes, terms.first_of_rank, term + 1);
+        const bool last =
+            term + 1 == terms.count || __shfl_sync(kAllLanes, terms.first_of_rank, term + 1);
         if (last) {
 #pragma unroll
           for (int v = 0; v < kVectors; ++v) {
@@ -349,8 +349,7 @@ void LaunchSum(const Exec& exec, SumArguments a, int64_t row_bytes, int64_t bloc
   constexpr int kStages = kGrouped ? 12 : 6;
   a.pieces = RowPieces::Of(row_bytes, kVectors * kVectorBytes, kVectorBytes);
   const int64_t wanted = blocks > 0 ? blocks : kDefaultBlocks;
-  const int64_t useful =
-      std::max<int64_t>(1, (a.tokens * a.pieces.count + kWarps - 1) / kWarps);
+  const int64_t useful = std::max<int64_t>(1, (a.tokens * a.pieces.count + kWarps - 1) / kWarps);
   const int64_t grid = std::min<int64_t>({wanted, useful, Multiprocessors(exec.device())});
   Launch(SumKernel<dtype, kGrouped, kVectors, kStages>,
          {.grid = dim3(static_cast<unsigned>(grid)),
@@ -360,8 +359,7 @@ void LaunchSum(const Exec& exec, SumArguments a, int64_t row_bytes, int64_t bloc
 }
 
 template <bool kGrouped>
-void LaunchSumOf(const Exec& exec, DType dtype, SumArguments a, int64_t row_bytes,
-                 int64_t blocks) {
+void LaunchSumOf(const Exec& exec, DType dtype, SumArguments a, int64_t row_bytes, int64_t blocks) {
   a.arrived = exec.CudaScratch<unsigned int>(kScratchKey, 1);
   switch (dtype) {
     case DType::kBF16:
@@ -374,8 +372,8 @@ void LaunchSumOf(const Exec& exec, DType dtype, SumArguments a, int64_t row_byte
 }
 
 // `counts`: their sum is the rows that peers may ask for; inputs of worst-case size have more.
-void Stage(const Exec& exec, const Tensor& x, uint8_t* to, int64_t row_bytes,
-           const int32_t* counts, int64_t num_counts) {
+void Stage(const Exec& exec, const Tensor& x, uint8_t* to, int64_t row_bytes, const int32_t* counts,
+           int64_t num_counts) {
   if (x.data<uint8_t>() == to) return;
   const StageArguments a = {reinterpret_cast<const uint4*>(x.data()),
                             reinterpret_cast<uint4*>(to),

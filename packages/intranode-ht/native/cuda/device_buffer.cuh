@@ -52,8 +52,7 @@ struct DeviceBuffer {
   }
   __device__ Message MessageIn(int64_t of_slot, int rank, int source, uint64_t epoch) const {
     const int64_t turn = static_cast<int64_t>(epoch % 2) * ranks() + source;
-    uint8_t* const base =
-        AtSlot(of_slot, rank, layout.counts_offset + turn * layout.counts_stride);
+    uint8_t* const base = AtSlot(of_slot, rank, layout.counts_offset + turn * layout.counts_stride);
     return {base, ranks(), layout.max_experts};
   }
   __device__ SlotEpochs& Epochs() const { return EpochsOf(slot); }

@@ -20,8 +20,8 @@ struct Reporting {
 };
 
 inline Reporting MakeReporting() {
-  return {DescribeMismatch,        DescribeCapacity,  DescribeInvalidId, DescribeCombineMismatch,
-          DescribeUnsettled, DescribeRefusal, NextRefusalText()};
+  return {DescribeMismatch,  DescribeCapacity, DescribeInvalidId, DescribeCombineMismatch,
+          DescribeUnsettled, DescribeRefusal,  NextRefusalText()};
 }
 
 __device__ inline void FailWithRefusal(const Reporting& reporting, const Refusal& refusal, int rank,

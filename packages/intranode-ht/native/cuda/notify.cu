@@ -1,8 +1,8 @@
 // The first half of a dispatch in one launch of one cluster: its blocks are resident together, so
 // they can add up each other's counts, and none of them waits for one that has not begun.
 //
-// Each warp counts a run of tokens in shared memory. Prefix sums over warps, then blocks, then ranks
-// give every token its row: nothing depends on which warp is faster.
+// Each warp counts a run of tokens in shared memory. Prefix sums over warps, then blocks, then
+// ranks give every token its row: nothing depends on which warp is faster.
 #include <cooperative_groups.h>
 
 #include <string>
@@ -181,8 +181,7 @@ __device__ Found GatherBlocks(const SharedWords& words, int32_t* shared, Found* 
     int32_t total = 0;
 #pragma unroll
     for (int other = 0; other < kBlocks; ++other) {
-      const int32_t count =
-          cluster.map_shared_rank(shared, other)[words.block_totals() + column];
+      const int32_t count = cluster.map_shared_rank(shared, other)[words.block_totals() + column];
       if (other < block) before += count;
       total += count;
     }
@@ -229,7 +228,8 @@ __device__ void WriteMessage(const NotifyArguments& a, const SharedWords& words,
   const Message message = a.buffer.MessageAt(peer, a.buffer.rank(), epoch);
   const int32_t* totals = shared + words.totals();
   if (threadIdx.x == 0) FillHead(message.head(), a.shared, invalid, a.room);
-  for (int i = threadIdx.x; i < words.ranks; i += kThreads) message.tokens_per_rank()[i] = totals[i];
+  for (int i = threadIdx.x; i < words.ranks; i += kThreads)
+    message.tokens_per_rank()[i] = totals[i];
   for (int i = threadIdx.x; i < words.experts; i += kThreads)
     message.per_expert()[i] = totals[words.ranks + i];
   for (int i = threadIdx.x; i < words.channels; i += kThreads)
@@ -263,9 +263,7 @@ __device__ void GatherRanks(const NotifyArguments& a, const SharedWords& words, 
 // What this rank receives. One block calls it.
 __device__ void WriteReceived(const NotifyArguments& a, const SharedWords& words,
                               const ExpertPlacement& placement, uint64_t epoch) {
-  const auto from = [&](int source) {
-    return a.buffer.MessageAt(a.buffer.rank(), source, epoch);
-  };
+  const auto from = [&](int source) { return a.buffer.MessageAt(a.buffer.rank(), source, epoch); };
   for (int destination = threadIdx.x; destination < words.ranks; destination += kThreads) {
     int32_t sum = 0;
     for (int source = 0; source < words.ranks; ++source) {
@@ -366,7 +364,8 @@ __device__ void WriteSlotRows(const NotifyArguments& a, const SharedWords& words
     const uint32_t same = __match_any_sync(kAllLanes, expert);
     int32_t row = -1;
     if (expert >= 0) {
-      row = counts[expert] + before_block[expert] + before_rank[expert] + __popc(same & lanes_below);
+      row =
+          counts[expert] + before_block[expert] + before_rank[expert] + __popc(same & lanes_below);
     }
     __syncwarp();
     if (expert >= 0 && (same & lanes_below) == 0) counts[expert] += __popc(same);
@@ -399,8 +398,7 @@ __global__ void __cluster_dims__(kBlocks, 1, 1) __launch_bounds__(kThreads)
   if (blockIdx.x == 0 && threadIdx.x == 0)
     found.may_begin = CheckNotPoisoned(buffer.routes, a.patience.failure);
   const TokenRun run = RunOf(a, blockIdx.x, warp);
-  if (warp < a.warps)
-    CountRun(a, words, shared, placement, run, warp, lane, &found.invalid);
+  if (warp < a.warps) CountRun(a, words, shared, placement, run, warp, lane, &found.invalid);
   __syncthreads();
   ScanWarps(words, shared);
   const Found all = GatherBlocks(words, shared, &found);
@@ -415,17 +413,16 @@ __global__ void __cluster_dims__(kBlocks, 1, 1) __launch_bounds__(kThreads)
                     Operation::kIntranodeDispatch, Missing::kCombineRead, lane);
   if (!__syncthreads_and(ok)) return;
   const auto slot = static_cast<int64_t>(all.invalid);
-  const InvalidId invalid = all.invalid == kNone
-                                ? InvalidId{-1, -1}
-                                : InvalidId{slot / a.topk, a.ids[slot]};
+  const InvalidId invalid =
+      all.invalid == kNone ? InvalidId{-1, -1} : InvalidId{slot / a.topk, a.ids[slot]};
   for (int step = blockIdx.x; step < buffer.ranks(); step += kBlocks) {
     const int peer = (buffer.rank() + step) % buffer.ranks();
     WriteMessage(a, words, shared, peer, epoch, invalid);
     __syncthreads();
     if (threadIdx.x == 0)
-      StoreSignal(buffer.routes.Signal(
-                      peer, buffer.SignalIndex(SignalKind::kCounts, buffer.rank())),
-                  epoch);
+      StoreSignal(
+          buffer.routes.Signal(peer, buffer.SignalIndex(SignalKind::kCounts, buffer.rank())),
+          epoch);
   }
   if (warp == 0)
     ok = WaitForAll(buffer, a.patience, begin_ns, SignalKind::kCounts, epoch,
@@ -491,8 +488,8 @@ __global__ void NotifyCachedKernel(const __grid_constant__ CachedArguments a) {
     shared.plan_digest = DigestOf(counts, num_counts);
     FillHead(buffer.MessageAt(lane, buffer.rank(), epoch).head(), shared, {-1, -1},
              buffer.layout.capacity);
-    StoreSignal(
-        buffer.routes.Signal(lane, buffer.SignalIndex(SignalKind::kCounts, buffer.rank())), epoch);
+    StoreSignal(buffer.routes.Signal(lane, buffer.SignalIndex(SignalKind::kCounts, buffer.rank())),
+                epoch);
   }
   if (!WaitForAll(buffer, a.patience, begin_ns, SignalKind::kCounts, epoch,
                   Operation::kIntranodeDispatch, Missing::kFreeSlot, lane))

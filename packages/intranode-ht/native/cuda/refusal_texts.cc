@@ -28,8 +28,8 @@ RefusalText* NextRefusalText() {
 void DescribeRefusal(const int64_t* values, moe_ep_failure_text* text) {
   const auto& [rank, refusal] = *reinterpret_cast<const RefusalText*>(values[0]);
   const char* operation = values[1] != 0 ? kCombineOperation : kDispatchOperation;
-  const std::string message = std::string(operation) + ": refused by rank " +
-                              std::to_string(rank) + ": " + refusal.words;
+  const std::string message =
+      std::string(operation) + ": refused by rank " + std::to_string(rank) + ": " + refusal.words;
   std::strncpy(text->code, refusal.code, sizeof(text->code) - 1);
   std::strncpy(text->message, message.c_str(), sizeof(text->message) - 1);
 }

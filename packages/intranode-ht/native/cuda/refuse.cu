@@ -61,9 +61,8 @@ __global__ void RefuseDispatchKernel(const __grid_constant__ RefuseArguments a) 
   const DeviceBuffer& buffer = a.buffer;
   if (!CheckNotPoisoned(buffer.routes, a.patience.failure)) return;
   for (int peer = 0; peer < buffer.ranks(); ++peer) {
-    StoreSignal(
-        buffer.routes.Signal(peer, buffer.RefusalSignalIndex(a.call, buffer.rank())),
-        static_cast<uint64_t>(a.call) + 1);
+    StoreSignal(buffer.routes.Signal(peer, buffer.RefusalSignalIndex(a.call, buffer.rank())),
+                static_cast<uint64_t>(a.call) + 1);
   }
   const auto told = [&] {
     // Asked in this order: who has refused since does not hold the meeting.

@@ -149,8 +149,7 @@ __device__ void SendPieces(const SendArguments& a, uint8_t* stages, uint64_t* fu
   WaitBulkStores<0>();
 }
 
-__global__ void __launch_bounds__(kThreads)
-    SendKernel(const __grid_constant__ SendArguments a) {
+__global__ void __launch_bounds__(kThreads) SendKernel(const __grid_constant__ SendArguments a) {
   extern __shared__ __align__(128) uint8_t shared[];
   __shared__ uint64_t full[kWarps][kStages];
   if (Failed(a.patience.failure)) return;
@@ -230,8 +229,8 @@ __device__ RowKind KindOf(const int32_t* ends, int experts, int64_t row) {
 
 constexpr int kTileRows = 32;
 
-// A block takes tiles of rows: their ids, zeros where padding is to be zero, and their scales, which
-// arrived in rows and are turned into columns in shared memory.
+// A block takes tiles of rows: their ids, zeros where padding is to be zero, and their scales,
+// which arrived in rows and are turned into columns in shared memory.
 __global__ void __launch_bounds__(kFinishThreads)
     FinishKernel(const __grid_constant__ FinishArguments a) {
   extern __shared__ int32_t ends[];
@@ -355,8 +354,8 @@ void SendGrouped(const Exec& exec, const SendGroupedCall& call) {
       .failure = exec.cuda_skip(),
   };
   Launch(FinishKernel,
-         {.grid = GridFor((call.buffer->layout.capacity + kTileRows - 1) / kTileRows,
-                          exec.device(), 4),
+         {.grid =
+              GridFor((call.buffer->layout.capacity + kTileRows - 1) / kTileRows, exec.device(), 4),
           .block = kFinishThreads,
           .shared_bytes = 2 * experts * static_cast<int64_t>(sizeof(int32_t))},
          exec.cuda_stream(), finish);

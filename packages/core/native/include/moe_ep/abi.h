@@ -36,7 +36,7 @@ struct moe_ep_tensor {
 #define MOE_EP_FAILURE_VALUES 6
 struct moe_ep_failure_text {
   char code[48];
-  char message[464];
+  char message[976];
 };
 typedef void (*moe_ep_describe_failure)(const int64_t* values, moe_ep_failure_text* text);
 struct moe_ep_failure_record {
