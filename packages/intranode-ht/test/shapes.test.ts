@@ -79,10 +79,12 @@ test('a plan gives what a fresh dispatch gives, for other rows, dtypes and sizes
       const fresh = { ...shape, ...other, choose: choose() }
       const plansOfFresh = await expectRoundTrip(ranks, fresh, { scales: true })
       const fields = (all: typeof plans) =>
-        all.map((plan) =>
-          [plan.sendHead, plan.rankPrefixMatrix, plan.channelPrefixMatrix, plan.isTokenInRank].map(rowsOf),
+        Promise.all(
+          all.flatMap((plan) =>
+            [plan.sendHead, plan.rankPrefixMatrix, plan.channelPrefixMatrix, plan.isTokenInRank].map(rowsOf),
+          ),
         )
-      expect(fields(plansOfFresh)).toEqual(fields(plans))
+      expect(await fields(plansOfFresh)).toEqual(await fields(plans))
       await expectRoundTrip(ranks, { ...fresh, choose: choose() }, { plans, scales: true })
       await expectRoundTrip(ranks, { ...fresh, choose: choose() }, { plans, slot: 1, zeroCopy: true })
     }

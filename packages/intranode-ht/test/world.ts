@@ -1,12 +1,19 @@
 import { copyTensor, type DType, decode, encode, getDefaultDevice, type Stream, Tensor } from '@moe-ep/core'
 import type { ProcessGroup } from '@moe-ep/transport'
+import { expect } from 'vitest'
 import { closeWorld, openWorld } from '../../transport/test/rendezvous/world.js'
+import { countMappings, eventually } from '../../transport/test/symmetric/world.js'
 import { IntranodeBuffer, type IntranodeBufferOptions, type reference } from '../src/index.js'
 
 export { codesOf, failureOf } from '../../transport/test/rendezvous/world.js'
 
-/** What the suites run on: ranks of a world share a GPU. */
+/** The same cases on every device: MOE_EP_DEVICE names it. Ranks of one process share a GPU, each with a stream of its own. */
 export const device = getDefaultDevice()
+
+/** A buffer on that device. */
+export function createBuffer(group: ProcessGroup, options: IntranodeBufferOptions): Promise<IntranodeBuffer> {
+  return IntranodeBuffer.create(group, { device, ...options })
+}
 
 /** One rank of a world inside this process: its own group, stream and buffer. */
 export interface Rank {
@@ -26,9 +33,7 @@ export async function withWorld(
   const groups = await openWorld(numRanks)
   const streams = groups.map((_, rank) => device.createStream({ threads: threads(rank) }))
   try {
-    const buffers = await Promise.all(
-      groups.map((group) => IntranodeBuffer.create(group, { device, ...bufferOptions })),
-    )
+    const buffers = await Promise.all(groups.map((group) => createBuffer(group, bufferOptions)))
     await body(groups.map((group, rank) => ({ rank, group, stream: streams[rank]!, buffer: buffers[rank]! })))
     for (const buffer of buffers) buffer.close()
   } finally {
@@ -80,9 +85,9 @@ export function toTensors(input: reference.ReferenceInput, shape: InputShape, id
   }
 }
 
-/** Elements of a tensor as numbers, once all of the device's work that may write it was waited for. */
+/** Elements of a tensor as numbers. The stream that writes them must have been awaited: they are read on the default stream. */
 export async function numbersOf(tensor: Tensor): Promise<number[]> {
-  return Array.from(await tensor.readNumbers(), Number)
+  return Array.from(await tensor.readNumbers())
 }
 
 /** Rows of a tensor as numbers. */
@@ -95,4 +100,10 @@ export async function rowsOf(tensor: Tensor): Promise<number[][]> {
 /** Enqueues a copy of a tensor's elements into another. */
 export function overwrite(to: Tensor, from: Tensor, stream: Stream): void {
   copyTensor(from, to, { stream })
+}
+
+/** Everything but so many mappings is gone: on the cpu at once, on a GPU when somebody looks after it has done its work. */
+export async function expectMappings(count: number): Promise<void> {
+  if (device.kind === 'cuda') await eventually(() => countMappings() === count, `there are ${count} mappings`)
+  expect(countMappings()).toBe(count)
 }
