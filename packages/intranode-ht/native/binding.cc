@@ -28,6 +28,7 @@ const BufferHandle& BufferArgument(const Arguments& args, size_t index) {
   if (!same) Throw(args.env(), "ERR_MOE_EP_ARGUMENT", "expected an intranode buffer handle");
   const BufferHandle& handle = *value.As<Napi::External<BufferHandle>>().Data();
   if (handle == nullptr) Throw(args.env(), "ERR_MOE_EP_RELEASED", "the buffer was closed");
+  args.RequireDevice(handle->routes.device(), "intranode buffer");
   return handle;
 }
 

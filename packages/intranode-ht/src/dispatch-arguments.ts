@@ -1,5 +1,6 @@
 import {
   argumentError,
+  type Device,
   type DType,
   dtypes,
   MoeEpError,
@@ -108,9 +109,11 @@ function checkPlan(plan: DispatchPlan, x: Tensor, grouped: boolean, { sizes, ran
 }
 
 /** @throws ERR_MOE_EP_ARGUMENT. Streams of the other module format's copy will do. */
-export function requireStream(stream: unknown): asserts stream is Stream {
+export function requireStream(stream: unknown, device: Device): asserts stream is Stream {
   if (typeof stream !== 'object' || stream === null || !('follow' in stream))
     throw argumentError('stream', 'a Stream', stream)
+  if ((stream as Stream).device.name !== device.name)
+    throw argumentError('stream', `a stream of ${device}`, `one of ${(stream as Stream).device}`)
 }
 
 /** A dispatch that waits for counts cannot be recorded. */

@@ -49,7 +49,7 @@ import { type Filled, SlotViews } from './slot-views.js'
 
 /** How a buffer is made. */
 export interface IntranodeBufferOptions extends IntranodeBufferSizes {
-  /** @default the cpu device */
+  /** Whose memory rows lie in, and whose streams run the calls. @default the default device (`getDefaultDevice()` of core) */
   readonly device?: Device
   /** Deadline of every wait for a peer. @default the group's */
   readonly timeoutMs?: number
@@ -343,7 +343,7 @@ export class IntranodeBuffer implements Disposable {
     try {
       const checked = check()
       const { stream = this.device.defaultStream, timeoutMs = this.timeoutMs, previousEvent, slot } = options
-      requireStream(stream)
+      requireStream(stream, this.device)
       requireInteger('timeoutMs', timeoutMs, 1)
       const numSms = numSmsOf(options)
       if (awaited) requireNotCapturing(stream)
@@ -353,7 +353,7 @@ export class IntranodeBuffer implements Disposable {
       const kernel: KernelCall = { buffer: this.#handle, slot: lease.slot, stream, timeoutMs, numSms }
       const plan = this.#enqueueMeeting(x, options, { call, kernel, ...checked })
       const counts = awaited && options.plan === undefined ? new CountsOnHost(plan, stream) : undefined
-      return { lease, stream, kernel, plan, counts, counted: stream.record() }
+      return { lease, stream, kernel, plan, counts, counted: counts && stream.record() }
     } catch (error) {
       lease?.release()
       return this.#refuse(call, MoeEpError.from(error), options, awaited)
@@ -397,7 +397,7 @@ export class IntranodeBuffer implements Disposable {
   /** The plan when its counts are known: the dispatch's own, or the one that was given. */
   async #settledPlan({ plan: given }: DispatchOptions, { plan, counts, counted, stream }: Begun): Promise<DispatchPlan> {
     if (given !== undefined) return given
-    await settled(counted, stream)
+    await settled(counted!, stream)
     return counts!.settle(plan)
   }
 
@@ -417,7 +417,7 @@ export class IntranodeBuffer implements Disposable {
   /** Orders a combine's stream after the dispatch that filled the lease. */
   #enter(lease: Lease, options: CallOptions): KernelCall {
     const { stream = this.device.defaultStream, timeoutMs = this.timeoutMs, previousEvent } = options
-    requireStream(stream)
+    requireStream(stream, this.device)
     requireInteger('timeoutMs', timeoutMs, 1)
     const numSms = numSmsOf(options)
     if (previousEvent !== undefined) stream.wait(previousEvent)
@@ -480,13 +480,13 @@ interface Meeting extends Checked {
   readonly kernel: KernelCall
 }
 
-/** The first half of a dispatch: its plan is complete at `counted`. */
+/** The first half of a dispatch. */
 interface Begun {
   readonly lease: Lease
   readonly stream: Stream
   readonly kernel: KernelCall
   readonly plan: DispatchPlan
-  /** Of a dispatch that awaits counts. */
+  /** Of a dispatch that awaits counts: its plan is complete at `counted`. */
   readonly counts: CountsOnHost | undefined
-  readonly counted: Event
+  readonly counted: Event | undefined
 }

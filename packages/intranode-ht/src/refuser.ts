@@ -51,7 +51,8 @@ export class Refuser {
     if (isGivenUp() || isCapturing(wanted)) return undefined
     // The stream may be what is wrong with the call.
     return [wanted, device.defaultStream].find(
-      (stream): stream is Stream => stream instanceof Stream && !stream.closed && !stream.capturing,
+      (stream): stream is Stream =>
+        stream instanceof Stream && stream.device.name === device.name && !stream.closed && !stream.capturing,
     )
   }
 }

@@ -3,7 +3,7 @@ import { linearPlacement, reference as layoutReference } from '@moe-ep/layout'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { type DispatchPlan, reference } from '../src/index.js'
-import { type InputShape, randomInputs, rowsOf, toTensors, withWorld } from './world.js'
+import { type InputShape, randomInputs, rowsOf, toTensors, withWorld, numbersOf } from './world.js'
 
 const shapes = fc
   .record({
@@ -61,15 +61,15 @@ describe('dispatch and combine', () => {
               const received = await buffer.dispatch(x, { ...routing, numExperts, stream, numChannels: 3 })
               await received.event.synchronize()
               const rows = expected[rank]!
-              expect(rowsOf(received.recvX)).toEqual(rows.map((row) => row.values))
-              expect(rowsOf(received.recvTopkIdx!)).toEqual(rows.map((row) => row.topkIdx))
-              expect(rowsOf(received.recvTopkWeights!)).toEqual(rows.map((row) => row.topkWeights))
-              expect(Array.from(received.handle.recvSrcIdx.toNumbers())).toEqual(rows.map((row) => row.sourceToken))
-              expectPlan(received.handle.plan, inputs, rank, numExperts)
+              expect(await rowsOf(received.recvX)).toEqual(rows.map((row) => row.values))
+              expect(await rowsOf(received.recvTopkIdx!)).toEqual(rows.map((row) => row.topkIdx))
+              expect(await rowsOf(received.recvTopkWeights!)).toEqual(rows.map((row) => row.topkWeights))
+              expect(await numbersOf(received.handle.recvSrcIdx)).toEqual(rows.map((row) => row.sourceToken))
+              await expectPlan(received.handle.plan, inputs, rank, numExperts)
               const y = Tensor.from(results[rank]!.flat(), [rows.length, hidden], dtype)
               const { combinedX } = buffer.combine(y, received.handle, { stream })
               await stream.synchronize()
-              expect(rowsOf(combinedX)).toEqual(expectedCombine[rank])
+              expect(await rowsOf(combinedX)).toEqual(expectedCombine[rank])
             }),
           )
         })
@@ -79,12 +79,12 @@ describe('dispatch and combine', () => {
   })
 })
 
-function expectPlan(
+async function expectPlan(
   plan: DispatchPlan,
   inputs: readonly reference.ReferenceInput[],
   rank: number,
   numExperts: number,
-): void {
+): Promise<void> {
   const numRanks = inputs.length
   const layouts = inputs.map((input) => layoutReference.getDispatchLayout(input.topkIdx, { numExperts, numRanks }))
   const inRank = layouts.map(({ isTokenInRank }, source) =>
@@ -93,18 +93,18 @@ function expectPlan(
     ),
   )
   const prefix = layoutReference.getRankPrefixMatrix(layouts.map((layout) => [...layout.numTokensPerRank]))
-  expect(rowsOf(plan.rankPrefixMatrix)).toEqual(prefix)
-  expect(plan.numTokensPerRank.data).toEqual(layouts[rank]!.numTokensPerRank)
-  expect(plan.numTokensPerExpert.data).toEqual(layouts[rank]!.numTokensPerExpert)
-  expect(plan.isTokenInRank.data).toEqual(layouts[rank]!.isTokenInRank)
+  expect(await rowsOf(plan.rankPrefixMatrix)).toEqual(prefix)
+  expect(await plan.numTokensPerRank.read()).toEqual(layouts[rank]!.numTokensPerRank)
+  expect(await plan.numTokensPerExpert.read()).toEqual(layouts[rank]!.numTokensPerExpert)
+  expect(await plan.isTokenInRank.read()).toEqual(layouts[rank]!.isTokenInRank)
   const channels = inRank.map((rows) => layoutReference.getChannelPrefixMatrix(rows, numRanks, 3))
-  expect(rowsOf(plan.channelPrefixMatrix)).toEqual(channels[rank])
-  expect(rowsOf(plan.recvChannelPrefixMatrix)).toEqual(channels.map((matrix) => matrix[rank]))
+  expect(await rowsOf(plan.channelPrefixMatrix)).toEqual(channels[rank])
+  expect(await rowsOf(plan.recvChannelPrefixMatrix)).toEqual(channels.map((matrix) => matrix[rank]))
   const { begin, end } = linearPlacement(numExperts, numRanks).rangeOf(rank)
   const perExpert = Array.from({ length: end - begin }, (_, expert) =>
     layouts.reduce((sum, layout) => sum + layout.numTokensPerExpert[begin + expert]!, 0),
   )
-  expect(Array.from(plan.numRecvTokensPerExpert.data, Number)).toEqual(perExpert)
+  expect(await numbersOf(plan.numRecvTokensPerExpert)).toEqual(perExpert)
   const heads = inRank[rank]!.map((row, token) =>
     row.map((sent, r) =>
       sent
@@ -112,5 +112,5 @@ function expectPlan(
         : -1,
     ),
   )
-  expect(rowsOf(plan.sendHead)).toEqual(heads)
+  expect(await rowsOf(plan.sendHead)).toEqual(heads)
 }

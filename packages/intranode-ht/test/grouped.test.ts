@@ -3,7 +3,7 @@ import { permute, unpermuteAndReduce } from '@moe-ep/deepgemm-permute'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { maxGroupedRows } from '../src/index.js'
-import { type InputShape, type Rank, randomInputs, randomNumbers, toTensors, withWorld } from './world.js'
+import { type InputShape, type Rank, randomInputs, randomNumbers, toTensors, withWorld, numbersOf } from './world.js'
 
 const shapes = fc
   .record({
@@ -23,15 +23,16 @@ const shapes = fc
     }),
   )
 
-const bytesOf = (tensor: Tensor): Buffer => {
-  const { buffer, byteOffset, byteLength } = tensor.data
+const bytesOf = async (tensor: Tensor): Promise<Buffer> => {
+  const { buffer, byteOffset, byteLength } = await tensor.read()
   return Buffer.from(new Uint8Array(buffer, byteOffset, byteLength))
 }
 
-/** Elements of a strided matrix, row by row. */
-function stridedRows(tensor: Tensor): number[] {
+/** Elements of a matrix that lies column by column, row by row. */
+async function stridedRows(tensor: Tensor): Promise<number[]> {
   const { memory, byteOffset, shape, strides } = tensor
-  const values = new Float32Array(memory.arrayBuffer, byteOffset)
+  const columns = new Tensor({ memory, dtype: 'f32', shape: [shape[1]!, strides[1]!], byteOffset })
+  const values = await numbersOf(columns)
   return Array.from({ length: shape[0]! * shape[1]! }, (_, i) => {
     const [row, column] = [Math.floor(i / shape[1]!), i % shape[1]!]
     return values[row * strides[0]! + column * strides[1]!]!
@@ -99,19 +100,19 @@ async function compare(
     [...plain.numRecvTokensPerExpert].map((count) => Math.ceil(count / expertAlignment) * expertAlignment),
   )
   if (permuted !== undefined) {
-    expect(bytesOf(grouped.recvX).equals(bytesOf(permuted.rows))).toBe(true)
-    expect(bytesOf(grouped.expertIds).equals(bytesOf(permuted.expertIds))).toBe(true)
-    expect(stridedRows(grouped.recvXScales!)).toEqual(Array.from(permuted.scales!.toNumbers()))
+    expect((await bytesOf(grouped.recvX)).equals(await bytesOf(permuted.rows))).toBe(true)
+    expect((await bytesOf(grouped.expertIds)).equals(await bytesOf(permuted.expertIds))).toBe(true)
+    expect(await stridedRows(grouped.recvXScales!)).toEqual(await numbersOf(permuted.scales!))
   }
 
   // A cached plan gives the same rows again, in a slot of its own.
   const results = Array.from({ length: grouped.recvX.numel }, () => random() - 0.5)
-  const y = Tensor.wrap(encode(dtype, results), grouped.recvX.shape, dtype)
-  const rows = bytesOf(grouped.recvX)
+  const y = Tensor.copyOf(encode(dtype, results), grouped.recvX.shape, dtype)
+  const rows = await bytesOf(grouped.recvX)
   const combined = buffer.combineGrouped(y, grouped.handle, { stream })
   const again = await buffer.dispatchGrouped(x, { ...common, ...layout, plan: grouped.handle.plan, zeroPadding: true })
   await stream.synchronize()
-  expect(bytesOf(again.recvX).equals(rows)).toBe(true)
+  expect((await bytesOf(again.recvX)).equals(rows)).toBe(true)
   again.handle.lease.release()
 
   const reduced =
@@ -123,5 +124,5 @@ async function compare(
         })
   const expected = buffer.combine(reduced, plain.handle, { stream })
   await stream.synchronize()
-  expect(bytesOf(combined.combinedX).equals(bytesOf(expected.combinedX))).toBe(true)
+  expect((await bytesOf(combined.combinedX)).equals(await bytesOf(expected.combinedX))).toBe(true)
 }

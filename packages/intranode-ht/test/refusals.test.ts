@@ -5,7 +5,7 @@ import { thrownBy } from '../../transport/test/symmetric/world.js'
 import { type DispatchOptions, IntranodeBuffer, type IntranodeBufferSizes } from '../src/index.js'
 import { expectRefused, never } from './one-wrong.js'
 import { planTrip, expectRoundTrip, startTrip } from './round-trip.js'
-import { codesOf, failureOf, type InputShape, randomNumbers, type Rank, withWorld } from './world.js'
+import { codesOf, failureOf, type InputShape, randomNumbers, type Rank, withWorld, numbersOf } from './world.js'
 
 const shape: InputShape = { numTokens: [5, 0, 8], hidden: 32, topk: 3, numExperts: 7, dtype: 'bf16', seed: 11 }
 const sizes = { hidden: 32, maxTokensPerRank: 8, maxElementBytes: 4 }
@@ -49,9 +49,9 @@ describe('a capacity that does not suffice', () => {
           for (const { expert, counts } of calls) {
             rank.stream.delay(Math.floor(random() ** 6 * 3000))
             const outcome = await sendTo(rank, expert, counts[rank.rank]!, 4).then(
-              ({ handle }) => {
+              async ({ handle }) => {
                 handle.lease.release()
-                return `prefix ${[...handle.plan.rankPrefixMatrix.data]}`
+                return `prefix ${await numbersOf(handle.plan.rankPrefixMatrix)}`
               },
               (error: Error) => error.message,
             )

@@ -1,7 +1,7 @@
 import { type DType, decode, dtypes, encode, Tensor } from '@moe-ep/core'
 import { expect } from 'vitest'
 import { type DispatchPlan, type DispatchResult, reference } from '../src/index.js'
-import { type InputShape, type Rank, randomInputs, randomNumbers, rowsOf, toTensors } from './world.js'
+import { type InputShape, type Rank, randomInputs, randomNumbers, rowsOf, toTensors, numbersOf, overwrite } from './world.js'
 
 /** How a round trip is made; all ranks alike. */
 export interface TripOptions {
@@ -84,13 +84,13 @@ export async function checkRows({ rank }: Rank, trip: Trip, got: DispatchResult)
   await got.event.synchronize()
   const rows = trip.received[rank]!
   const { options } = trip
-  expect(rowsOf(got.recvX)).toEqual(rows.map((row) => row.values))
-  expect(Array.from(got.handle.recvSrcIdx.toNumbers())).toEqual(rows.map((row) => row.sourceToken))
-  expect(got.recvTopkIdx && rowsOf(got.recvTopkIdx)).toEqual(options.plans ? undefined : rows.map((row) => row.topkIdx))
-  expect(got.recvTopkWeights && rowsOf(got.recvTopkWeights)).toEqual(
+  expect(await rowsOf(got.recvX)).toEqual(rows.map((row) => row.values))
+  expect(await numbersOf(got.handle.recvSrcIdx)).toEqual(rows.map((row) => row.sourceToken))
+  expect(got.recvTopkIdx && await rowsOf(got.recvTopkIdx)).toEqual(options.plans ? undefined : rows.map((row) => row.topkIdx))
+  expect(got.recvTopkWeights && await rowsOf(got.recvTopkWeights)).toEqual(
     options.plans || options.weights === false ? undefined : rows.map((row) => row.topkWeights),
   )
-  expect(got.recvXScales && rowsOf(got.recvXScales)).toEqual(
+  expect(got.recvXScales && await rowsOf(got.recvXScales)).toEqual(
     options.scales ? rows.map((row) => trip.scales[row.sourceRank]![row.sourceToken]) : undefined,
   )
 }
@@ -106,13 +106,13 @@ export async function finishTrip(
   let y = Tensor.from(values, [results[rank]!.length, shape.hidden], combineDtype)
   if (options.zeroCopy) {
     const place = buffer.combineInput(handle, { dtype: combineDtype })
-    place.data.set(y.data as never)
+    overwrite(place, y, stream)
     y = place
   }
   const { combinedX, event } = buffer.combine(y, handle, { stream })
   expect(handle.lease.active).toBe(false)
   await event.synchronize()
-  expect(rowsOf(combinedX)).toEqual(trip.combined[rank])
+  expect(await rowsOf(combinedX)).toEqual(trip.combined[rank])
 }
 
 /** Dispatch and combine on all ranks at once, everything compared. Gives each rank's plan. */

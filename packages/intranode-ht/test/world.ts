@@ -1,11 +1,12 @@
-import { type DType, decode, encode, getDevice, type Stream, Tensor } from '@moe-ep/core'
+import { copyTensor, type DType, decode, encode, getDefaultDevice, type Stream, Tensor } from '@moe-ep/core'
 import type { ProcessGroup } from '@moe-ep/transport'
 import { closeWorld, openWorld } from '../../transport/test/rendezvous/world.js'
 import { IntranodeBuffer, type IntranodeBufferOptions, type reference } from '../src/index.js'
 
 export { codesOf, failureOf } from '../../transport/test/rendezvous/world.js'
 
-export const device = getDevice('cpu')
+/** What the suites run on: ranks of a world share a GPU. */
+export const device = getDefaultDevice()
 
 /** One rank of a world inside this process: its own group, stream and buffer. */
 export interface Rank {
@@ -25,7 +26,7 @@ export async function withWorld(
   const groups = await openWorld(numRanks)
   const streams = groups.map((_, rank) => device.createStream({ threads: threads(rank) }))
   try {
-    const buffers = await Promise.all(groups.map((group) => IntranodeBuffer.create(group, bufferOptions)))
+    const buffers = await Promise.all(groups.map((group) => IntranodeBuffer.create(group, { device, ...bufferOptions })))
     await body(groups.map((group, rank) => ({ rank, group, stream: streams[rank]!, buffer: buffers[rank]! })))
     for (const buffer of buffers) buffer.close()
   } finally {
@@ -77,9 +78,19 @@ export function toTensors(input: reference.ReferenceInput, shape: InputShape, id
   }
 }
 
+/** Elements of a tensor as numbers, once all of the device's work that may write it was waited for. */
+export async function numbersOf(tensor: Tensor): Promise<number[]> {
+  return Array.from(await tensor.readNumbers(), Number)
+}
+
 /** Rows of a tensor as numbers. */
-export function rowsOf(tensor: Tensor): number[][] {
+export async function rowsOf(tensor: Tensor): Promise<number[][]> {
   const [rows, columns] = tensor.shape as [number, number]
-  const values = Array.from(tensor.toNumbers())
+  const values = await numbersOf(tensor)
   return Array.from({ length: rows }, (_, row) => values.slice(row * columns, (row + 1) * columns))
+}
+
+/** Enqueues a copy of a tensor's elements into another. */
+export function overwrite(to: Tensor, from: Tensor, stream: Stream): void {
+  copyTensor(from, to, { stream })
 }

@@ -4,7 +4,7 @@ import {
   type Device,
   type DType,
   type ErrorCode,
-  getDevice,
+  getDefaultDevice,
   MoeEpError,
   requireInteger,
   requireTensor,
@@ -24,7 +24,7 @@ export interface SymmetricMemoryOptions {
   readonly byteLength: number
   /** 64-bit signals on every rank. @default 0 */
   readonly numSignals?: number
-  /** Where this rank's part lies; devices of one kind on all ranks. Ranks may share a GPU. @default the cpu device */
+  /** Where this rank's part lies; devices of one kind on all ranks. Ranks may share a GPU. @default the default device */
   readonly device?: Device
   /**
    * How memory of cuda devices is shared, the same on all ranks. By `vmm` a mapping outlives the rank that made it; by `ipc`, CUDA's
@@ -90,7 +90,7 @@ export class SymmetricMemory implements Disposable {
    *   when a peer's GPU cannot be reached; what the group fails with.
    */
   static async create(group: ProcessGroup, options: SymmetricMemoryOptions): Promise<SymmetricMemory> {
-    const { byteLength, numSignals = 0, device = getDevice('cpu'), sharing = 'auto' } = options
+    const { byteLength, numSignals = 0, device = getDefaultDevice(), sharing = 'auto' } = options
     const { timeoutMs = group.timeoutMs, signal } = options
     requireInteger('byteLength', byteLength, 0)
     requireInteger('numSignals', numSignals, 0, 2 ** 24)

@@ -96,6 +96,14 @@ class Arguments {
     return stream;
   }
 
+  // Whatever else the call uses must be on the stream's device, too.
+  void RequireDevice(int32_t device, const char* what) const {
+    if (device_ == kNoStream || device == device_) return;
+    Throw(env(), "ERR_MOE_EP_ARGUMENT",
+          std::string(what) + ": expected one on " + NameOf(device_) +
+              ", the stream's device, received one on " + NameOf(device));
+  }
+
   int64_t integer(size_t index) const { return info_[index].As<Napi::Number>().Int64Value(); }
   double number(size_t index) const { return info_[index].As<Napi::Number>().DoubleValue(); }
   bool boolean(size_t index) const { return info_[index].As<Napi::Boolean>().Value(); }

@@ -13,6 +13,7 @@ inline Routes RoutesArgument(const Arguments& args, size_t index) {
   if (!same) Throw(args.env(), "ERR_MOE_EP_ARGUMENT", "expected the routes of a SymmetricMemory");
   Routes routes(*value.As<Napi::External<moe_ep_route_table>>().Data());
   if (!routes.valid()) Throw(args.env(), "ERR_MOE_EP_RELEASED", "the symmetric memory was closed");
+  args.RequireDevice(routes.device(), "symmetric memory");
   return routes;
 }
 
