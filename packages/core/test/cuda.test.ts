@@ -140,7 +140,7 @@ describe.skipIf(!hasGpu)('a cuda device', () => {
     owned.close()
     expect(isCounting(await view.read())).toBe(true)
     opened.close()
-    for (let looks = 0; looks < 1000 && count[1] !== 0; looks++) void device.memoryUse
+    for (let looks = 0; looks < 100_000 && count[1] !== 0; looks++) void device.memoryUse
     expect([...count]).toEqual([0, 0])
     expect(() => device.openIpc(handle, 3_000_000, mappings)).toThrow(refusal)
     expect(() => device.openIpc(handle.subarray(1), 8, mappings)).toThrow(refusal)

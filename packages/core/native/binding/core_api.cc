@@ -1,6 +1,9 @@
 // The table that other addons take at load.
+#include <memory>
+
 #include "binding/handles.h"
 #include "cpu/cpu_stream.h"
+#include "runtime/device_work.h"
 #if MOE_EP_CUDA
 #include "cuda/cuda_stream.h"
 #endif
@@ -19,13 +22,27 @@ cuda::CudaStream* CudaStreamOf(moe_ep_exec* exec) {
 // The opaque stream of the table is the JavaScript handle's shared pointer.
 StreamHandle* HandleOf(moe_ep_stream* stream) { return reinterpret_cast<StreamHandle*>(stream); }
 
+// Device memory of another addon.
+struct ForeignBytes {
+  int32_t device;
+  void (*deleter)(void*);
+  void* context;
+};
+void DeleteWhenIdle(void* self) {
+  const std::unique_ptr<ForeignBytes> bytes(static_cast<ForeignBytes*>(self));
+  RunWhenDeviceIsIdle(bytes->device,
+                      [deleter = bytes->deleter, context = bytes->context] { deleter(context); });
+}
+
 const moe_ep_core_api kApi = {
     .size = sizeof(moe_ep_core_api),
     .major = MOE_EP_ABI_MAJOR,
     .minor = MOE_EP_ABI_MINOR,
     .memory_create =
         [](void* data, uint64_t bytes, void (*deleter)(void*), void* context, int32_t device) {
-          return new moe_ep_memory(data, bytes, deleter, context, device);
+          if (device < 0) return new moe_ep_memory(data, bytes, deleter, context);
+          return new moe_ep_memory(data, bytes, DeleteWhenIdle,
+                                   new ForeignBytes{device, deleter, context}, device);
         },
     .memory_retain = [](moe_ep_memory* memory) { memory->Retain(); },
     .memory_release = [](moe_ep_memory* memory) { memory->Release(); },

@@ -288,6 +288,22 @@ EventPtr CudaStream::Marker() {
   return event;
 }
 
+bool CudaStream::Busy() {
+  std::lock_guard lock(marker_mutex_);
+  bool busy = true;
+  if (captured_ != nullptr || ended()) {
+    busy = marker_ != nullptr && cudaEventQuery(marker_.get()) == cudaErrorNotReady;
+  } else {
+    // A query would end a capture by the stream's owner.
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    if (cudaStreamIsCapturing(stream_, &status) == cudaSuccess &&
+        status == cudaStreamCaptureStatusNone)
+      busy = cudaStreamQuery(stream_) == cudaErrorNotReady;
+  }
+  cudaGetLastError();
+  return busy;
+}
+
 // Markers cannot be recorded while the stream is captured: this one stands for what came before.
 void CudaStream::EnterCapture(std::shared_ptr<CudaGraph> graph) {
   Marker();

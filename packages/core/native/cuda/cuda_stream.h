@@ -35,6 +35,7 @@ class CudaStream final : public Stream, public Submitter, public Dependent {
   bool Idle() override;
 
   EventPtr Marker() override;
+  bool Busy() override;
   void Skip() override;
 
   // For running commands.

@@ -15,6 +15,10 @@ void RunWhenDeviceIsDone(int device, std::function<void()> then) {
   cuda::Device::Get(device).Retire(std::move(then));
 }
 
+void RunWhenDeviceIsIdle(int device, std::function<void()> then) {
+  cuda::Device::Get(device).RetireWhenIdle(std::move(then));
+}
+
 namespace cuda {
 namespace {
 
@@ -211,19 +215,29 @@ void Device::Retire(std::function<void()> then) {
   pending_.push_back(std::move(then));
 }
 
+void Device::RetireWhenIdle(std::function<void()> then) {
+  std::lock_guard lock(mutex_);
+  when_idle_.push_back(std::move(then));
+}
+
+std::vector<std::shared_ptr<Submitter>> Device::Submitters() {
+  std::vector<std::shared_ptr<Submitter>> submitters;
+  std::lock_guard lock(mutex_);
+  for (const auto& known : submitters_) {
+    if (auto submitter = known.lock()) submitters.push_back(std::move(submitter));
+  }
+  return submitters;
+}
+
 // What is pending becomes a batch that goes when every stream has passed its present end.
 void Device::Seal() {
   Batch batch;
-  std::vector<std::shared_ptr<Submitter>> submitters;
   {
     std::lock_guard lock(mutex_);
     if (pending_.empty()) return;
     batch.releases.swap(pending_);
-    for (const auto& known : submitters_) {
-      if (auto submitter = known.lock()) submitters.push_back(std::move(submitter));
-    }
   }
-  for (const auto& submitter : submitters) {
+  for (const auto& submitter : Submitters()) {
     if (EventPtr marker = submitter->Marker()) batch.markers.push_back(std::move(marker));
   }
   std::lock_guard lock(mutex_);
@@ -238,6 +252,32 @@ void Device::Poll() {
     seal = batches_.empty() || pending_.size() >= kPendingLimit;
   }
   if (seal) Seal();
+  ReleaseDone();
+  ReleaseIdle();
+}
+
+bool Device::Idle() {
+  for (const auto& submitter : Submitters()) {
+    if (submitter->Busy()) return false;
+  }
+  return true;
+}
+
+void Device::ReleaseIdle() {
+  {
+    std::lock_guard lock(mutex_);
+    if (when_idle_.empty()) return;
+  }
+  if (!Idle()) return;
+  std::vector<std::function<void()>> releases;
+  {
+    std::lock_guard lock(mutex_);
+    releases.swap(when_idle_);
+  }
+  for (const auto& release : releases) release();
+}
+
+void Device::ReleaseDone() {
   while (true) {
     Batch done;
     {

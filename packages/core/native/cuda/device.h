@@ -25,6 +25,8 @@ class Submitter {
   virtual ~Submitter() = default;
   // An event behind all work enqueued so far; null when there was none.
   virtual EventPtr Marker() = 0;
+  // Whether something of it may be running.
+  virtual bool Busy() = 0;
 };
 
 // What the driver says: `count` devices, or why there are none.
@@ -72,6 +74,10 @@ class Device {
   // Calls `then` once all work that was enqueued so far is done; on any thread that uses the
   // device.
   void Retire(std::function<void()> then);
+  // Calls `then` at a moment when nothing runs on the device. For what makes the driver wait for
+  // all that runs (unregistering, unmapping, freeing): that may wait for the very thread that
+  // calls.
+  void RetireWhenIdle(std::function<void()> then);
   // Looks whether retired things can go. Not while locks of streams are held.
   void Poll();
 
@@ -87,6 +93,10 @@ class Device {
   template <typename Attempt>
   void* AllocateOrMakeRoom(Attempt allocate);
   void Seal();
+  void ReleaseDone();
+  void ReleaseIdle();
+  bool Idle();
+  std::vector<std::shared_ptr<Submitter>> Submitters();
 
   struct Batch {
     std::vector<EventPtr> markers;
@@ -110,6 +120,7 @@ class Device {
   std::vector<std::weak_ptr<Submitter>> submitters_;
   std::vector<std::function<void()>> pending_;
   std::deque<Batch> batches_;
+  std::vector<std::function<void()>> when_idle_;
 
   std::mutex events_mutex_;
   std::vector<cudaEvent_t> free_events_;

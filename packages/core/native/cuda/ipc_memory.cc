@@ -101,14 +101,19 @@ void CloseOwned(void* context) {
   FreeUnmappedIpc();
 }
 
+void Free(const Owned& owned) {
+  Device::Get(owned.device).MakeCurrent();
+  cudaFree(owned.data);
+  cudaGetLastError();
+}
+
 struct Opened {
   int device;
   void* foreign;  // mapped for this; null for memory of this process
   std::unique_ptr<PinnedCount> count;
 };
 
-void CloseOpened(void* context) {
-  std::unique_ptr<Opened> opened(static_cast<Opened*>(context));
+void Close(std::unique_ptr<Opened> opened) {
   if (opened->foreign != nullptr) {
     Device::Get(opened->device).MakeCurrent();
     cudaIpcCloseMemHandle(opened->foreign);
@@ -118,10 +123,16 @@ void CloseOpened(void* context) {
   FreeUnmappedIpc();
 }
 
+void CloseOpened(void* context) {
+  auto* const opened = static_cast<Opened*>(context);
+  Device::Get(opened->device).RetireWhenIdle([opened] { Close(std::unique_ptr<Opened>(opened)); });
+}
+
 }  // namespace
 
 moe_ep_memory* AllocateIpc(int device, uint64_t bytes, const MappingCount& count) {
   FreeUnmappedIpc();
+  Device::Get(device).Poll();
   auto owned = std::make_unique<Owned>();
   owned->device = device;
   owned->count = std::make_unique<PinnedCount>(count);
@@ -202,10 +213,9 @@ void FreeUnmappedIpc() {
     }
     std::erase(memories.closed, nullptr);
   }
-  for (const std::unique_ptr<Owned>& owned : unmapped) {
-    Device::Get(owned->device).MakeCurrent();
-    cudaFree(owned->data);
-    cudaGetLastError();
+  for (std::unique_ptr<Owned>& owned : unmapped) {
+    Device& device = Device::Get(owned->device);
+    device.RetireWhenIdle([idle = std::shared_ptr<Owned>(std::move(owned))] { Free(*idle); });
   }
 }
 

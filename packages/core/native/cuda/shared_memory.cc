@@ -99,6 +99,11 @@ void Unmap(void* context) {
   delete mapping;
 }
 
+void UnmapWhenIdle(void* context) {
+  const int device = static_cast<Mapping*>(context)->device;
+  Device::Get(device).RetireWhenIdle([context] { Unmap(context); });
+}
+
 // Takes over the handle, also when it throws.
 moe_ep_memory* Map(int device, CUmemGenericAllocationHandle handle, uint64_t mapped,
                    uint64_t bytes) {
@@ -124,7 +129,7 @@ moe_ep_memory* Map(int device, CUmemGenericAllocationHandle handle, uint64_t map
     std::lock_guard lock(handles_mutex);
     Handles()[at] = handle;
   }
-  return new moe_ep_memory(reinterpret_cast<void*>(at), bytes, Unmap, mapping, device);
+  return new moe_ep_memory(reinterpret_cast<void*>(at), bytes, UnmapWhenIdle, mapping, device);
 }
 
 }  // namespace
@@ -141,7 +146,7 @@ bool CanExport(int device) {
 
 moe_ep_memory* AllocateExportable(int device, uint64_t bytes) {
   Device& owner = Device::Get(device);
-  owner.MakeCurrent();
+  owner.Poll();  // what was unmapped makes room
   const uint64_t mapped = RoundToMapping(device, bytes);
   const CUmemAllocationProp properties = PropertiesFor(device);
   CUmemGenericAllocationHandle handle = 0;

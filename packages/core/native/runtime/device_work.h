@@ -9,4 +9,7 @@ namespace moe_ep {
 // Calls `then`, on any thread, once all work that was enqueued on the CUDA device so far is done.
 void RunWhenDeviceIsDone(int device, std::function<void()> then);
 
+// Calls `then`, on any thread, at a moment when nothing runs on the CUDA device.
+void RunWhenDeviceIsIdle(int device, std::function<void()> then);
+
 }  // namespace moe_ep

@@ -5,4 +5,6 @@ namespace moe_ep {
 
 void RunWhenDeviceIsDone(int, std::function<void()> then) { then(); }
 
+void RunWhenDeviceIsIdle(int, std::function<void()> then) { then(); }
+
 }  // namespace moe_ep

@@ -11,20 +11,10 @@
 namespace moe_ep {
 namespace {
 
-// The routes of a memory on the stream's device: kernels cannot follow others.
-Routes RoutesOf(const Arguments& args) {
-  const Routes routes = RoutesArgument(args, 1);
-  if (routes.device() != Core().stream_device(args.stream(0))) {
-    Throw(args.env(), "ERR_MOE_EP_ARGUMENT",
-          "expected a stream of the device that the symmetric memory is on");
-  }
-  return routes;
-}
-
 // put(stream, routes, peer, byteOffset, source)
 Napi::Value Put(const Napi::CallbackInfo& info) {
   const Arguments args(info);
-  const Routes routes = RoutesOf(args);
+  const Routes routes = RoutesArgument(args, 1);
   const int peer = static_cast<int>(args.integer(2));
   const auto offset = static_cast<uint64_t>(args.integer(3));
   const Tensor source = args.tensor(4);
@@ -46,7 +36,7 @@ Napi::Value Put(const Napi::CallbackInfo& info) {
 // signal(stream, routes, peer, index, value)
 Napi::Value Signal(const Napi::CallbackInfo& info) {
   const Arguments args(info);
-  const Routes routes = RoutesOf(args);
+  const Routes routes = RoutesArgument(args, 1);
   const int peer = static_cast<int>(args.integer(2));
   const auto index = static_cast<uint64_t>(args.integer(3));
   const auto value = static_cast<uint64_t>(args.integer(4));
@@ -61,7 +51,7 @@ Napi::Value Signal(const Napi::CallbackInfo& info) {
 // atomicAdd(stream, routes, peer, index, delta)
 Napi::Value AtomicAdd(const Napi::CallbackInfo& info) {
   const Arguments args(info);
-  const Routes routes = RoutesOf(args);
+  const Routes routes = RoutesArgument(args, 1);
   const int peer = static_cast<int>(args.integer(2));
   const auto index = static_cast<uint64_t>(args.integer(3));
   const int64_t delta = args.integer(4);
@@ -76,7 +66,7 @@ Napi::Value AtomicAdd(const Napi::CallbackInfo& info) {
 // wait(stream, routes, index, value, timeoutMs, what)
 Napi::Value Wait(const Napi::CallbackInfo& info) {
   const Arguments args(info);
-  const Routes routes = RoutesOf(args);
+  const Routes routes = RoutesArgument(args, 1);
   const auto index = static_cast<uint64_t>(args.integer(2));
   const auto value = static_cast<uint64_t>(args.integer(3));
   const int64_t timeout_ms = args.integer(4);

@@ -19,8 +19,9 @@ import {
   openWorld,
 } from './world.js'
 
-// Rank 1 plays the protocol by hand, and wrongly, against a real rank 0.
+// Rank 1 plays the cpu's protocol by hand, and wrongly, against a real rank 0. It begins alike on all devices.
 
+const device = getDevice('cpu')
 const byteLength = 64
 const label = 'symmetric memory'
 let groups: ProcessGroup[] = []
@@ -56,8 +57,8 @@ async function meetFake(
   groups = await openWorld(2)
   const before = countDescriptors()
   const group = groups[1]!
-  const failure = failureOf(SymmetricMemory.create(groups[0]!, { byteLength, ...options }))
-  await group.allGather(encodeWish(wishOf(getDevice('cpu'), { byteLength, numSignals: 0 }, 'auto')), { label })
+  const failure = failureOf(SymmetricMemory.create(groups[0]!, { device, byteLength, ...options }))
+  await group.allGather(encodeWish(wishOf(device, { byteLength, numSignals: 0 }, 'auto')), { label })
   await group.allGather(new Uint8Array(0), { label })
   const name = `moe-ep-${randomBytes(16).toString('hex')}`
   const fake = { group, name, token: randomBytes(32).toString('hex'), socket: native().openDescriptorSocket(name) }

@@ -73,7 +73,8 @@ struct moe_ep_core_api {
   // Memory: reference counts keep the record, pins keep the bytes mapped. A closed memory cannot be
   // pinned any more and its bytes go away with the last pin.
   // `device`: -1 for the cpu's, otherwise the CUDA ordinal; device memory's deleter is called when
-  // all work that was enqueued on the device before is done.
+  // all work that was enqueued on the device before is done, and nothing else runs there: it may
+  // make the driver wait.
   moe_ep_memory* (*memory_create)(void* data, uint64_t bytes, void (*deleter)(void* context),
                                   void* context, int32_t device);
   void (*memory_retain)(moe_ep_memory*);
