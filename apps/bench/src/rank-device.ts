@@ -1,8 +1,10 @@
 import { type CpuDevice, CudaDevice, getCudaDeviceOfRank, getDevice } from '@moe-ep/core'
 import type { ProcessGroup } from '@moe-ep/transport'
 import type { BenchOptions } from './command/bench-options.js'
+import { isBetweenRanks } from './command/operation-names.js'
 import { CpuStopwatch } from './measure/cpu-stopwatch.js'
 import { CudaStopwatch } from './measure/cuda-stopwatch.js'
+import { Meeting } from './measure/meeting.js'
 import type { Stopwatch } from './measure/stopwatch.js'
 
 /**
@@ -18,11 +20,34 @@ export function deviceOfRank(
   return getDevice(device as `cuda:${number}`)
 }
 
-/** Collective. */
-export async function createStopwatch(
+/** What a rank is timed with. */
+export interface Stopwatches {
+  /** For operations of one rank. */
+  readonly alone: Stopwatch
+  /** For operations between ranks; collective. */
+  readonly together: Stopwatch
+  close(): Promise<void>
+}
+
+/** Collective. On the cpu all operations are timed together. */
+export async function createStopwatches(
   device: CpuDevice | CudaDevice,
   group: ProcessGroup,
-  options: { readonly threads: number },
-): Promise<Stopwatch> {
-  return device instanceof CudaDevice ? new CudaStopwatch(device) : CpuStopwatch.create(group, options)
+  options: Pick<BenchOptions, 'threads' | 'ops'>,
+): Promise<Stopwatches> {
+  if (!(device instanceof CudaDevice)) {
+    const stopwatch = await CpuStopwatch.create(group, options)
+    return { alone: stopwatch, together: stopwatch, close: () => stopwatch.close() }
+  }
+  const alone = new CudaStopwatch(device)
+  // GPUs that cannot reach each other still do what concerns one rank.
+  if (!options.ops.some(isBetweenRanks)) return { alone, together: alone, close: () => alone.close() }
+  const together = new CudaStopwatch(device, await Meeting.create(group, device))
+  return {
+    ...{ alone, together },
+    async close() {
+      await alone.close()
+      await together.close()
+    },
+  }
 }

@@ -2,28 +2,32 @@ import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { CudaDevice, MoeEpError } from '@moe-ep/core'
 import { connect, type ProcessGroup } from '@moe-ep/transport'
-import type { OperationName } from './command/operation-names.js'
+import { isBetweenRanks, type OperationName } from './command/operation-names.js'
 import { measureCases } from './measure/measure-cases.js'
 import { Scope } from './measure/scope.js'
 import { operations } from './operations/index.js'
 import type { BenchContext } from './operations/operation.js'
-import { createStopwatch, deviceOfRank } from './rank-device.js'
+import { createStopwatches, deviceOfRank } from './rank-device.js'
 import { summarizeOperation } from './results/bench-result.js'
 import { progressLine } from './results/terminal-table.js'
 import type { RankFailure, RankMeasurement, RankSuccess } from './results/rank-measurement.js'
 import { type RunSpec, runSpecVariable } from './run-spec.js'
+import { awaitFills } from './workload/device-words.js'
 import { Routing } from './workload/routing.js'
 
 async function measureOperation(context: BenchContext, name: OperationName): Promise<RankMeasurement> {
   const { options, group, device } = context
+  // On cuda what one rank does concerns nobody else.
+  const together = device.kind === 'cpu' || isBetweenRanks(name)
   const scope = new Scope(device)
   try {
     const { subject, ceilings, floor, check, block = 1, rule, ...bytes } = await operations[name](context, scope)
     const { iters, warmup } = options
     const cases = [subject, ...ceilings, ...(floor === undefined ? [] : [floor])]
+    await awaitFills(device)
     const [samples = [], ...others] = await measureCases(cases, { iters, warmup, block })
     // Nobody takes memory away that another rank still works with.
-    if (device.kind === 'cpu') await group.barrier({ label: name })
+    if (together) await group.barrier({ label: name })
     const error = await check()
     return {
       ...{ name, rule, ...bytes, samples },
@@ -32,8 +36,8 @@ async function measureOperation(context: BenchContext, name: OperationName): Pro
       ...(error !== undefined && { error }),
     }
   } catch (error) {
-    // On cuda an operation is a matter of one rank: the others of the list can still be measured.
-    if (device.kind === 'cpu') throw error
+    // The other ranks wait for this one; otherwise the rest of the list can still be measured.
+    if (together) throw error
     const { code, message } = MoeEpError.from(error)
     return { name, rule: '', bytes: 0, samples: [], ceilings: [], error: `${code}: ${message}` }
   } finally {
@@ -46,20 +50,20 @@ async function measureAll({ options }: RunSpec, group: ProcessGroup): Promise<Ra
   const device = deviceOfRank(options, group)
   // The launcher's variables describe the world of all ranks.
   const solo = await connect({ environment: {}, timeoutMs })
-  const stopwatch = await createStopwatch(device, group, options)
+  const stopwatches = await createStopwatches(device, group, options)
   try {
     const routing = new Routing({ ...options, ranks: world })
-    const context = { options, group, solo, device, stopwatch, routing }
     const measurements: RankMeasurement[] = []
     for (const name of ops) {
-      const measurement = await measureOperation(context, name)
+      const stopwatch = isBetweenRanks(name) ? stopwatches.together : stopwatches.alone
+      const measurement = await measureOperation({ options, group, solo, device, stopwatch, routing }, name)
       measurements.push(measurement)
       if (group.rank === 0) process.stderr.write(`${progressLine(summarizeOperation([measurement]))}\n`)
       if (device.kind === 'cuda') await group.barrier({ label: name })
     }
     return { rank: group.rank, ...(device instanceof CudaDevice && { gpu: device.gpu }), measurements }
   } finally {
-    await stopwatch.close()
+    await stopwatches.close()
     await solo.close()
   }
 }

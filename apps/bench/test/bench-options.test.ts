@@ -2,7 +2,7 @@ import { parseArgs } from 'node:util'
 import { MoeEpError } from '@moe-ep/core'
 import { describe, expect, it } from 'vitest'
 import { benchFlags, type BenchOptions, benchOptionsFrom } from '../src/command/bench-options.js'
-import { operationNames, selectOperations } from '../src/command/operation-names.js'
+import { isBetweenRanks, operationNames, selectOperations } from '../src/command/operation-names.js'
 
 function parse(...args: string[]): BenchOptions {
   return benchOptionsFrom(parseArgs({ args, options: benchFlags }).values)
@@ -50,6 +50,8 @@ describe('benchOptionsFrom', () => {
     [['--topk', '9', '--experts', '8'], '--topk'],
     [['--experts', '0'], '--experts'],
     [['--threads', '257'], '--threads'],
+    [['--sms', '0'], '--sms'],
+    [['--sms', '1025'], '--sms'],
     [['--iters', '0'], '--iters'],
     [['--warmup', 'x'], '--warmup'],
     [['--seed', '2147483648'], '--seed'],
@@ -76,6 +78,19 @@ describe('benchOptionsFrom', () => {
     expect(parse(...one, '--share-gpus')).toMatchObject({ device: 'cuda:1', ranks: 2, shareGpus: true })
   })
 
+  it('selects operations between ranks on every device', () => {
+    const { ops, ranks } = parse('--device', 'cuda', '--ranks', '4', '--ops', 'intranode-ht,rendezvous.barrier')
+    expect(ranks).toBe(4)
+    expect(ops.every(isBetweenRanks)).toBe(true)
+    expect(ops).toContain('intranode-ht.combineGrouped-staged')
+    expect(parse('--ops', 'layout,quant,deepgemm-permute,enqueue').ops.some(isBetweenRanks)).toBe(false)
+  })
+
+  it('takes multiprocessors, or leaves them to the library', () => {
+    expect(parse('--device', 'cuda', '--sms', '24').sms).toBe(24)
+    expect(parse()).not.toHaveProperty('sms')
+  })
+
   it('draws routing for the ranks that run, or for more', () => {
     expect(parse('--ranks', '3')).toMatchObject({ ranks: 3, world: 3 })
     expect(parse('--ranks', '1', '--world', '8')).toMatchObject({ ranks: 1, world: 8 })
@@ -85,14 +100,13 @@ describe('benchOptionsFrom', () => {
     const prefixes = (...args: string[]): string[] => [
       ...new Set(parse(...args).ops.map((name) => name.split('.')[0]!)),
     ]
-    expect(prefixes('--device', 'cuda')).toEqual(['layout', 'quant', 'deepgemm-permute', 'enqueue'])
+    expect(parse('--device', 'cuda').ops).toEqual(operationNames)
     const larger = prefixes('--ranks', '1', '--world', '2')
     expect(larger).toEqual(['layout', 'quant', 'deepgemm-permute', 'transport', 'rendezvous', 'enqueue'])
   })
 
   it.each([
-    [['--device', 'cuda', '--ops', 'layout,transport.put'], 'on cuda'],
-    [['--device', 'cuda', '--ops', 'all,barrier'], 'on cuda'],
+    [['--device', 'cuda', '--ranks', '4', '--world', '8', '--ops', 'all,combine-staged'], 'only 4 of 8 run'],
     [['--ranks', '1', '--world', '2', '--ops', 'intranode-ht'], 'only 1 of 2 run'],
   ])('refuses %j, which names what cannot be measured', (args, reason) => {
     expect(codeOf(() => parse(...args))).toMatch(new RegExp(`ERR_MOE_EP_UNSUPPORTED --ops .*${reason}`))

@@ -74,4 +74,18 @@ describe.skipIf(!hasGpu)('the built app on a GPU', () => {
     expect(exitCode).toBe(0)
     for (const line of result.results) expect(line.medianUs).toBeGreaterThan(0)
   })
+
+  it('measures what ranks do together that share it', async () => {
+    const ops = 'dispatch-fp8,dispatchWorstCase-bf16,combine-staged,dispatchGrouped-fp8,combineGrouped-staged,transport'
+    const flags = ['--device', 'cuda', '--ranks', '2', '--share-gpus', '--sms', '4', '--ops', ops, '--json']
+    const { exitCode, stdout } = await runBench(...tiny, ...flags)
+    const result = JSON.parse(stdout) as BenchResult
+    expect(result).toMatchObject({ ok: true, device: 'cuda', config: { ranks: 2, sms: 4 } })
+    expect(exitCode).toBe(0)
+    expect(result.results).toHaveLength(7)
+    for (const line of result.results) {
+      expect(line.medianUs).toBeGreaterThan(0)
+      expect(line.ceiling === null).toBe(line.bytes === 0)
+    }
+  })
 })

@@ -1,35 +1,16 @@
 import { parseArgs } from 'node:util'
-import { CpuDevice, Memory, Tensor } from '@moe-ep/core'
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { benchFlags, benchOptionsFrom } from '../src/command/bench-options.js'
+import { isBetweenRanks } from '../src/command/operation-names.js'
 import { CudaStopwatch } from '../src/measure/cuda-stopwatch.js'
 import { measureCases } from '../src/measure/measure-cases.js'
 import { Scope } from '../src/measure/scope.js'
 import { operations } from '../src/operations/index.js'
 import type { BenchContext } from '../src/operations/operation.js'
 import { Routing } from '../src/workload/routing.js'
+import { guardStandIn, standIn } from './stand-in.js'
 
-/** The cpu in the place of a GPU: what is done for cuda is done, and nothing looks into the memory of the device. */
-const standIn: CpuDevice = Object.defineProperties(new CpuDevice(), {
-  ...{ kind: { value: 'cuda' }, name: { value: 'cuda:0' } },
-})
-
-beforeAll(() => {
-  const { range } = Object.getOwnPropertyDescriptors(Memory.prototype)
-  vi.spyOn(Memory.prototype, 'range').mockImplementation(function (this: Memory, ...args) {
-    if (this.device === standIn) throw new Error('looks into the memory of the device')
-    return range.value!.apply(this, args)
-  })
-  const { copyOf } = Tensor
-  vi.spyOn(Tensor, 'copyOf').mockImplementation((stored, shape, dtype, device) => {
-    if (device !== standIn) return copyOf(stored, shape, dtype, device)
-    const tensor = Tensor.empty(shape, dtype, device)
-    const bytes = new Uint8Array(stored.buffer, stored.byteOffset, stored.byteLength)
-    new Uint8Array(tensor.memory.arrayBuffer).set(bytes)
-    return tensor
-  })
-})
-
+beforeAll(guardStandIn)
 afterAll(() => vi.restoreAllMocks())
 
 describe.each(['graph', 'plan', 'eager'])('operations on a device, launched as %s', (launch) => {
@@ -38,7 +19,7 @@ describe.each(['graph', 'plan', 'eager'])('operations on a device, launched as %
   const options = benchOptionsFrom(parseArgs({ args: [...flags, ...sizes], options: benchFlags }).values)
   const routing = new Routing({ ...options, ranks: options.world })
 
-  it.each(options.ops)('%s', async (name) => {
+  it.each(options.ops.filter((name) => !isBetweenRanks(name)))('%s', async (name) => {
     const stopwatch = new CudaStopwatch(standIn)
     const scope = new Scope(standIn)
     const group = { rank: 0, worldSize: 1 }

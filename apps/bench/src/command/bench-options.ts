@@ -30,6 +30,8 @@ export interface BenchOptions extends BenchSizes {
   readonly shareGpus: boolean
   /** Threads of each rank's stream. */
   readonly threads: number
+  /** Multiprocessors that each call of `intranode-ht` uses on cuda; the library's default when absent. */
+  readonly sms?: number
   readonly iters: number
   readonly warmup: number
   readonly seed: number
@@ -56,6 +58,7 @@ export const benchFlags = {
   topk: { type: 'string' },
   experts: { type: 'string' },
   threads: { type: 'string' },
+  sms: { type: 'string' },
   iters: { type: 'string', default: '30' },
   warmup: { type: 'string', default: '5' },
   seed: { type: 'string', default: '1' },
@@ -76,9 +79,10 @@ export function benchOptionsFrom(flags: Flags): BenchOptions {
   const device = deviceFrom(flags, { ranks, shareGpus })
   return {
     ...{ device, launch: launchFrom(flags, device), preset, ranks, world, shareGpus },
-    ops: selectOperations(String(flags.ops), { device, ranks, world }),
+    ops: selectOperations(String(flags.ops), { ranks, world }),
     ...sizesFrom(flags, presets[preset]!),
     threads: flags.threads === undefined ? defaultThreads(ranks) : integer('threads', flags.threads, 1, 256),
+    ...(flags.sms !== undefined && { sms: integer('sms', flags.sms, 1, 1024) }),
     iters: integer('iters', flags.iters, 1, 1_000_000),
     warmup: integer('warmup', flags.warmup, 0, 1_000_000),
     seed: integer('seed', flags.seed, 0, 2 ** 31 - 1),

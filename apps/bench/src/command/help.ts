@@ -10,10 +10,10 @@ Options
                         where to measure: cuda takes for each rank the GPU of its number, auto is cpu
   --share-gpus          several ranks may use one GPU
   --launch graph|plan|eager
-                        on cuda: how the calls of an iteration are launched (graph)
+                        on cuda: how the calls of an iteration are launched (graph); operations between ranks are called one by one
   --preset NAME         sizes: default (1024 tokens, hidden 2048, top-8 of 64) or h7168 (4096 tokens, hidden 7168, top-8 of 256)
-  --ops NAME,NAME|all   full names, or the part before or after the dot (all); all leaves out operations between ranks on cuda, and
-                        intranode-ht where --world is not --ranks
+  --ops NAME,NAME|all   full names, or the part before or after the dot (all); all leaves out intranode-ht where --world is
+                        not --ranks
   --ranks N             ranks, one process each (2)
   --world N             ranks that routing is drawn for, of which --ranks run (as many as those): what one GPU does in a larger world
   --tokens N            tokens of each rank
@@ -21,6 +21,7 @@ Options
   --topk N              experts of a token
   --experts N           experts of all ranks together
   --threads N           threads of each rank (cores divided by ranks)
+  --sms N               multiprocessors that a dispatch or combine between ranks uses on cuda (the library's default)
   --iters N             measured iterations (30)
   --warmup N            iterations before them (5)
   --seed N              inputs and routing follow from it (1)

@@ -71,14 +71,18 @@ export const operationNames = [
 
 export type OperationName = (typeof operationNames)[number]
 
+/** Whether ranks take part in an operation together: what goes wrong on one of them is then a matter of all. */
+export function isBetweenRanks(name: OperationName): boolean {
+  return /^(intranode-ht|transport|rendezvous)\./.test(name)
+}
+
 /** What decides whether an operation can be measured. */
 export interface Setting {
-  readonly device: string
   readonly ranks: number
   readonly world: number
 }
 
-const anywhere: Setting = { device: 'cpu', ranks: 1, world: 1 }
+const anywhere: Setting = { ranks: 1, world: 1 }
 
 /**
  * Operations that a list asks for, in the order of the report. An entry is a full name, the part before the dot, the part after
@@ -105,10 +109,7 @@ export function selectOperations(text: string, setting: Setting = anywhere): Ope
 }
 
 /** Why an operation cannot be measured. */
-function missingFor(name: OperationName, { device, ranks, world }: Setting): string | undefined {
-  if (device !== 'cpu' && /^(intranode-ht|transport|rendezvous)\./.test(name)) {
-    return `operations between ranks are measured on the cpu, not on ${device}`
-  }
+function missingFor(name: OperationName, { ranks, world }: Setting): string | undefined {
   if (world !== ranks && name.startsWith('intranode-ht.')) {
     return `its rows come from all ranks of the world, but only ${ranks} of ${world} run`
   }

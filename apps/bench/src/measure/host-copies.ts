@@ -1,5 +1,15 @@
 import { copyTensor, getDevice, type Memory, type Stream, Tensor } from '@moe-ep/core'
+import type { BenchContext } from '../operations/operation.js'
 import type { Scope } from './scope.js'
+
+/** A value whose tensors can be looked at: itself on the cpu, else its {@link hostCopies}. */
+export async function inHostMemory<Value>(
+  { device, stopwatch }: Pick<BenchContext, 'device' | 'stopwatch'>,
+  scope: Scope,
+  value: Value,
+): Promise<Value> {
+  return device.kind === 'cpu' ? value : hostCopies(value, scope, stopwatch.stream)
+}
 
 /**
  * The same value with every tensor in it replaced by one in the host's memory: equal bytes, shape, strides and offset. Looks into

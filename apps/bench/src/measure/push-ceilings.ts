@@ -1,64 +1,55 @@
-import { Graph, type Tensor } from '@moe-ep/core'
-import { permute } from '@moe-ep/deepgemm-permute'
+import { type Device, Graph, type Stream, type Tensor } from '@moe-ep/core'
 import { SymmetricMemory } from '@moe-ep/transport'
 import type { BenchContext } from '../operations/operation.js'
+import { awaitFills } from '../workload/device-words.js'
+import { bytesOf, fillRandom, patterns, randomKey } from '../workload/random-words.js'
+import { PushLanes } from './push-lanes.js'
 import { piecesOf, type Push, pushesOf } from './push-plan.js'
-import { oppositeSet, rotatingSets } from './rotation.js'
+import { RowPushes } from './push-rows.js'
+import { oppositeSet, setsOf } from './rotation.js'
 import type { Scope } from './scope.js'
-import { bytesOf } from '../workload/random-words.js'
 import { streamCase, type TimedCase } from './timed-case.js'
 
 const pieceBytesPerThread = 2 ** 20
+/** Small against a GPU's cache, and yet a copy that takes longer than it takes to start one. */
+const devicePieceBytes = 2 ** 22
 
 /**
  * All ranks at once push the same byte matrix: `rows[i][j]` rows of `rowBytes` bytes from rank i to rank j, rows to oneself
  * included, straight to where they would lie in order of the source. Once with one put a destination, once in pieces that take
  * turns over the destinations, so that the piece is read from cache for all but the first, and once row by row with stores that pass
  * the caches by when rows are many (a permute that changes nothing, into the peer's memory). The fastest one is the ceiling.
+ *
+ * On cuda puts to different peers run at the same time, and each way is a graph.
  */
 export async function pushCeilings(
   context: BenchContext,
   scope: Scope,
   matrix: { readonly rows: readonly (readonly number[])[]; readonly rowBytes: number },
 ): Promise<TimedCase[]> {
-  const { group, stopwatch, options } = context
+  const { group, stopwatch, device, options } = context
   const { stream } = stopwatch
   const { pushes, sourceBytes, targetBytes } = pushesOf(matrix, group.rank)
-  const sets = rotatingSets(targetBytes)
-  const memory = scope.own(await SymmetricMemory.create(group, { byteLength: sets * targetBytes }))
-  const captureSet = (set: number, puts: readonly Push[]): Graph => {
-    const source = sources[set]!
-    return Graph.capture(stream, () => {
-      for (const { peer, sourceOffset, targetOffset, byteLength } of puts) {
+  const sets = setsOf(device, targetBytes)
+  const memory = scope.own(await SymmetricMemory.create(group, { byteLength: sets * targetBytes, device }))
+  const sources = Array.from({ length: sets }, () => filledSource(context, scope, sourceBytes))
+  await awaitFills(device)
+  const lanes = new PushLanes(context, scope, new Set(pushes.map(({ peer }) => peer)))
+  const captured = (puts: readonly Push[]): Graph[] =>
+    sources.map((source, set) =>
+      lanes.capture(scope, puts, ({ peer, sourceOffset, targetOffset, byteLength }, lane) => {
         const piece = source.slice(sourceOffset, sourceOffset + byteLength)
-        memory.put(piece, { peer, byteOffset: set * targetBytes + targetOffset, stream })
-      }
-    })
+        memory.put(piece, { peer, byteOffset: set * targetBytes + targetOffset, stream: lane })
+      }),
+    )
+  const contiguous = captured(pushes)
+  const interleaved = captured(piecesOf(pushes, pieceBytesOf(device, options.threads)))
+  const { rowBytes } = matrix
+  const byRow = new RowPushes(context, scope, { memory, rowBytes, mostRows: sourceBytes / rowBytes })
+  const pushRows = (set: number): void => {
+    for (const push of pushes) byRow.enqueue(sources[set]!, push, set * targetBytes)
   }
-  const mostRows = sourceBytes / matrix.rowBytes
-  const topkIdx = scope.zeros([mostRows, 1], 'i32')
-  const inversePermutation = scope.zeros([mostRows, 1], 'i32')
-  const expertIds = scope.zeros([mostRows], 'i32')
-  const pushRows = (source: Tensor, { peer, targetOffset, byteLength }: Push, set: number): void => {
-    const count = byteLength / matrix.rowBytes
-    const shape = [count, matrix.rowBytes]
-    const rows = memory.tensor({ rank: peer, byteOffset: set * targetBytes + targetOffset, shape, dtype: 'u8' })
-    const out = { rows, expertIds: expertIds.slice(0, count), inversePermutation: inversePermutation.slice(0, count) }
-    const oneExpert = {
-      topkIdx: topkIdx.slice(0, count),
-      numLocalExperts: 1,
-      expertNumTokensHost: Int32Array.of(count),
-    }
-    permute(source.slice(0, byteLength).reshape(shape), { ...oneExpert, alignment: 1, out, stream })
-  }
-  const sources = Array.from({ length: sets }, () => {
-    const source = scope.zeros([sourceBytes], 'u8')
-    bytesOf(source).fill(1)
-    return source
-  })
-  const pieces = piecesOf(pushes, pieceBytesPerThread * options.threads)
-  const contiguous = sources.map((_, set) => captureSet(set, pushes))
-  const interleaved = sources.map((_, set) => captureSet(set, pieces))
+  const launchRows = device.kind === 'cpu' ? pushRows : await graphs(stream, scope, sets, pushRows)
   return [
     streamCase({ name: 'push', stopwatch, sets, enqueue: (set) => contiguous[set]!.launch(stream) }),
     streamCase({
@@ -67,10 +58,32 @@ export async function pushCeilings(
     }),
     streamCase({
       ...{ name: 'push of rows', stopwatch, sets },
-      enqueue(turn) {
-        const set = (turn + Math.floor(sets / 4)) % sets
-        for (const push of pushes) pushRows(sources[set]!, push, set)
-      },
+      enqueue: (turn) => launchRows((turn + Math.floor(sets / 4)) % sets),
     }),
   ]
+}
+
+/** On cuda with random bytes: copying the same one takes less power. */
+function filledSource({ device, options, group }: BenchContext, scope: Scope, bytes: number): Tensor {
+  const source = scope.zeros([bytes], 'u8')
+  if (device.kind === 'cpu') bytesOf(source).fill(1)
+  else fillRandom(source, randomKey(options.seed, 'push', group.rank), patterns.anyBits)
+  return source
+}
+
+function pieceBytesOf(device: Device, threads: number): number {
+  return device.kind === 'cpu' ? pieceBytesPerThread * threads : devicePieceBytes
+}
+
+/** A graph for each set; the first call runs before, for what it loads or allocates is no part of a capture. */
+async function graphs(
+  stream: Stream,
+  scope: Scope,
+  sets: number,
+  enqueue: (set: number) => void,
+): Promise<(set: number) => void> {
+  enqueue(0)
+  await stream.synchronize()
+  const captured = Array.from({ length: sets }, (_, set) => scope.own(Graph.capture(stream, () => enqueue(set))))
+  return (set) => captured[set]!.launch(stream)
 }

@@ -2,8 +2,10 @@ import { bf16ToF32Array, encode } from '@moe-ep/core'
 import { reference } from '@moe-ep/deepgemm-permute'
 import type { GroupedDispatchHandle } from '@moe-ep/intranode-ht'
 import { combineGroupedBytes, rules } from '../measure/byte-rules.js'
+import { inHostMemory } from '../measure/host-copies.js'
 import { pushCeilings } from '../measure/push-ceilings.js'
 import { streamCase } from '../measure/timed-case.js'
+import { awaitFills } from '../workload/device-words.js'
 import { fillRandom, patterns, randomKey, randomRow } from '../workload/random-words.js'
 import { sameNumbers, sampleRows } from '../workload/sample-rows.js'
 import { inputKeys, IntranodeBench } from './intranode.js'
@@ -12,9 +14,8 @@ import type { BenchContext, Operation } from './operation.js'
 /** Combine from bf16 rows in the layout of grouped GEMMs, weights applied; staged and zero-copy as in a plain combine. */
 export function combineGroupedOf({ staged }: { readonly staged: boolean }): Operation {
   return async (context, scope) => {
-    const { options, group, stopwatch, routing } = context
+    const { options, group, device, stopwatch, routing } = context
     const { tokens, hidden, topk, seed } = options
-    const { stream } = stopwatch
     const bench = await IntranodeBench.create(context, scope, { kind: 'bf16', grouped: true })
     const { buffer, slots } = bench
     const earlier = await bench.dispatchGroupedOnce()
@@ -26,6 +27,7 @@ export function combineGroupedOf({ staged }: { readonly staged: boolean }): Oper
       fillRandom(results, resultsKey(seed, group.rank), patterns.bf16)
       return { out, results }
     })
+    await awaitFills(device)
     const handles: GroupedDispatchHandle[] = []
     let last = sets[0]!
     const homeward = routing.selections.map((_, i) => routing.selections.map((row) => row[i]!))
@@ -39,7 +41,10 @@ export function combineGroupedOf({ staged }: { readonly staged: boolean }): Oper
           enqueue(set) {
             const handle = handles[set]!
             last = sets[set]!
-            buffer.combineGrouped(last.results ?? buffer.combineInput(handle), handle, { out: last.out, stream })
+            buffer.combineGrouped(last.results ?? buffer.combineInput(handle), handle, {
+              out: last.out,
+              ...bench.launch,
+            })
           },
         }),
         async prepare(iteration) {
@@ -48,14 +53,15 @@ export function combineGroupedOf({ staged }: { readonly staged: boolean }): Oper
           handles[iteration % slots] = handle
         },
       },
-      check() {
-        const slotRow = plan.slotRow!
+      async check() {
+        const { topkWeights } = bench
+        const found = await inHostMemory(context, scope, { slotRow: plan.slotRow!, topkWeights, out: last.out })
         const wrong = sampleRows(tokens).find((token) => {
-          const [rows, weights] = [slotRow, bench.topkWeights].map((tensor) =>
+          const [rows, weights] = [found.slotRow, found.topkWeights].map((tensor) =>
             Array.from(tensor.slice(token, token + 1).data, Number),
           )
           const expected = expectedSum(context, { token, rows: rows!, weights: weights!, staged })
-          return !sameNumbers(last.out.slice(token, token + 1).data as Uint16Array, expected)
+          return !sameNumbers(found.out.slice(token, token + 1).data as Uint16Array, expected)
         })
         return wrong === undefined ? undefined : `token ${wrong} is not the sum of its rows`
       },
@@ -77,16 +83,17 @@ interface TokenRows {
 
 /** bf16 bits of a token's sum: what an unpermute leaves on each rank, rounded, then added in rank order. */
 function expectedSum(
-  { options, group, routing }: BenchContext,
+  { options, group, device, routing }: BenchContext,
   { token, rows, weights, staged }: TokenRows,
 ): Uint16Array {
   const { hidden, seed, topk } = options
   const experts = routing.topkIdx(group.rank).subarray(token * topk, (token + 1) * topk)
   const owners = Array.from(experts, (expert) => routing.placement.rankOf(expert))
+  const rowBytes = hidden * 2
   const numbers = rows.map((row, slot) => {
     const bits = staged
-      ? randomRow(resultsKey(seed, owners[slot]!), patterns.bf16, row, hidden * 2)
-      : randomRow(inputKeys(seed, group.rank).x, patterns.bf16, token, hidden * 2)
+      ? randomRow(resultsKey(seed, owners[slot]!), patterns.bf16, { device, row, rowBytes })
+      : randomRow(inputKeys(seed, group.rank).x, patterns.bf16, { device, row: token, rowBytes })
     return Array.from(bf16ToF32Array(new Uint16Array(bits.buffer)))
   })
   let sum: Float32Array | undefined

@@ -1,8 +1,10 @@
 import { bf16ToF32Array, encode } from '@moe-ep/core'
 import type { DispatchHandle } from '@moe-ep/intranode-ht'
 import { combineBytes, rules } from '../measure/byte-rules.js'
+import { inHostMemory } from '../measure/host-copies.js'
 import { pushCeilings } from '../measure/push-ceilings.js'
 import { streamCase } from '../measure/timed-case.js'
+import { awaitFills } from '../workload/device-words.js'
 import { fillRandom, patterns, randomKey, randomRow } from '../workload/random-words.js'
 import { sameNumbers, sampleRows } from '../workload/sample-rows.js'
 import { inputKeys, IntranodeBench } from './intranode.js'
@@ -14,9 +16,8 @@ import type { BenchContext, Operation } from './operation.js'
  */
 export function combineOf({ staged }: { readonly staged: boolean }): Operation {
   return async (context, scope) => {
-    const { options, group, stopwatch, routing } = context
+    const { options, group, device, stopwatch, routing } = context
     const { tokens, hidden, seed } = options
-    const { stream } = stopwatch
     const bench = await IntranodeBench.create(context, scope, { kind: 'bf16' })
     const { buffer, slots } = bench
     const earlier = await bench.dispatchOnce()
@@ -28,6 +29,7 @@ export function combineOf({ staged }: { readonly staged: boolean }): Operation {
       fillRandom(results, resultsKey(seed, group.rank), patterns.bf16)
       return { out, results }
     })
+    await awaitFills(device)
     const handles: DispatchHandle[] = []
     let last = sets[0]!
     const homeward = routing.matrix.map((_, i) => routing.matrix.map((row) => row[i]!))
@@ -41,7 +43,7 @@ export function combineOf({ staged }: { readonly staged: boolean }): Operation {
           enqueue(set) {
             const handle = handles[set]!
             last = sets[set]!
-            buffer.combine(last.results ?? buffer.combineInput(handle), handle, { out: last.out, stream })
+            buffer.combine(last.results ?? buffer.combineInput(handle), handle, { out: last.out, ...bench.launch })
           },
         }),
         async prepare(iteration) {
@@ -50,12 +52,13 @@ export function combineOf({ staged }: { readonly staged: boolean }): Operation {
           handles[iteration % slots] = handle
         },
       },
-      check() {
-        const heads = plan.sendHead.data as Int32Array
+      async check() {
+        const { sendHead, out } = await inHostMemory(context, scope, { sendHead: plan.sendHead, out: last.out })
+        const heads = sendHead.data as Int32Array
         const wrong = sampleRows(tokens).find((token) => {
           const head = heads.subarray(token * options.ranks, (token + 1) * options.ranks)
           const expected = expectedSum(context, { token, head, staged })
-          return !sameNumbers(last.out.slice(token, token + 1).data as Uint16Array, expected)
+          return !sameNumbers(out.slice(token, token + 1).data as Uint16Array, expected)
         })
         return wrong === undefined ? undefined : `token ${wrong} is not the sum of its rows`
       },
@@ -69,7 +72,7 @@ function resultsKey(seed: number, rank: number): number {
 
 /** bf16 bits of a token's sum: f32 additions in rank order of the rows at `head[rank]`. */
 function expectedSum(
-  { options, group }: BenchContext,
+  { options, group, device }: BenchContext,
   { token, head, staged }: { readonly token: number; readonly head: Int32Array; readonly staged: boolean },
 ): Uint16Array {
   const { hidden, seed } = options
@@ -78,8 +81,8 @@ function expectedSum(
   head.forEach((row, rank) => {
     if (row < 0) return
     const bits = staged
-      ? randomRow(resultsKey(seed, rank), patterns.bf16, row, rowBytes)
-      : randomRow(inputKeys(seed, group.rank).x, patterns.bf16, token, rowBytes)
+      ? randomRow(resultsKey(seed, rank), patterns.bf16, { device, row, rowBytes })
+      : randomRow(inputKeys(seed, group.rank).x, patterns.bf16, { device, row: token, rowBytes })
     const values = bf16ToF32Array(new Uint16Array(bits.buffer))
     sum = sum === undefined ? values : sum.map((value, i) => value + values[i]!)
   })

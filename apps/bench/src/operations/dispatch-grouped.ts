@@ -1,9 +1,10 @@
 import type { GroupedDispatchResult } from '@moe-ep/intranode-ht'
 import { dispatchedRowBytes, dispatchGroupedBytes, rules, scaleBytesOf } from '../measure/byte-rules.js'
+import { inHostMemory } from '../measure/host-copies.js'
 import { pushCeilings } from '../measure/push-ceilings.js'
 import { expertRowsOf } from '../workload/expert-rows.js'
 import { rowBytes, rowElements } from '../workload/matrix-rows.js'
-import { patterns, randomRow } from '../workload/random-words.js'
+import { type Pattern, patterns, randomRow } from '../workload/random-words.js'
 import { sameNumbers, sampleRows } from '../workload/sample-rows.js'
 import { inputKeys, IntranodeBench } from './intranode.js'
 import type { BenchContext, Operation } from './operation.js'
@@ -38,13 +39,14 @@ export function dispatchGroupedOf({ kind, cached }: GroupedDispatchVariant): Ope
           return streamUs
         },
       },
-      check: () => checkGrouped(context, kind, last),
+      check: async () => checkGrouped(context, kind, await inHostMemory(context, scope, last)),
     }
   }
 }
 
-/** Compares with what the senders' keys say, at the places where a permute would put it. */
+/** Compares what lies in the host's memory with what the senders' keys say, at the places where a permute would put it. */
 function checkGrouped(context: BenchContext, kind: 'bf16' | 'fp8', result: GroupedDispatchResult): string | undefined {
+  const { device } = context
   const { hidden, topk, seed } = context.options
   const { recvX, recvXScales, expertIds, handle } = result
   const { received, expertNumTokens, inverse } = expertRowsOf(context.routing, context.group.rank)
@@ -54,8 +56,10 @@ function checkGrouped(context: BenchContext, kind: 'bf16' | 'fp8', result: Group
   for (const row of sampleRows(received.rows)) {
     const keys = inputKeys(seed, received.sourceRank[row]!)
     const token = received.sourceToken[row]!
-    const expected = randomRow(keys.x, patterns[kind], token, kind === 'bf16' ? hidden * 2 : hidden)
-    const scales = new Float32Array(randomRow(keys.scales, patterns.scale, token, scaleBytesOf(hidden)).buffer)
+    const rowOf = (key: number, pattern: Pattern, rowBytes: number): Uint8Array =>
+      randomRow(key, pattern, { device, row: token, rowBytes })
+    const expected = rowOf(keys.x, patterns[kind], kind === 'bf16' ? hidden * 2 : hidden)
+    const scales = new Float32Array(rowOf(keys.scales, patterns.scale, scaleBytesOf(hidden)).buffer)
     for (let slot = row * topk; slot < (row + 1) * topk; slot++) {
       const place = inverse[slot]!
       if (place < 0) continue

@@ -1,8 +1,9 @@
 import type { Tensor } from '@moe-ep/core'
 import type { DispatchResult } from '@moe-ep/intranode-ht'
 import { dispatchBytes, dispatchedRowBytes, rules, scaleBytesOf } from '../measure/byte-rules.js'
+import { inHostMemory } from '../measure/host-copies.js'
 import { pushCeilings } from '../measure/push-ceilings.js'
-import { bytesOf, patterns, randomRow } from '../workload/random-words.js'
+import { bytesOf, type Pattern, patterns, randomRow } from '../workload/random-words.js'
 import { sameNumbers, sampleRows } from '../workload/sample-rows.js'
 import { inputKeys, IntranodeBench } from './intranode.js'
 import type { BenchContext, Operation } from './operation.js'
@@ -41,14 +42,14 @@ export function dispatchOf({ kind, mode }: DispatchVariant): Operation {
           return streamUs
         },
       },
-      check: () => checkDispatched(context, kind, last),
+      check: async () => checkDispatched(context, kind, await inHostMemory(context, scope, last)),
     }
   }
 }
 
-/** Compares with what the senders' keys say. */
+/** Compares what lies in the host's memory with what the senders' keys say. */
 function checkDispatched(context: BenchContext, kind: 'bf16' | 'fp8', result: DispatchResult): string | undefined {
-  const { options, group, routing } = context
+  const { options, group, device, routing } = context
   const { hidden, topk, seed } = options
   const { recvX, recvXScales, recvTopkIdx, recvTopkWeights, handle } = result
   const received = routing.received(group.rank)
@@ -61,14 +62,16 @@ function checkDispatched(context: BenchContext, kind: 'bf16' | 'fp8', result: Di
   for (const row of sampleRows(received.rows)) {
     const keys = inputKeys(seed, received.sourceRank[row]!)
     const token = received.sourceToken[row]!
-    const expected = randomRow(keys.x, patterns[kind], token, kind === 'bf16' ? hidden * 2 : hidden)
+    const rowOf = (key: number, pattern: Pattern, rowBytes: number): Uint8Array =>
+      randomRow(key, pattern, { device, row: token, rowBytes })
+    const expected = rowOf(keys.x, patterns[kind], kind === 'bf16' ? hidden * 2 : hidden)
     if (!sameNumbers(bytesOf(recvX.slice(row, row + 1)), expected)) return `row ${row} is not that of its token`
     const scales = recvXScales && bytesOf(recvXScales.slice(row, row + 1))
-    if (scales && !sameNumbers(scales, randomRow(keys.scales, patterns.scale, token, scaleBytesOf(hidden)))) {
+    if (scales && !sameNumbers(scales, rowOf(keys.scales, patterns.scale, scaleBytesOf(hidden)))) {
       return `scales of row ${row} are not those of its token`
     }
     if (recvTopkWeights === undefined) continue
-    const sent = new Float32Array(randomRow(keys.weights, patterns.scale, token, topk * 4).buffer)
+    const sent = new Float32Array(rowOf(keys.weights, patterns.scale, topk * 4).buffer)
     const local = sent.map((weight, slot) => (received.topkIdx[row * topk + slot]! < 0 ? 0 : weight))
     if (!sameNumbers(recvTopkWeights.slice(row, row + 1).data as Float32Array, local))
       return `weights of row ${row} are wrong`

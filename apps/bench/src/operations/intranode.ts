@@ -1,9 +1,10 @@
 import { type Stream, Tensor } from '@moe-ep/core'
 import { type DispatchResult, type GroupedDispatchResult, IntranodeBuffer } from '@moe-ep/intranode-ht'
 import { type SentTokens, scaleBytesOf } from '../measure/byte-rules.js'
-import { rotatingSets } from '../measure/rotation.js'
+import { setsOf } from '../measure/rotation.js'
 import type { Scope } from '../measure/scope.js'
 import { expertRowsOf } from '../workload/expert-rows.js'
+import { awaitFills } from '../workload/device-words.js'
 import { fillRandom, patterns, randomKey } from '../workload/random-words.js'
 import type { BenchContext } from './operation.js'
 
@@ -55,17 +56,19 @@ export class IntranodeBench {
     scope: Scope,
     { kind, grouped = false }: { readonly kind: 'bf16' | 'fp8'; readonly grouped?: boolean },
   ): Promise<IntranodeBench> {
-    const { options, group, routing } = context
+    const { options, group, device, routing } = context
     const { tokens, topk, hidden, experts } = options
     const groupedRows = (): number => Math.max(...routing.matrix.map((_, rank) => expertRowsOf(routing, rank).capacity))
     const capacity = grouped ? groupedRows() : routing.mostReceived
     const maxElementBytes = kind === 'bf16' ? 2 : 1
     const buffer = await IntranodeBuffer.create(group, {
       ...{ hidden, maxTokensPerRank: tokens, capacity, maxElementBytes, maxTopk: topk, maxExperts: experts },
-      maxInFlight: rotatingSets(capacity * hidden * maxElementBytes),
+      ...{ maxInFlight: setsOf(device, capacity * hidden * maxElementBytes), device },
     })
     scope.own(buffer)
-    return new IntranodeBench(context, scope, kind, buffer)
+    const bench = new IntranodeBench(context, scope, kind, buffer)
+    await awaitFills(device)
+    return bench
   }
 
   /** Enqueues a dispatch into the slot of this iteration: with an exchange of counts, or by the plan of an earlier one. */
@@ -120,12 +123,18 @@ export class IntranodeBench {
     return { topkIdx: this.topkIdx, topkWeights: this.topkWeights, numExperts: this.#context.options.experts }
   }
 
+  /** Where a call runs, and with how much of the device. */
+  get launch(): { readonly stream: Stream; readonly numSms?: number } {
+    const { stopwatch, options } = this.#context
+    return { stream: stopwatch.stream, ...(options.sms !== undefined && { numSms: options.sms }) }
+  }
+
   #call(iteration: number): {
     readonly x: Tensor
-    readonly call: { readonly scales?: Tensor; readonly slot: number; readonly stream: Stream }
+    readonly call: IntranodeBench['launch'] & { readonly scales?: Tensor; readonly slot: number }
   } {
     const slot = iteration % this.slots
     const { x, scales } = this.#inputs[slot]!
-    return { x, call: { ...(scales && { scales }), slot, stream: this.#context.stopwatch.stream } }
+    return { x, call: { ...(scales && { scales }), slot, ...this.launch } }
   }
 }

@@ -1,5 +1,5 @@
 import type { Stream } from '@moe-ep/core'
-import { hostCopies } from '../measure/host-copies.js'
+import { inHostMemory } from '../measure/host-copies.js'
 import { localCase } from '../measure/local-case.js'
 import { setsOf } from '../measure/rotation.js'
 import type { Scope } from '../measure/scope.js'
@@ -39,7 +39,7 @@ export async function prepareLocal<Buffers, Results>(
     ...{ bytes, rule, subject },
     ...(await yardsticksOf(context, scope, bytes)),
     async check() {
-      const { buffers, results } = device.kind === 'cpu' ? last! : await hostCopies(last!, scope, stopwatch.stream)
+      const { buffers, results } = await inHostMemory(context, scope, last!)
       return operation.check(buffers, results)
     },
   }

@@ -1,5 +1,5 @@
-import type { Tensor } from '@moe-ep/core'
-import { fillRepeating } from './device-words.js'
+import type { Device, Tensor } from '@moe-ep/core'
+import { fillRepeating, repeatAfter } from './device-words.js'
 
 /** Which bits of a random word are kept, and which are set: gives finite numbers of a modest range in every element. */
 export interface Pattern {
@@ -51,12 +51,21 @@ function writeWords(words: Uint32Array, key: number, pattern: Pattern): Uint32Ar
   return words
 }
 
-/** Row `row` of the matrix that {@link fillRandom} writes, as bytes. */
-export function randomRow(key: number, pattern: Pattern, row: number, rowBytes: number): Uint8Array {
+/** One row of a matrix. */
+export interface RowPlace {
+  /** Where the matrix lies, or one that was filled alike. */
+  readonly device: Pick<Device, 'kind'>
+  readonly row: number
+  readonly rowBytes: number
+}
+
+/** A row of the matrix that {@link fillRandom} writes, as bytes. */
+export function randomRow(key: number, pattern: Pattern, { device, row, rowBytes }: RowPlace): Uint8Array {
   const words = rowBytes / 4
+  const period = device.kind === 'cpu' ? Infinity : repeatAfter
   const result = Uint32Array.from(
     { length: words },
-    (_, i) => (wordAt(key, row * words + i) & pattern.keep) | pattern.set,
+    (_, i) => (wordAt(key, (row * words + i) % period) & pattern.keep) | pattern.set,
   )
   return new Uint8Array(result.buffer)
 }
