@@ -107,3 +107,10 @@ export async function expectMappings(count: number): Promise<void> {
   if (device.kind === 'cuda') await eventually(() => countMappings() === count, `there are ${count} mappings`)
   expect(countMappings()).toBe(count)
 }
+
+/** Rows of a tensor that lies on the cpu. */
+export function rowsOnHost(tensor: Tensor): number[][] {
+  const [rows, columns] = tensor.shape as [number, number]
+  const values = Array.from(tensor.toNumbers())
+  return Array.from({ length: rows }, (_, row) => values.slice(row * columns, (row + 1) * columns))
+}

@@ -17,7 +17,7 @@ import {
 } from '@moe-ep/quant'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
-import { failureOf, type Rank, rowsOf, withWorld } from '../../intranode-ht/test/world.js'
+import { failureOf, type Rank, rowsOnHost, withWorld } from '../../intranode-ht/test/world.js'
 import {
   BatchedPrepareAndFinalize,
   HtPrepareAndFinalize,
@@ -54,7 +54,7 @@ async function outputsOf(layer: Layer, transport: Transport, variant: Variant = 
         const kernel = new ModularKernel(make(transport, world, { quant, commStream }), own, options)
         const output = await kernel.apply({ ...layer.argumentsOf(rank), ...extra, stream })
         await stream.synchronize()
-        outputs[rank] = rowsOf(output)
+        outputs[rank] = rowsOnHost(output)
         await own.close()
         await commStream?.close()
       }),
@@ -100,7 +100,7 @@ async function throughFp8(rows: readonly Float32Array[], quant: InputQuant): Pro
     },
   }[quant.kind]()
   await x.device.defaultStream.synchronize()
-  return rowsOf(exact).map((row) => Float32Array.from(row))
+  return rowsOnHost(exact).map((row) => Float32Array.from(row))
 }
 
 const transportsFor = (numRanks: number): readonly Transport[] =>
@@ -305,7 +305,7 @@ describe('naive prepare and finalize', () => {
           }
           expect((await failureOf(kernel.apply({ ...args, ...narrow }))).code).toBe('ERR_MOE_EP_MISMATCH')
           const output = await kernel.apply(args)
-          expect(rowsOf(output)).toEqual(layer.expectedOf(rank))
+          expect(rowsOnHost(output)).toEqual(layer.expectedOf(rank))
         }),
       )
     })
@@ -353,7 +353,7 @@ describe('batched prepare, experts and finalize', () => {
         const { x } = layer.inputs[0]!
         const output = await kernel.apply(layer.argumentsOf(0))
         await output.device.defaultStream.synchronize()
-        expect(rowsOf(output)).toEqual(layer.expectedOf(0, quant ? await throughFp8(x, quant) : x))
+        expect(rowsOnHost(output)).toEqual(layer.expectedOf(0, quant ? await throughFp8(x, quant) : x))
         await kernel.experts.close()
       }),
       { numRuns: 15 },
@@ -371,7 +371,7 @@ describe('batched prepare, experts and finalize', () => {
         const own = { w13: weights.w13.slice(rank * 2, rank * 2 + 2), w2: weights.w2.slice(rank * 2, rank * 2 + 2) }
         const output = await kernel.apply({ ...args, weights: own })
         await output.device.defaultStream.synchronize()
-        return rowsOf(output)
+        return rowsOnHost(output)
       }),
     )
     // The same two partial sums as two ranks would make, so the same bits.

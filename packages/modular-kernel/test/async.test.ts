@@ -1,7 +1,7 @@
 import { Tensor } from '@moe-ep/core'
 import { type Experts, GroupedExperts, noWeightAndReduce, referenceEngines } from '@moe-ep/experts'
 import { describe, expect, test } from 'vitest'
-import { failureOf, rowsOf, withWorld } from '../../intranode-ht/test/world.js'
+import { failureOf, rowsOnHost, withWorld } from '../../intranode-ht/test/world.js'
 import {
   guardedReceiver,
   HtPrepareAndFinalize,
@@ -111,7 +111,7 @@ describe('HtPrepareAndFinalize in halves', () => {
             await finalizing.receive()
             expect((await failureOf(finalizing.receive())).code).toBe('ERR_MOE_EP_RELEASED')
             await stream.synchronize()
-            expect(rowsOf(output)).toEqual(layer.expectedOf(rank))
+            expect(rowsOnHost(output)).toEqual(layer.expectedOf(rank))
           }
           await experts.close()
           await commStream?.close()

@@ -2,7 +2,7 @@ import { Tensor } from '@moe-ep/core'
 import { contiguousWeightAndReduce, delegateWeightAndReduce, type Experts } from '@moe-ep/experts'
 import { linearPlacement } from '@moe-ep/layout'
 import { describe, expect, test } from 'vitest'
-import { failureOf, rowsOf, withWorld } from '../../intranode-ht/test/world.js'
+import { failureOf, rowsOnHost, withWorld } from '../../intranode-ht/test/world.js'
 import { HtPrepareAndFinalize, ModularKernel } from '../src/index.js'
 import { Layer, sizesFor } from './layer.js'
 
@@ -12,8 +12,8 @@ const layer = new Layer({ numTokens: [4, 0, 3], hidden: 8, intermediate: 4, numE
 function rowsOfSlots(prepared: { hiddenStates: Tensor; topkIdx: Tensor }, firstExpert: number, of: Layer): Tensor {
   const [rows, topk] = prepared.topkIdx.shape as [number, number]
   const { hidden } = of.shape
-  const ids = rowsOf(prepared.topkIdx)
-  const inputs = rowsOf(prepared.hiddenStates)
+  const ids = rowsOnHost(prepared.topkIdx)
+  const inputs = rowsOnHost(prepared.hiddenStates)
   const values = ids.flatMap((slots, row) =>
     slots.flatMap((id) =>
       id < 0
@@ -49,7 +49,7 @@ describe.each([contiguousWeightAndReduce, delegateWeightAndReduce])(
               stream,
             })
             await stream.synchronize()
-            expect(rowsOf(output)).toEqual(layer.expectedOf(rank))
+            expect(rowsOnHost(output)).toEqual(layer.expectedOf(rank))
             expect(buffer.freeSlots).toBe(2)
           }),
         )
@@ -74,7 +74,7 @@ describe.each([contiguousWeightAndReduce, delegateWeightAndReduce])(
             const kernel = new ModularKernel(new HtPrepareAndFinalize(buffer), experts)
             const output = await kernel.apply({ ...single.argumentsOf(rank), stream })
             await stream.synchronize()
-            expect(rowsOf(output)).toEqual(single.expectedOf(rank))
+            expect(rowsOnHost(output)).toEqual(single.expectedOf(rank))
           }),
         )
       })
@@ -96,7 +96,7 @@ test('prepare delivers local ids, weights and counts; finalize and release witho
     expect(Array.from(prepared.tokens!.numTokens.toNumbers())).toEqual(counts)
     expect(prepared.scales).toBeUndefined()
     const sent = alone.inputs[0]!.topkIdx.filter((slots) => slots.some((id) => id >= 0))
-    expect(rowsOf(prepared.topkIdx)).toEqual(sent)
+    expect(rowsOnHost(prepared.topkIdx)).toEqual(sent)
     prepareAndFinalize.release()
     prepareAndFinalize.release(17)
     expect(buffer.freeSlots).toBe(2)

@@ -1,7 +1,7 @@
 import { Tensor } from '@moe-ep/core'
 import { GroupedExperts, noWeightAndReduce, referenceEngines } from '@moe-ep/experts'
 import { describe, expect, test } from 'vitest'
-import { failureOf, rowsOf, withWorld } from '../../intranode-ht/test/world.js'
+import { failureOf, rowsOnHost, withWorld } from '../../intranode-ht/test/world.js'
 import { HtPrepareAndFinalize, MicroBatches } from '../src/index.js'
 import { Layer, sizesFor } from './layer.js'
 
@@ -79,7 +79,7 @@ describe('MicroBatches', () => {
             await stream.synchronize()
             if (round % 10 > 0) continue
             for (const [half, output] of outputs.entries())
-              expect(rowsOf(output)).toEqual(halves[half]!.expectedOf(rank))
+              expect(rowsOnHost(output)).toEqual(halves[half]!.expectedOf(rank))
           }
           expect(buffer.freeSlots).toBe(2)
           await experts.close()

@@ -4,7 +4,7 @@ import fc from 'fast-check'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import { describe, expect, test } from 'vitest'
-import { failureOf, type Rank, rowsOf, withWorld } from '../../intranode-ht/test/world.js'
+import { failureOf, type Rank, rowsOnHost, withWorld } from '../../intranode-ht/test/world.js'
 import {
   HtPrepareAndFinalize,
   LocalPrepareAndFinalize,
@@ -51,7 +51,7 @@ async function expectLayer(
 ): Promise<void> {
   const output = await kernel.apply({ ...layer.argumentsOf(rank), stream })
   await stream.synchronize()
-  expect(rowsOf(output)).toEqual(layer.expectedOf(rank))
+  expect(rowsOnHost(output)).toEqual(layer.expectedOf(rank))
   expect(buffer.freeSlots).toBe(buffer.sizes.maxInFlight)
 }
 
@@ -100,7 +100,7 @@ describe('a layer equals the dense loop bit for bit', () => {
             const output = await kernel.apply({ ...layer.argumentsOf(rank, idDtype), stream })
             await stream.synchronize()
             expect([output.dtype, output.shape]).toEqual(['bf16', [shape.numTokens[rank], shape.hidden]])
-            expect(rowsOf(output)).toEqual(layer.expectedOf(rank))
+            expect(rowsOnHost(output)).toEqual(layer.expectedOf(rank))
           })
         },
       ),
@@ -124,7 +124,7 @@ describe('a layer equals the dense loop bit for bit', () => {
     await onRanks(layer, async ({ kernel }) => {
       const output = await kernel.apply(layer.argumentsOf(0))
       await output.device.defaultStream.synchronize()
-      expect(rowsOf(output)).toEqual(layer.expectedOf(0))
+      expect(rowsOnHost(output)).toEqual(layer.expectedOf(0))
     })
   })
 
@@ -143,7 +143,7 @@ describe('a layer equals the dense loop bit for bit', () => {
         const output = await kernel.apply({ ...args, hiddenStates, stream })
         if (i % 5 === rank) collectGarbage()
         await stream.synchronize()
-        const rows = rowsOf(output)
+        const rows = rowsOnHost(output)
         expect(rows).toEqual(layer.expectedOf(rank, expected))
         expected = rows.map(toUnitSize)
         hiddenStates = Tensor.from(
@@ -172,7 +172,8 @@ describe('two micro-batches', () => {
         expect(buffer.freeSlots).toBe(0)
         const outputs = await Promise.all(running)
         await Promise.all(streams.map((stream) => stream.synchronize()))
-        for (const [half, output] of outputs.entries()) expect(rowsOf(output)).toEqual(halves[half]!.expectedOf(rank))
+        for (const [half, output] of outputs.entries())
+          expect(rowsOnHost(output)).toEqual(halves[half]!.expectedOf(rank))
         expect(buffer.freeSlots).toBe(2)
       }
       await Promise.all(streams.map((stream) => stream.close()))
@@ -215,7 +216,7 @@ describe('two micro-batches', () => {
         })
       }
       await stream.synchronize()
-      for (const [half, output] of outputs.entries()) expect(rowsOf(output)).toEqual(halves[half]!.expectedOf(rank))
+      for (const [half, output] of outputs.entries()) expect(rowsOnHost(output)).toEqual(halves[half]!.expectedOf(rank))
     })
   })
 

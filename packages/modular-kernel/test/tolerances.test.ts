@@ -1,6 +1,6 @@
 import { GroupedExperts, onnxEngines } from '@moe-ep/experts'
 import { expect, test } from 'vitest'
-import { rowsOf, withWorld } from '../../intranode-ht/test/world.js'
+import { rowsOnHost, withWorld } from '../../intranode-ht/test/world.js'
 import { HtPrepareAndFinalize, ModularKernel } from '../src/index.js'
 import { Layer, sizesFor } from './layer.js'
 
@@ -43,7 +43,7 @@ test.each(shapes)('2 ranks, 32 experts, top-6, %j: bf16 and fp8 near the dense l
           const kernel = new ModularKernel(new HtPrepareAndFinalize(buffer, options), experts)
           const output = await kernel.apply({ ...layer.argumentsOf(rank), stream })
           await stream.synchronize()
-          const actual = rowsOf(output).flat()
+          const actual = rowsOnHost(output).flat()
           expect(difference(actual, expected[rank]!)).toBeLessThan(most)
           const largest = Math.max(...expected[rank]!.map(Math.abs))
           const off = actual.map((value, i) => Math.abs(value - expected[rank]![i]!) / largest)

@@ -1,7 +1,7 @@
 import { getDevice } from '@moe-ep/core'
 import { GroupedExperts, referenceEngines, type WorkspaceShapes } from '@moe-ep/experts'
 import { afterAll, describe, expect, test, vi } from 'vitest'
-import { failureOf, rowsOf } from '../../intranode-ht/test/world.js'
+import { failureOf, rowsOnHost } from '../../intranode-ht/test/world.js'
 import { LocalPrepareAndFinalize, ModularKernel, WorkspaceManager } from '../src/index.js'
 import { Layer } from './layer.js'
 
@@ -99,7 +99,7 @@ describe('a kernel', () => {
     allocate.mockRestore()
     expect(largest).toBeLessThan(output.byteLength / 4)
     expect(kernel.workspaces.byteLength).toBe(kept)
-    expect(rowsOf(output)).toEqual(layer.expectedOf(0))
+    expect(rowsOnHost(output)).toEqual(layer.expectedOf(0))
     await experts.close()
   })
 
@@ -110,7 +110,7 @@ describe('a kernel', () => {
       const kernel = new ModularKernel(new LocalPrepareAndFinalize(), experts, options)
       const output = await kernel.apply({ ...layer.argumentsOf(0), stream })
       await stream.synchronize()
-      expect(rowsOf(output)).toEqual(layer.expectedOf(0))
+      expect(rowsOnHost(output)).toEqual(layer.expectedOf(0))
       bytes.push(kernel.workspaces.byteLength)
       await experts.close()
     }
@@ -128,7 +128,7 @@ describe('a kernel', () => {
     const outputs = await Promise.all([first, side])
     outputs.push(await kernels[1]!.apply({ ...args, stream }))
     await stream.synchronize()
-    for (const output of outputs) expect(rowsOf(output)).toEqual(layer.expectedOf(0))
+    for (const output of outputs) expect(rowsOnHost(output)).toEqual(layer.expectedOf(0))
     await experts.close()
   })
 
