@@ -63,6 +63,26 @@ describe('copies', () => {
     }
   })
 
+  // Native threads that tell of completions also give memory back. What is enqueued at that very moment must not lose its own.
+  test('of many streams at once keep the memory that they go through until they are done', async () => {
+    const copyBackAndForth = async (number: number): Promise<void> => {
+      await using stream = device.createStream()
+      for (let round = 0; round < 150; round++) {
+        const sent = numbers(300 + 40 * number + round).map((value) => value * (number + 1) + round)
+        const [from, there, back] = [
+          Tensor.copyOf(sent, [sent.length], 'i32', cpu),
+          Tensor.empty([sent.length], 'i32', device),
+          Tensor.zeros([sent.length], 'i32', cpu),
+        ]
+        copyTensor(from, there, { stream })
+        copyTensor(there, back, { stream })
+        await stream.synchronize()
+        expect(back.data).toEqual(sent)
+      }
+    }
+    await Promise.all(Array.from({ length: 8 }, (_, number) => copyBackAndForth(number)))
+  })
+
   test('between tensors that do not fit are refused', () => {
     const tensor = Tensor.zeros([4], 'i32')
     expect(() => copyTensor(tensor, Tensor.zeros([5], 'i32'))).toThrow(refusal)

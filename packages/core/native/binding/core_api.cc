@@ -89,7 +89,7 @@ const moe_ep_core_api kApi = {
                        uint64_t bytes) { return CudaStreamOf(exec)->GetScratch(key, bytes); },
     .cuda_retire =
         [](moe_ep_exec* exec, void* self, void (*destroy)(void*)) {
-          CudaStreamOf(exec)->cuda_device().Retire([self, destroy] { destroy(self); });
+          CudaStreamOf(exec)->Retire([self, destroy] { destroy(self); });
         },
 #else
     .cuda_may_fail = nullptr,

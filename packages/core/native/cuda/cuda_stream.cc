@@ -28,16 +28,12 @@ std::shared_ptr<CudaStream> CudaStream::Create(const moe_ep_core_api* api, Devic
   device.MakeCurrent();
   cudaStream_t made = nullptr;
   Check(cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking), "cudaStreamCreate");
-  std::shared_ptr<CudaStream> stream(new CudaStream(api, device, made, /*owned=*/true));
-  device.Add(stream);
-  return stream;
+  return std::shared_ptr<CudaStream>(new CudaStream(api, device, made, /*owned=*/true));
 }
 
 std::shared_ptr<CudaStream> CudaStream::Wrap(const moe_ep_core_api* api, Device& device,
                                              cudaStream_t foreign) {
-  std::shared_ptr<CudaStream> stream(new CudaStream(api, device, foreign, /*owned=*/false));
-  device.Add(stream);
-  return stream;
+  return std::shared_ptr<CudaStream>(new CudaStream(api, device, foreign, /*owned=*/false));
 }
 
 CudaStream::CudaStream(const moe_ep_core_api* api, Device& device, cudaStream_t stream, bool owned)
@@ -51,11 +47,14 @@ CudaStream::CudaStream(const moe_ep_core_api* api, Device& device, cudaStream_t 
       abort_(std::make_shared<Abort>(device)),
       completions_(std::make_shared<CompletionThread>(device)),
       scratch_(device),
-      shared_(!owned) {}
+      shared_(!owned) {
+  device.Add(*this);
+}
 
 CudaStream::~CudaStream() {
   Close(/*abort=*/false);
   Join();
+  device_.Remove(*this);  // until here what it had queued may still have been running
   if (owned_) cudaStreamDestroy(stream_);
   device_.Retire([&device = device_, failure = failure_] { device.Free(failure); });
 }
@@ -79,13 +78,18 @@ void CudaStream::CaptureCommand(const CommandPtr& command) { Run(*command); }
 
 void CudaStream::Run(const Command& command) {
   device_.MakeCurrent();
-  submitted_.fetch_add(1, std::memory_order_relaxed);
+  const Submission submission(*this);
   moe_ep_exec exec{api_, static_cast<Stream*>(this), device(), stream_, failure()};
   try {
     command.Run(&exec);
   } catch (const std::exception& error) {
     Fail(Broken(error));
   }
+}
+
+void CudaStream::Retire(std::function<void()> then) {
+  CountSubmission();
+  device_.Retire(std::move(then));
 }
 
 void CudaStream::Fail(Failure failure) {
@@ -118,7 +122,7 @@ EventPtr CudaStream::RecordEvent() {
 
 CudaRecording::Parts CudaStream::PartsOfMark() {
   device_.MakeCurrent();
-  submitted_.fetch_add(1, std::memory_order_relaxed);
+  const Submission submission(*this);
   CudaRecording::Parts parts = {};
   parts.device = &device_;
   parts.base = device_.CurrentBase();
@@ -180,7 +184,7 @@ MaybeFailure CudaStream::Replay(const std::shared_ptr<const Graph>& graph) {
   auto& captured = static_cast<CudaGraph&>(*graph->device_graph);
   try {
     device_.MakeCurrent();
-    submitted_.fetch_add(1, std::memory_order_relaxed);
+    const Submission submission(*this);
     // The kernels of a graph know its own record only, wherever it is launched.
     if (captured.may_fail) LaunchCopyFailure(stream_, failure_, captured.failure());
     Check(cudaGraphLaunch(captured.executable, stream_), "cudaGraphLaunch");
@@ -214,7 +218,7 @@ bool CudaStream::WhenDone(std::function<void(MaybeFailure)> then) {
     return true;
   }
   device_.MakeCurrent();
-  submitted_.fetch_add(1, std::memory_order_relaxed);
+  const Submission submission(*this);
   if (std::exchange(may_fail_, false)) {
     parts.failure = NewPinned<moe_ep_failure_record>(device_);
     LaunchTakeFailure(stream_, failure_, parts.failure.get());
@@ -276,7 +280,7 @@ void CudaStream::Join() {
 EventPtr CudaStream::Marker() {
   std::lock_guard lock(marker_mutex_);
   if (captured_ != nullptr || ended()) return marker_;
-  const uint64_t submitted = submitted_.load(std::memory_order_relaxed);
+  const uint64_t submitted = submitted_.load(std::memory_order_acquire);
   if (submitted == marked_ && !shared_) return marker_;
   EventPtr event = device_.NewEvent();
   if (cudaEventRecord(event.get(), stream_) != cudaSuccess) {

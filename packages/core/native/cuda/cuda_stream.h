@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <mutex>
 
@@ -42,7 +43,8 @@ class CudaStream final : public Stream, public Submitter, public Dependent {
   void Fail(Failure failure) override;
   void MayFail();
   void* GetScratch(uint64_t key, uint64_t bytes);
-  Device& cuda_device() const { return device_; }
+  // As of the device, for a command that has launched its work but not ended.
+  void Retire(std::function<void()> then);
 
  protected:
   bool Submit(CommandPtr command) override;
@@ -58,6 +60,20 @@ class CudaStream final : public Stream, public Submitter, public Dependent {
 
  private:
   CudaStream(const moe_ep_core_api* api, Device& device, cudaStream_t stream, bool owned);
+
+  // Counts work once it is on the stream. Counted before, a marker that another thread records in
+  // between would be taken for one behind that work.
+  class Submission {
+   public:
+    explicit Submission(CudaStream& stream) : stream_(stream) {}
+    ~Submission() { stream_.CountSubmission(); }
+    Submission(const Submission&) = delete;
+    Submission& operator=(const Submission&) = delete;
+
+   private:
+    CudaStream& stream_;
+  };
+  void CountSubmission() { submitted_.fetch_add(1, std::memory_order_release); }
 
   void Run(const Command& command);
   EventPtr RecordEvent();

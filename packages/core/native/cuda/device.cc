@@ -1,5 +1,6 @@
 #include "cuda/device.h"
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <cstdlib>
@@ -204,10 +205,14 @@ EventPtr Device::NewEvent() {
   });
 }
 
-void Device::Add(const std::shared_ptr<Submitter>& submitter) {
-  std::lock_guard lock(mutex_);
-  std::erase_if(submitters_, [](const auto& known) { return known.expired(); });
-  submitters_.push_back(submitter);
+void Device::Add(Submitter& submitter) {
+  std::lock_guard lock(submitters_mutex_);
+  submitters_.insert(&submitter);
+}
+
+void Device::Remove(Submitter& submitter) {
+  std::lock_guard lock(submitters_mutex_);
+  submitters_.erase(&submitter);
 }
 
 void Device::Retire(std::function<void()> then) {
@@ -220,15 +225,6 @@ void Device::RetireWhenIdle(std::function<void()> then) {
   when_idle_.push_back(std::move(then));
 }
 
-std::vector<std::shared_ptr<Submitter>> Device::Submitters() {
-  std::vector<std::shared_ptr<Submitter>> submitters;
-  std::lock_guard lock(mutex_);
-  for (const auto& known : submitters_) {
-    if (auto submitter = known.lock()) submitters.push_back(std::move(submitter));
-  }
-  return submitters;
-}
-
 // What is pending becomes a batch that goes when every stream has passed its present end.
 void Device::Seal() {
   Batch batch;
@@ -237,8 +233,11 @@ void Device::Seal() {
     if (pending_.empty()) return;
     batch.releases.swap(pending_);
   }
-  for (const auto& submitter : Submitters()) {
-    if (EventPtr marker = submitter->Marker()) batch.markers.push_back(std::move(marker));
+  {
+    std::lock_guard lock(submitters_mutex_);
+    for (Submitter* const submitter : submitters_) {
+      if (EventPtr marker = submitter->Marker()) batch.markers.push_back(std::move(marker));
+    }
   }
   std::lock_guard lock(mutex_);
   batches_.push_back(std::move(batch));
@@ -257,10 +256,9 @@ void Device::Poll() {
 }
 
 bool Device::Idle() {
-  for (const auto& submitter : Submitters()) {
-    if (submitter->Busy()) return false;
-  }
-  return true;
+  std::lock_guard lock(submitters_mutex_);
+  return std::none_of(submitters_.begin(), submitters_.end(),
+                      [](Submitter* submitter) { return submitter->Busy(); });
 }
 
 void Device::ReleaseIdle() {

@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -81,7 +82,9 @@ class Device {
   // Looks whether retired things can go. Not while locks of streams are held.
   void Poll();
 
-  void Add(const std::shared_ptr<Submitter>& submitter);
+  // Between these two calls its work is waited for.
+  void Add(Submitter& submitter);
+  void Remove(Submitter& submitter);
 
   // The host's monotonic nanoseconds at which a completed event was reached. `base` is what
   // CurrentBase() gave when it was recorded.
@@ -96,7 +99,6 @@ class Device {
   void ReleaseDone();
   void ReleaseIdle();
   bool Idle();
-  std::vector<std::shared_ptr<Submitter>> Submitters();
 
   struct Batch {
     std::vector<EventPtr> markers;
@@ -116,8 +118,10 @@ class Device {
   Arena memory_;
   Arena pinned_;
 
+  std::mutex submitters_mutex_;  // held while they are asked, so that none goes meanwhile
+  std::set<Submitter*> submitters_;
+
   std::mutex mutex_;
-  std::vector<std::weak_ptr<Submitter>> submitters_;
   std::vector<std::function<void()>> pending_;
   std::deque<Batch> batches_;
   std::vector<std::function<void()>> when_idle_;
