@@ -264,6 +264,8 @@ Napi::Object Initialize(Napi::Env env, Napi::Object exports) {
   exports.Set("messageHeadBytes", Napi::Number::New(env, sizeof(MessageHead)));
   exports.Set("combineHeadBytes", Napi::Number::New(env, sizeof(CombineHead)));
   exports.Set("slotEpochsBytes", Napi::Number::New(env, sizeof(SlotEpochs)));
+  exports.Set("runTokens", Napi::Number::New(env, static_cast<double>(kRunTokens)));
+  exports.Set("placesBytes", Napi::Number::New(env, static_cast<double>(TokenPlaces::Bytes(1))));
   exports.Set("refusalSignals", Napi::Number::New(env, static_cast<double>(kRefusalSignals)));
   exports.Set("refusalWordBytes", Napi::Number::New(env, sizeof(Refusal::words) - 1));
   return exports;

@@ -91,6 +91,7 @@ struct CombineArguments {
 // Each rank leaves it in its own slot, beside the results that it describes.
 struct CombineHead {
   CombineArguments arguments;
+  int64_t tokens;  // of the rank, for those who add up its rows
   Refusal refusal;
 };
 
@@ -115,6 +116,10 @@ struct BufferLayout {
   int64_t
       column_scales_offset;  // scales of grouped rows, turned into columns by the receiver itself
   int64_t epochs_offset;     // of a cuda device: what the rank's own kernels remember of the slot
+  // Of a cuda device, for rows that are grouped by expert, by runs of tokens:
+  int64_t max_runs;        // of a rank
+  int64_t places_offset;   // where the rank's own selections are (see TokenPlaces), for others
+  int64_t reduced_offset;  // u64 [R, runs]: the combine for which a rank has added up a run's rows
 };
 inline constexpr int kNumLayoutFields = sizeof(BufferLayout) / sizeof(int64_t);
 
@@ -146,6 +151,28 @@ struct Message {
   }
   MOE_EP_HOST_DEVICE int32_t* per_expert() const { return tokens_per_rank() + ranks; }
   MOE_EP_HOST_DEVICE int32_t* channel_ends() const { return per_expert() + max_experts; }
+};
+
+// Tokens that are worked on, and told of, together.
+inline constexpr int64_t kRunTokens = 16;
+
+// Where the selections of one run of tokens are: of each slot the row at its rank (-1: none), the
+// weight and the rank. It is fetched as a whole.
+struct TokenPlaces {
+  uint8_t* base;
+  int64_t topk;
+
+  static constexpr int64_t Bytes(int64_t topk) {
+    return kRunTokens * topk *
+           static_cast<int64_t>(sizeof(int32_t) + sizeof(float) + sizeof(uint8_t));
+  }
+  MOE_EP_HOST_DEVICE int32_t* rows() const { return reinterpret_cast<int32_t*>(base); }
+  MOE_EP_HOST_DEVICE float* weights() const {
+    return reinterpret_cast<float*>(rows() + kRunTokens * topk);
+  }
+  MOE_EP_HOST_DEVICE uint8_t* ranks() const {
+    return reinterpret_cast<uint8_t*>(weights() + kRunTokens * topk);
+  }
 };
 
 // What the kernels of one rank remember of a slot between calls, where graphs that are replayed

@@ -66,6 +66,10 @@ export function layoutBuffer(options: IntranodeBufferSizes, numRanks: number): B
   const columnScales = slot.reserve(align(sizes.capacity, 4) * sizes.maxScaleColumns * 4)
   // What kernels of a cuda device remember of the slot.
   const epochs = slot.reserve(native().slotEpochsBytes)
+  // Of grouped rows, for runs of tokens: where selections are, and what has been done for each run by every rank.
+  const maxRuns = Math.ceil(sizes.maxTokensPerRank / native().runTokens)
+  const places = slot.reserve(maxRuns * native().placesBytes * sizes.maxTopk)
+  const reduced = slot.reserve(numRanks * maxRuns * 8)
   // Slots begin on pages of their own: two leases never share one.
   const slotBytes = align(slot.byteLength, 4096)
   return {
@@ -77,6 +81,7 @@ export function layoutBuffer(options: IntranodeBufferSizes, numRanks: number): B
       ...[sizes.maxExperts, sizes.maxChannels, rows.byteOffset, scales.byteOffset, sourceIndex.byteOffset],
       ...[topkIdx.byteOffset, topkWeights.byteOffset, counts.byteOffset, countsStride],
       ...[combineHead.byteOffset, columnScales.byteOffset, epochs.byteOffset],
+      ...[maxRuns, places.byteOffset, reduced.byteOffset],
     ],
   }
 }

@@ -14,6 +14,9 @@ interface IntranodeNative {
   readonly combineHeadBytes: number
   /** Bytes that kernels of a cuda device remember of a slot. */
   readonly slotEpochsBytes: number
+  /** Tokens of a run; bytes of the record of where their selections are, for each slot of a token. */
+  readonly runTokens: number
+  readonly placesBytes: number
   /** Signals for refused dispatches that a buffer needs from every source. */
   readonly refusalSignals: number
   /** Most bytes of a refusal's words. */

@@ -91,10 +91,12 @@ const moe_ep_core_api kApi = {
         [](moe_ep_exec* exec, void* self, void (*destroy)(void*)) {
           CudaStreamOf(exec)->Retire([self, destroy] { destroy(self); });
         },
+    .cuda_snapshot = [](moe_ep_exec* exec) { return CudaStreamOf(exec)->Snapshot(); },
 #else
     .cuda_may_fail = nullptr,
     .cuda_scratch = nullptr,
     .cuda_retire = nullptr,
+    .cuda_snapshot = nullptr,
 #endif
 };
 

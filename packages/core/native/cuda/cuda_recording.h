@@ -64,9 +64,11 @@ class CudaRecording final : public Recording {
  public:
   struct Parts {
     Device* device;
-    EventPtr time;  // when the point was reached
-    size_t base;    // of that time; see Device::TimeOf
-    EventPtr done;  // everything that belongs to the point is there
+    const Abort* stream;  // tells streams apart
+    uint64_t takes;       // how often the stream's failure had been taken
+    EventPtr time;        // when the point was reached
+    size_t base;          // of that time; see Device::TimeOf
+    EventPtr done;        // everything that belongs to the point is there
     std::shared_ptr<moe_ep_failure_record> failure;  // the stream's at the point; null: none
     Aborts aborts;                                   // of the stream and of those it waited for
     std::shared_ptr<CompletionThread> completions;

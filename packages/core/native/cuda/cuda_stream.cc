@@ -79,6 +79,7 @@ void CudaStream::CaptureCommand(const CommandPtr& command) { Run(*command); }
 void CudaStream::Run(const Command& command) {
   device_.MakeCurrent();
   const Submission submission(*this);
+  snapshot_ = nullptr;
   moe_ep_exec exec{api_, static_cast<Stream*>(this), device(), stream_, failure()};
   try {
     command.Run(&exec);
@@ -93,6 +94,7 @@ void CudaStream::Retire(std::function<void()> then) {
 }
 
 void CudaStream::Fail(Failure failure) {
+  snapshot_ = nullptr;
   try {
     LaunchFail(stream_, this->failure(), RecordOf(failure));
     MayFail();
@@ -107,6 +109,12 @@ void CudaStream::MayFail() {
   } else {
     may_fail_ = true;
   }
+}
+
+moe_ep_failure_record* CudaStream::Snapshot() {
+  if (captured_ != nullptr) return nullptr;
+  snapshot_ = NewPinned<moe_ep_failure_record>(device_);
+  return snapshot_.get();
 }
 
 void* CudaStream::GetScratch(uint64_t key, uint64_t bytes) {
@@ -125,9 +133,13 @@ CudaRecording::Parts CudaStream::PartsOfMark() {
   const Submission submission(*this);
   CudaRecording::Parts parts = {};
   parts.device = &device_;
+  parts.stream = abort_.get();
+  parts.takes = takes_;
   parts.base = device_.CurrentBase();
   parts.time = parts.done = RecordEvent();
-  if (may_fail_) {
+  if (may_fail_ && snapshot_ != nullptr) {
+    parts.failure = snapshot_;
+  } else if (may_fail_) {
     // Behind the event that tells the time, so that work is not measured with it.
     parts.failure = NewPinned<moe_ep_failure_record>(device_);
     LaunchCopyFailure(stream_, failure_, parts.failure.get());
@@ -145,6 +157,10 @@ std::shared_ptr<Recording> CudaStream::Mark() {
 
 bool CudaStream::Await(const std::shared_ptr<Recording>& recording, bool take_failure) {
   if (const auto cuda = std::dynamic_pointer_cast<CudaRecording>(recording)) {
+    // Of this stream itself: what comes after comes after. Only a graph may run elsewhere.
+    const CudaRecording::Parts& parts = cuda->parts();
+    if (parts.stream == abort_.get() && parts.takes == takes_ && captured_ == nullptr)
+      return !closed();
     if (take_failure) ShareAborts(*cuda);
     return Enqueue(MarkerCommand([cuda, take_failure](moe_ep_exec* exec) {
       Running(exec)->AwaitDevice(*cuda, take_failure);
@@ -185,6 +201,7 @@ MaybeFailure CudaStream::Replay(const std::shared_ptr<const Graph>& graph) {
   try {
     device_.MakeCurrent();
     const Submission submission(*this);
+    snapshot_ = nullptr;
     // The kernels of a graph know its own record only, wherever it is launched.
     if (captured.may_fail) LaunchCopyFailure(stream_, failure_, captured.failure());
     Check(cudaGraphLaunch(captured.executable, stream_), "cudaGraphLaunch");
@@ -219,7 +236,9 @@ bool CudaStream::WhenDone(std::function<void(MaybeFailure)> then) {
   }
   device_.MakeCurrent();
   const Submission submission(*this);
+  snapshot_ = nullptr;
   if (std::exchange(may_fail_, false)) {
+    ++takes_;
     parts.failure = NewPinned<moe_ep_failure_record>(device_);
     LaunchTakeFailure(stream_, failure_, parts.failure.get());
   }

@@ -42,6 +42,8 @@ class CudaStream final : public Stream, public Submitter, public Dependent {
   // For running commands.
   void Fail(Failure failure) override;
   void MayFail();
+  // Where the command's last kernel copies the failure record to; null in a capture.
+  moe_ep_failure_record* Snapshot();
   void* GetScratch(uint64_t key, uint64_t bytes);
   // As of the device, for a command that has launched its work but not ended.
   void Retire(std::function<void()> then);
@@ -61,12 +63,15 @@ class CudaStream final : public Stream, public Submitter, public Dependent {
  private:
   CudaStream(const moe_ep_core_api* api, Device& device, cudaStream_t stream, bool owned);
 
-  // Counts work once it is on the stream. Counted before, a marker that another thread records in
-  // between would be taken for one behind that work.
+  // Around work that goes to the stream, which is counted once it is there. Counted before, a
+  // marker that another thread records in between would be taken for one behind that work.
   class Submission {
    public:
-    explicit Submission(CudaStream& stream) : stream_(stream) {}
-    ~Submission() { stream_.CountSubmission(); }
+    explicit Submission(CudaStream& stream) : stream_(stream) { stream.device_.BeginLaunch(); }
+    ~Submission() {
+      stream_.CountSubmission();
+      stream_.device_.EndLaunch();
+    }
     Submission(const Submission&) = delete;
     Submission& operator=(const Submission&) = delete;
 
@@ -95,6 +100,8 @@ class CudaStream final : public Stream, public Submitter, public Dependent {
 
   // JavaScript's thread only.
   bool may_fail_ = false;
+  uint64_t takes_ = 0;                               // how often the failure was taken
+  std::shared_ptr<moe_ep_failure_record> snapshot_;  // made by the newest work; null: not made
   Aborts awaited_;             // of streams that were waited for since the last await
   MaybeFailure host_failure_;  // one that could not be brought to the device
 

@@ -197,7 +197,7 @@ EventPtr Device::NewEvent() {
   }
   if (event == nullptr) {
     MakeCurrent();
-    Check(cudaEventCreateWithFlags(&event, cudaEventBlockingSync), "cudaEventCreate");
+    Check(cudaEventCreate(&event), "cudaEventCreate");
   }
   return EventPtr(event, [this](cudaEvent_t done) {
     std::lock_guard lock(events_mutex_);
@@ -261,18 +261,38 @@ bool Device::Idle() {
                       [](Submitter* submitter) { return submitter->Busy(); });
 }
 
+void Device::BeginLaunch() {
+  std::unique_lock lock(launches_mutex_);
+  released_.wait(lock, [this] { return !releasing_; });
+  ++launching_;
+}
+
+void Device::EndLaunch() {
+  std::lock_guard lock(launches_mutex_);
+  --launching_;
+}
+
 void Device::ReleaseIdle() {
   {
     std::lock_guard lock(mutex_);
     if (when_idle_.empty()) return;
   }
-  if (!Idle()) return;
-  std::vector<std::function<void()>> releases;
   {
+    std::lock_guard lock(launches_mutex_);
+    if (launching_ > 0 || releasing_) return;
+    releasing_ = true;
+  }
+  std::vector<std::function<void()>> releases;
+  if (Idle()) {
     std::lock_guard lock(mutex_);
     releases.swap(when_idle_);
   }
   for (const auto& release : releases) release();
+  {
+    std::lock_guard lock(launches_mutex_);
+    releasing_ = false;
+  }
+  released_.notify_all();
 }
 
 void Device::ReleaseDone() {

@@ -4,6 +4,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <condition_variable>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -75,10 +76,14 @@ class Device {
   // Calls `then` once all work that was enqueued so far is done; on any thread that uses the
   // device.
   void Retire(std::function<void()> then);
-  // Calls `then` at a moment when nothing runs on the device. For what makes the driver wait for
-  // all that runs (unregistering, unmapping, freeing): that may wait for the very thread that
-  // calls.
+  // Calls `then` at a moment when nothing runs on the device and nothing can be launched. For what
+  // makes the driver wait for all that runs (unregistering, unmapping, freeing) and keep others
+  // from launching meanwhile: kernels that wait for one that is still to be launched would never
+  // end.
   void RetireWhenIdle(std::function<void()> then);
+  // Around everything that puts work on a stream.
+  void BeginLaunch();
+  void EndLaunch();
   // Looks whether retired things can go. Not while locks of streams are held.
   void Poll();
 
@@ -125,6 +130,11 @@ class Device {
   std::vector<std::function<void()>> pending_;
   std::deque<Batch> batches_;
   std::vector<std::function<void()>> when_idle_;
+
+  std::mutex launches_mutex_;
+  std::condition_variable released_;
+  int launching_ = 0;  // threads between BeginLaunch and EndLaunch
+  bool releasing_ = false;
 
   std::mutex events_mutex_;
   std::vector<cudaEvent_t> free_events_;

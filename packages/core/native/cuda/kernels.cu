@@ -37,8 +37,10 @@ __global__ void FailWith(moe_ep_failure_record* to, moe_ep_failure_record failur
   Merge(&failure, to);
 }
 
+// What is copied to lies on the host, far away, and says "no failure" already: mostly nothing is
+// written.
 __global__ void CopyFailure(const moe_ep_failure_record* from, moe_ep_failure_record* to) {
-  *to = *from;
+  Merge(from, to);
 }
 
 __global__ void MergeFailure(moe_ep_failure_record* from, moe_ep_failure_record* to, bool clear) {
@@ -47,6 +49,7 @@ __global__ void MergeFailure(moe_ep_failure_record* from, moe_ep_failure_record*
 }
 
 __global__ void TakeFailure(moe_ep_failure_record* from, moe_ep_failure_record* to) {
+  if (from->failed == 0) return;
   *to = *from;
   from->failed = 0;
 }

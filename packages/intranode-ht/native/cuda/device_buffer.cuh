@@ -46,6 +46,15 @@ struct DeviceBuffer {
   __device__ CombineHead& CombineHeadOf(int rank) const {
     return *reinterpret_cast<CombineHead*>(At(rank, layout.combine_head_offset));
   }
+  // Of a run of a rank's own tokens.
+  __device__ TokenPlaces PlacesOf(int rank, int64_t run, int64_t topk) const {
+    return {At(rank, layout.places_offset + run * TokenPlaces::Bytes(topk)), topk};
+  }
+  // At `rank`: the combine for which `source` has added up the rows of a run of the rank's tokens.
+  __device__ uint64_t* ReducedOf(int rank, int source, int64_t run) const {
+    return reinterpret_cast<uint64_t*>(At(rank, layout.reduced_offset)) + source * layout.max_runs +
+           run;
+  }
   // The message that `source` leaves at `rank`: see Buffer::Counts.
   __device__ Message MessageAt(int rank, int source, uint64_t epoch) const {
     return MessageIn(slot, rank, source, epoch);

@@ -19,6 +19,7 @@ struct FinishArguments {
   int64_t row_bytes;
   int64_t scale_columns;  // 0: no scales
   moe_ep_failure_record* failure;
+  moe_ep_failure_record* snapshot;
 };
 
 // The expert of a row and whether a peer sent it. Rows past the last expert's have none.
@@ -50,7 +51,10 @@ __global__ void __launch_bounds__(kFinishThreads)
     FinishKernel(const __grid_constant__ FinishArguments a) {
   extern __shared__ int32_t ends[];
   __shared__ float tile[kTileRows][kLanes + 1];
-  if (Failed(a.failure)) return;
+  if (Failed(a.failure)) {
+    if (blockIdx.x == 0 && threadIdx.x == 0) SnapshotFailure(a.failure, a.snapshot);
+    return;
+  }
   if (threadIdx.x == 0) {
     int64_t start = 0;
     for (int expert = 0; expert < a.local_experts; ++expert) {
@@ -118,6 +122,7 @@ void FinishGrouped(const Exec& exec, const SendGroupedCall& call) {
       .row_bytes = call.x.size(1) * BitsOf(call.x.dtype()) / 8,
       .scale_columns = call.scales ? call.scales.size(1) : 0,
       .failure = exec.cuda_skip(),
+      .snapshot = exec.cuda_snapshot(),
   };
   Launch(FinishKernel,
          {.grid =

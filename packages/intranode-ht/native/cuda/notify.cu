@@ -380,7 +380,8 @@ __global__ void __cluster_dims__(kBlocks, 1, 1) __launch_bounds__(kThreads)
   __shared__ Found found;
   __shared__ int64_t rows[kMostRanks];
 
-  if (Failed(a.patience.failure)) return;  // the same for all blocks: nobody has written it yet
+  cudaTriggerProgrammaticLaunchCompletion();  // what sends rows waits for this kernel's end
+  if (Failed(a.patience.failure)) return;     // the same for all blocks: nobody has written it yet
   const uint64_t begin_ns = Nanoseconds();
   const DeviceBuffer& buffer = a.buffer;
   const cg::cluster_group cluster = cg::this_cluster();

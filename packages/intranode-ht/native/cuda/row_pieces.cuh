@@ -24,12 +24,15 @@ struct RowPieces {
     return {row_bytes, bytes, (row_bytes + bytes - 1) / bytes};
   }
 
+  __device__ uint32_t BytesAt(int64_t offset) const {
+    const int64_t left = row_bytes - offset;
+    return static_cast<uint32_t>(left < bytes ? left : bytes);
+  }
   __device__ int64_t RowOf(int64_t item) const { return item / count; }
   __device__ Piece PieceOf(int64_t item) const {
     const int64_t row = item / count;
     const int64_t offset = (item - row * count) * bytes;
-    const int64_t left = row_bytes - offset;
-    return {row, offset, static_cast<uint32_t>(left < bytes ? left : bytes)};
+    return {row, offset, BytesAt(offset)};
   }
 };
 

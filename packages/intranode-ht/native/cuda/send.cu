@@ -41,6 +41,7 @@ struct SendArguments {
   unsigned int* arrived;
   Patience patience;
   Reporting reporting;
+  moe_ep_failure_record* snapshot;  // null where another kernel follows
 };
 
 // A place of a token's row, a lane for each; a negative row is none.
@@ -152,19 +153,22 @@ __device__ void SendPieces(const SendArguments& a, uint8_t* stages, uint64_t* fu
 __global__ void __launch_bounds__(kThreads) SendKernel(const __grid_constant__ SendArguments a) {
   extern __shared__ __align__(128) uint8_t shared[];
   __shared__ uint64_t full[kWarps][kStages];
-  if (Failed(a.patience.failure)) return;
+  if (threadIdx.x < kWarps * kStages) InitBarrier(&full[0][0] + threadIdx.x, 1);
+  FenceBarriers();
+  __syncthreads();
+  cudaGridDependencySynchronize();
   const uint64_t begin_ns = Nanoseconds();
   const DeviceBuffer& buffer = a.buffer;
   const SlotEpochs epochs = buffer.Epochs();
-  if (epochs.settled != epochs.dispatch) {
-    if (blockIdx.x == 0 && threadIdx.x == 0) Fail(a.patience.failure, a.reporting.unsettled);
+  const bool first = blockIdx.x == 0 && threadIdx.x == 0;
+  const bool failed = Failed(a.patience.failure);
+  if (failed || epochs.settled != epochs.dispatch) {
+    if (first && !failed) Fail(a.patience.failure, a.reporting.unsettled);
+    if (first) SnapshotFailure(a.patience.failure, a.snapshot);
     return;
   }
   const int lane = threadIdx.x % kLanes;
   const int warp = threadIdx.x / kLanes;
-  if (threadIdx.x < kWarps * kStages) InitBarrier(&full[0][0] + threadIdx.x, 1);
-  FenceBarriers();
-  __syncthreads();
   if (a.fill_tail && a.ids.data != nullptr) FillTail(a);
   SendPieces(a, shared + warp * kStages * a.pieces.bytes, full[warp],
              int64_t{warp} * gridDim.x + blockIdx.x, int64_t{gridDim.x} * kWarps, lane);
@@ -172,8 +176,9 @@ __global__ void __launch_bounds__(kThreads) SendKernel(const __grid_constant__ S
   if (!IsLastBlock(a.arrived) || warp != 0) return;
   __threadfence_system();
   SignalAll(buffer, SignalKind::kRows, epochs.dispatch, lane);
-  WaitForAll(buffer, a.patience, begin_ns, SignalKind::kRows, epochs.dispatch,
-             Operation::kIntranodeDispatch, Missing::kRows, lane);
+  const bool ok = WaitForAll(buffer, a.patience, begin_ns, SignalKind::kRows, epochs.dispatch,
+                             Operation::kIntranodeDispatch, Missing::kRows, lane);
+  if (!ok && lane == 0) SnapshotFailure(a.patience.failure, a.snapshot);
 }
 
 // Blocks that move rows: few saturate the links between GPUs.
@@ -189,7 +194,8 @@ void LaunchSend(const Exec& exec, SendArguments a, int64_t blocks) {
   Launch(SendKernel,
          {.grid = dim3(static_cast<unsigned>(grid)),
           .block = kThreads,
-          .shared_bytes = kWarps * kStages * a.pieces.bytes},
+          .shared_bytes = kWarps * kStages * a.pieces.bytes,
+          .overlaps_previous = true},
          exec.cuda_stream(), a);
 }
 
@@ -215,6 +221,7 @@ SendArguments ArgumentsOf(const Exec& exec, const Call& call) {
       .arrived = nullptr,
       .patience = PatienceOf(exec, call.timeout_ms),
       .reporting = MakeReporting(),
+      .snapshot = nullptr,
   };
 }
 
@@ -226,6 +233,7 @@ void Send(const Exec& exec, const SendCall& call) {
   a.rows_of_token = call.send_head.data<int32_t>();
   a.rank_prefix_matrix = call.rank_prefix_matrix.data<int32_t>();
   a.fill_tail = call.fill_tail;
+  a.snapshot = exec.cuda_snapshot();
   LaunchSend(exec, a, call.sms);
 }
 

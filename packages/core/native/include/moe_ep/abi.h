@@ -113,5 +113,9 @@ struct moe_ep_core_api {
   void* (*cuda_scratch)(moe_ep_exec*, uint64_t key, uint64_t bytes);
   // Keeps `self` until all work that was enqueued on the device so far is done.
   void (*cuda_retire)(moe_ep_exec*, void* self, void (*destroy)(void* self));
+  // Memory of the host, zeroed, that the command's last kernel copies the stream's failure record
+  // to when it ends and the stream has failed: an event behind it needs no kernel for that. Null:
+  // not wanted.
+  moe_ep_failure_record* (*cuda_snapshot)(moe_ep_exec*);
 };
 }

@@ -86,6 +86,8 @@ class Exec {
     exec_->api->cuda_may_fail(exec_);
     return exec_->failure;
   }
+  // For the last kernel of a command that may fail; see SnapshotFailure of failure.cuh.
+  moe_ep_failure_record* cuda_snapshot() const { return exec_->api->cuda_snapshot(exec_); }
   // Device memory for this command's launches, zeroed at first: they leave it zeroed. Throws
   // std::bad_alloc.
   template <typename T>

@@ -30,19 +30,28 @@ __device__ __forceinline__ void ArriveExpecting(uint64_t* barrier, uint32_t byte
       "r"(bytes)
       : "memory");
 }
-// Waits for the end of the phase with this parity: 0 for the first.
-__device__ __forceinline__ void WaitBarrier(uint64_t* barrier, uint32_t parity) {
+// Whether the phase with this parity has ended: 0 for the first.
+__device__ __forceinline__ bool TryBarrier(uint64_t* barrier, uint32_t parity) {
+  uint32_t passed;
   asm volatile(
       "{\n"
-      ".reg .pred done;\n"
-      "wait:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@done bra.uni end;\n"
-      "bra.uni wait;\n"
-      "end:\n"
-      "}\n" ::"r"(SharedAddress(barrier)),
-      "r"(parity)
+      ".reg .pred passed;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 passed, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, passed;\n"
+      "}\n"
+      : "=r"(passed)
+      : "r"(SharedAddress(barrier)), "r"(parity)
       : "memory");
+  return passed != 0;
+}
+// Waits until it has. Lanes may wait for different barriers.
+__device__ __forceinline__ void WaitBarrier(uint64_t* barrier, uint32_t parity) {
+  while (!TryBarrier(barrier, parity)) {
+  }
+}
+// The same for who is far ahead of others: looking again and again would take their turns.
+__device__ __forceinline__ void WaitBarrierIdly(uint64_t* barrier, uint32_t parity) {
+  while (!TryBarrier(barrier, parity)) __nanosleep(64);
 }
 
 __device__ __forceinline__ void BulkLoad(void* shared, const void* global, uint32_t bytes,
@@ -71,6 +80,11 @@ __device__ __forceinline__ void WaitBulkStoresRead() {
 template <int kLeft>
 __device__ __forceinline__ void WaitBulkStores() {
   asm volatile("cp.async.bulk.wait_group %0;" ::"n"(kLeft) : "memory");
+}
+// Between ordinary accesses of global memory and bulk copies of the same bytes, on the side of who
+// wrote and on that of who reads.
+__device__ __forceinline__ void FenceGlobalForBulk() {
+  asm volatile("fence.proxy.async.global;" ::: "memory");
 }
 // Before a bulk store of what ordinary stores put into shared memory: each writer calls it, then
 // the block synchronises.

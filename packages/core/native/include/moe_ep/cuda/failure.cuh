@@ -36,4 +36,13 @@ __device__ inline void Fail(moe_ep_failure_record* record, moe_ep_describe_failu
   record->values[5] = v5;
 }
 
+// What the last kernel of a command ends with, also where it ends early: one thread, once all
+// that may fail is done. `snapshot` is the command's, which may be null.
+__device__ inline void SnapshotFailure(const moe_ep_failure_record* record,
+                                       moe_ep_failure_record* snapshot) {
+  if (snapshot == nullptr || !Failed(record)) return;
+  *snapshot = *record;
+  __threadfence_system();
+}
+
 }  // namespace moe_ep::cuda

@@ -44,29 +44,47 @@ __device__ __forceinline__ float AddProduct(float sum, float weight, float value
   return __fadd_rn(sum, __fmul_rn(weight, value));
 }
 
-// sums[i] += weight * element i of a vector.
+// Elements of a vector.
 template <DType dtype>
-__device__ __forceinline__ void AccumulateVector(float (&sums)[kVectorElements<dtype>],
-                                                 float weight, uint4 vector) {
+__device__ __forceinline__ void LoadVector(float (&values)[kVectorElements<dtype>], uint4 vector) {
   const uint32_t words[4] = {vector.x, vector.y, vector.z, vector.w};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     if constexpr (dtype == DType::kF32) {
-      sums[i] = AddProduct(sums[i], weight, FloatOfBits(words[i]));
+      values[i] = FloatOfBits(words[i]);
     } else if constexpr (dtype == DType::kBF16) {
-      sums[2 * i] = AddProduct(sums[2 * i], weight, FloatOfBits(words[i] << 16));
-      sums[2 * i + 1] = AddProduct(sums[2 * i + 1], weight, FloatOfBits(words[i] & 0xffff0000u));
+      values[2 * i] = FloatOfBits(words[i] << 16);
+      values[2 * i + 1] = FloatOfBits(words[i] & 0xffff0000u);
     } else {
       // The hardware's conversion is exact; what is computed from a NaN becomes canonical when
       // stored.
       __half2_raw halves;
       halves.x = static_cast<uint16_t>(words[i]);
       halves.y = static_cast<uint16_t>(words[i] >> 16);
-      const float2 values = __half22float2(__half2(halves));
-      sums[2 * i] = AddProduct(sums[2 * i], weight, values.x);
-      sums[2 * i + 1] = AddProduct(sums[2 * i + 1], weight, values.y);
+      const float2 pair = __half22float2(__half2(halves));
+      values[2 * i] = pair.x;
+      values[2 * i + 1] = pair.y;
     }
   }
+}
+
+// sums[i] += weight * element i of a vector.
+template <DType dtype>
+__device__ __forceinline__ void AccumulateVector(float (&sums)[kVectorElements<dtype>],
+                                                 float weight, uint4 vector) {
+  float values[kVectorElements<dtype>];
+  LoadVector<dtype>(values, vector);
+#pragma unroll
+  for (int i = 0; i < kVectorElements<dtype>; ++i) sums[i] = AddProduct(sums[i], weight, values[i]);
+}
+
+// sums[i] += element i of a vector: what a weight of one gives.
+template <DType dtype>
+__device__ __forceinline__ void AddVector(float (&sums)[kVectorElements<dtype>], uint4 vector) {
+  float values[kVectorElements<dtype>];
+  LoadVector<dtype>(values, vector);
+#pragma unroll
+  for (int i = 0; i < kVectorElements<dtype>; ++i) sums[i] = __fadd_rn(sums[i], values[i]);
 }
 
 // Two elements in a word. The hardware rounds to nearest even and makes every NaN 0x7fff, as

@@ -1,0 +1,56 @@
+// Where a rank's own selections are, left for the ranks that have their rows.
+#pragma once
+
+#include "cuda/device_buffer.cuh"
+#include "moe_ep/cuda/bulk_copy.cuh"
+#include "moe_ep/layout/placement.h"
+#include "moe_ep/layout/topk_ids.h"
+
+namespace moe_ep::cuda {
+
+struct PlacesArguments {
+  DeviceBuffer buffer;
+  ExpertPlacement placement;
+  int64_t tokens;
+  int64_t topk;
+  TopkIds ids;           // [T, K]
+  const int32_t* rows;   // [T, K]
+  const float* weights;  // [T, K], or null
+};
+
+// All threads of the grid call it.
+__device__ inline void WritePlaces(const PlacesArguments& a) {
+  const int64_t step = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < a.tokens * a.topk;
+       i += step) {
+    const int64_t run = i / (kRunTokens * a.topk);
+    const int64_t at = i - run * kRunTokens * a.topk;
+    const TokenPlaces places = a.buffer.PlacesOf(a.buffer.rank(), run, a.topk);
+    const int32_t row = a.rows[i];
+    places.rows()[at] = row;
+    places.weights()[at] = a.weights == nullptr ? 0.0f : a.weights[i];
+    places.ranks()[at] = row < 0 ? 0xff : static_cast<uint8_t>(a.placement.RankOf(a.ids[i]));
+  }
+}
+
+// Records of other ranks on their way through shared memory, two at a time, for a group's loader.
+struct PlacesWindow {
+  uint8_t* stages;  // two
+  uint64_t* full;   // two
+  int64_t bytes;
+  int64_t topk;
+
+  // One thread calls it, for records in the order in which they will be used.
+  __device__ void Fetch(int number, const TokenPlaces& from) const {
+    ArriveExpecting(&full[number % 2], static_cast<uint32_t>(bytes));
+    BulkLoad(stages + number % 2 * bytes, from.base, static_cast<uint32_t>(bytes),
+             &full[number % 2]);
+  }
+  // The record of this number, once it is here.
+  __device__ TokenPlaces Await(int number) const {
+    WaitBarrier(&full[number % 2], static_cast<uint32_t>(number / 2 % 2));
+    return {stages + number % 2 * bytes, topk};
+  }
+};
+
+}  // namespace moe_ep::cuda
