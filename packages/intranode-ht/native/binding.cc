@@ -104,7 +104,7 @@ Napi::Value Notify(const Napi::CallbackInfo& info) {
                  [call](const Exec& exec) { MOE_EP_ON_DEVICE(Notify, exec, call); });
 }
 
-// notifyCached(stream, buffer, slot, sharedArguments, rankPrefixMatrix, timeoutMs)
+// notifyCached(stream, buffer, slot, sharedArguments, rankPrefixMatrix, tokens, timeoutMs)
 Napi::Value NotifyCached(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const NotifyCachedCall call{
@@ -112,7 +112,8 @@ Napi::Value NotifyCached(const Napi::CallbackInfo& info) {
       .slot = args.integer(2),
       .arguments = FromNumbers<SharedArguments>(args, 3),
       .rank_prefix_matrix = args.tensor(4),
-      .timeout_ms = args.integer(5),
+      .tokens = args.integer(5),
+      .timeout_ms = args.integer(6),
   };
   return Enqueue(args.env(), args.stream(0),
                  [call](const Exec& exec) { MOE_EP_ON_DEVICE(NotifyCached, exec, call); });

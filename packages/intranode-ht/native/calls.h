@@ -37,6 +37,7 @@ struct NotifyCachedCall {
   int64_t slot;
   SharedArguments arguments;
   Tensor rank_prefix_matrix;  // i32 [R, R], of the plan
+  int64_t tokens;             // of this rank
   int64_t timeout_ms;
 };
 

@@ -76,6 +76,7 @@ struct MessageHead {
   InvalidId invalid;
   int64_t
       room;  // rows that the rank can take: less than the capacity when they go to its own memory
+  int64_t tokens;  // that the rank dispatches
   Refusal refusal;
 };
 
@@ -119,6 +120,7 @@ struct BufferLayout {
   // Of a cuda device, for rows that are grouped by expert, by runs of tokens:
   int64_t max_runs;        // of a rank
   int64_t places_offset;   // where the rank's own selections are (see TokenPlaces), for others
+  int64_t sent_offset;     // u64 [R, runs]: the dispatch in which a rank has sent a run's rows
   int64_t reduced_offset;  // u64 [R, runs]: the combine for which a rank has added up a run's rows
 };
 inline constexpr int kNumLayoutFields = sizeof(BufferLayout) / sizeof(int64_t);

@@ -69,6 +69,7 @@ export function layoutBuffer(options: IntranodeBufferSizes, numRanks: number): B
   // Of grouped rows, for runs of tokens: where selections are, and what has been done for each run by every rank.
   const maxRuns = Math.ceil(sizes.maxTokensPerRank / native().runTokens)
   const places = slot.reserve(maxRuns * native().placesBytes * sizes.maxTopk)
+  const sent = slot.reserve(numRanks * maxRuns * 8)
   const reduced = slot.reserve(numRanks * maxRuns * 8)
   // Slots begin on pages of their own: two leases never share one.
   const slotBytes = align(slot.byteLength, 4096)
@@ -81,7 +82,7 @@ export function layoutBuffer(options: IntranodeBufferSizes, numRanks: number): B
       ...[sizes.maxExperts, sizes.maxChannels, rows.byteOffset, scales.byteOffset, sourceIndex.byteOffset],
       ...[topkIdx.byteOffset, topkWeights.byteOffset, counts.byteOffset, countsStride],
       ...[combineHead.byteOffset, columnScales.byteOffset, epochs.byteOffset],
-      ...[maxRuns, places.byteOffset, reduced.byteOffset],
+      ...[maxRuns, places.byteOffset, sent.byteOffset, reduced.byteOffset],
     ],
   }
 }

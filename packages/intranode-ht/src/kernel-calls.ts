@@ -41,7 +41,7 @@ export function enqueueNotifyCached(call: KernelCall, shared: readonly number[],
   const { buffer, slot, stream, timeoutMs } = call
   const { handle } = plan.rankPrefixMatrix
   traceOperation('intranode.notify', stream, plan.rankPrefixMatrix.byteLength, () =>
-    native().notifyCached(stream.handle, buffer, slot, shared, handle, timeoutMs),
+    native().notifyCached(stream.handle, buffer, slot, shared, handle, plan.numTokens, timeoutMs),
   )
 }
 

@@ -48,6 +48,7 @@ interface IntranodeNative {
     slot: number,
     sharedArguments: readonly number[],
     rankPrefixMatrix: TensorHandle,
+    tokens: number,
     timeoutMs: number,
   ): void
   send(

@@ -184,7 +184,7 @@ describe('arguments that differ between ranks', () => {
 
   test.each<[string, IntranodeBufferSizes, boolean]>([
     ['other bytes', { ...sizes, hidden: 64 }, false],
-    ['as many bytes in other places', { ...sizes, capacity: 25 }, true],
+    ['as many bytes in other places', { ...sizes, capacity: 23 }, true],
     ['as many bytes for another use', { ...sizes, maxChannels: 63 }, true],
   ])('buffers of different sizes are refused on every rank: %s', async (_, other, asMany) => {
     expect(IntranodeBuffer.sizeHint(other, 3) === IntranodeBuffer.sizeHint(sizes, 3)).toBe(asMany)

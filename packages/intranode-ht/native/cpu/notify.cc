@@ -54,10 +54,11 @@ InvalidId CountTokens(const NotifyCall& call, const ExpertPlacement& placement) 
 }
 
 void FillHead(MessageHead& head, const SharedArguments& arguments, const InvalidId& invalid,
-              int64_t room) {
+              int64_t room, int64_t tokens) {
   head.arguments = arguments;
   head.invalid = invalid;
   head.room = room;
+  head.tokens = tokens;
   head.refusal.Clear();
 }
 
@@ -66,7 +67,7 @@ void SendCounts(const Meeting& meeting, const NotifyCall& call, const ExpertPlac
   const int64_t channels = call.arguments.channels;
   for (int peer = 0; peer < meeting.buffer.routes.world_size(); ++peer) {
     const Message message = meeting.To(peer);
-    FillHead(message.head(), call.arguments, invalid, call.room);
+    FillHead(message.head(), call.arguments, invalid, call.room, call.topk_idx.size(0));
     std::copy_n(call.out.num_tokens_per_rank.data<int32_t>(), placement.ranks,
                 message.tokens_per_rank());
     std::copy_n(call.out.num_tokens_per_expert.data<int32_t>(), placement.experts,
@@ -247,7 +248,7 @@ void NotifyCached(const Exec& exec, const NotifyCachedCall& call) {
   SharedArguments arguments = call.arguments;
   arguments.plan_digest = DigestOf(call.rank_prefix_matrix);
   for (int peer = 0; peer < buffer.routes.world_size(); ++peer) {
-    FillHead(meeting.To(peer).head(), arguments, {-1, -1}, buffer.layout.capacity);
+    FillHead(meeting.To(peer).head(), arguments, {-1, -1}, buffer.layout.capacity, call.tokens);
   }
   buffer.SignalAll(call.slot, SignalKind::kCounts, meeting.epoch);
   if (!buffer.WaitForAll(exec, call.slot, SignalKind::kCounts, meeting.epoch, deadline,

@@ -15,7 +15,7 @@ namespace {
 
 constexpr uint64_t kScratchKey = 0x636f6d62696e6567;  // this file's
 constexpr int kDefaultBlocks = 24;
-constexpr int kPlacesThreads = 256;
+constexpr int kPlacesThreads = 128;
 
 struct GroupedArguments {
   DeviceBuffer buffer;
@@ -34,7 +34,8 @@ struct GroupedArguments {
 
 __global__ void __launch_bounds__(kPlacesThreads)
     PlacesKernel(const __grid_constant__ PlacesArguments a, const moe_ep_failure_record* failure) {
-  if (!Failed(failure)) WritePlaces(a);
+  if (Failed(failure)) return;
+  for (int64_t run = blockIdx.x; run * kRunTokens < a.tokens; run += gridDim.x) WritePlaces(a, run);
 }
 
 // Work on the rows that this rank has: runs of tokens of all ranks, in turn.
@@ -227,7 +228,7 @@ void CombineGrouped(const Exec& exec, const CombineGroupedCall& call) {
       .weights = call.topk_weights.data<float>(),
   };
   Launch(PlacesKernel,
-         {.grid = GridFor((tokens * topk + kPlacesThreads - 1) / kPlacesThreads, exec.device(), 2),
+         {.grid = GridFor((tokens + kRunTokens - 1) / kRunTokens, exec.device(), 4),
           .block = kPlacesThreads},
          exec.cuda_stream(), places, exec.cuda_skip());
   MeetForCombine(exec, buffer, call.slot, {call.x.size(1), static_cast<int64_t>(call.x.dtype()), 0},
@@ -236,8 +237,9 @@ void CombineGrouped(const Exec& exec, const CombineGroupedCall& call) {
   const int64_t wanted = call.sms > 0 ? call.sms : kDefaultBlocks;
   // Sums read all selections and write some, at the speed of memory; pulls are held up by links,
   // which few multiprocessors keep busy.
+  const int64_t useful = 2 * buffer.layout.max_runs;
   const int64_t grid =
-      std::max<int64_t>(2, std::min<int64_t>(wanted, Multiprocessors(exec.device())));
+      std::max<int64_t>(2, std::min<int64_t>({wanted, useful, Multiprocessors(exec.device())}));
   const int64_t pulling = std::max<int64_t>(1, grid * 3 / 8);
   const int64_t windows = kGroups * 2 * TokenPlaces::Bytes(topk);
   const GroupedArguments a = {

@@ -50,6 +50,11 @@ struct DeviceBuffer {
   __device__ TokenPlaces PlacesOf(int rank, int64_t run, int64_t topk) const {
     return {At(rank, layout.places_offset + run * TokenPlaces::Bytes(topk)), topk};
   }
+  // At `rank`: the dispatch in which `source` has sent the rows of a run of its tokens.
+  __device__ uint64_t* SentOf(int rank, int source, int64_t run) const {
+    return reinterpret_cast<uint64_t*>(At(rank, layout.sent_offset)) + source * layout.max_runs +
+           run;
+  }
   // At `rank`: the combine for which `source` has added up the rows of a run of the rank's tokens.
   __device__ uint64_t* ReducedOf(int rank, int source, int64_t run) const {
     return reinterpret_cast<uint64_t*>(At(rank, layout.reduced_offset)) + source * layout.max_runs +

@@ -1,6 +1,6 @@
 #include "cuda/finish_grouped.h"
 
-#include "cuda/device_buffer.cuh"
+#include "cuda/expert_starts.cuh"
 #include "moe_ep/cuda/launch.h"
 
 namespace moe_ep::cuda {
@@ -55,14 +55,13 @@ __global__ void __launch_bounds__(kFinishThreads)
     if (blockIdx.x == 0 && threadIdx.x == 0) SnapshotFailure(a.failure, a.snapshot);
     return;
   }
-  if (threadIdx.x == 0) {
-    int64_t start = 0;
-    for (int expert = 0; expert < a.local_experts; ++expert) {
-      const int64_t count = a.num_recv_selections[expert];
-      ends[2 * expert] = static_cast<int32_t>(start + count);
-      start += (count + a.alignment - 1) / a.alignment * a.alignment;
-      ends[2 * expert + 1] = static_cast<int32_t>(start);
-    }
+  if (threadIdx.x < kLanes) {
+    ForEachStart(a.num_recv_selections, a.local_experts, a.alignment, threadIdx.x,
+                 [&](int expert, int64_t start, int32_t count) {
+                   const int64_t end = start + RoundUpRows(count, a.alignment);
+                   ends[2 * expert] = static_cast<int32_t>(start + count);
+                   ends[2 * expert + 1] = static_cast<int32_t>(end);
+                 });
   }
   __syncthreads();
   const DeviceBuffer& buffer = a.buffer;

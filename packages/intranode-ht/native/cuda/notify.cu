@@ -7,6 +7,7 @@
 
 #include <string>
 
+#include "cuda/expert_starts.cuh"
 #include "cuda/kernels.h"
 #include "cuda/meeting.cuh"
 #include "moe_ep/cuda/launch.h"
@@ -87,17 +88,20 @@ struct SharedWords {
   __host__ __device__ int64_t before_rank() const { return totals() + columns(); }
   // Of all ranks; of experts only where rows are grouped.
   __host__ __device__ int64_t received() const { return before_rank() + columns(); }
-  __host__ __device__ int64_t end() const { return received() + columns(); }
+  // The rank of each expert.
+  __host__ __device__ int64_t rank_table() const { return received() + columns(); }
+  __host__ __device__ int64_t end() const { return rank_table() + experts; }
 };
 
 // Ranks of a token as bits. Ids that are none count as nothing here; they are found by whoever
 // counts experts.
-__device__ __forceinline__ uint32_t RanksOf(const NotifyArguments& a,
-                                            const ExpertPlacement& placement, int64_t token) {
+__device__ __forceinline__ uint32_t RanksOf(const NotifyArguments& a, const int32_t* rank_table,
+                                            int64_t token) {
   uint32_t ranks = 0;
+#pragma unroll 8
   for (int64_t slot = token * a.topk; slot < (token + 1) * a.topk; ++slot) {
     const int64_t expert = a.ids[slot];
-    if (expert >= 0 && expert < placement.experts) ranks |= 1u << placement.RankOf(expert);
+    if (expert >= 0 && expert < a.shared.experts) ranks |= 1u << rank_table[expert];
   }
   return ranks;
 }
@@ -116,7 +120,7 @@ __device__ __forceinline__ TokenRun RunOf(const NotifyArguments& a, int block, i
 
 // Whole warps go together; lanes past the end have a token of no rank.
 __device__ void CountRun(const NotifyArguments& a, const SharedWords& words, int32_t* shared,
-                         const ExpertPlacement& placement, const TokenRun& run, int warp, int lane,
+                         const TokenRun& run, int warp, int lane,
                          unsigned long long* lowest_invalid) {
   int32_t* experts = shared + words.expert_counts() + (words.grouped ? warp * words.experts : 0);
   int32_t* channels = shared + words.channel_counts();
@@ -126,10 +130,11 @@ __device__ void CountRun(const NotifyArguments& a, const SharedWords& words, int
     const int64_t token = first + lane;
     uint32_t ranks = 0;
     if (token < run.end) {
-      ranks = RanksOf(a, placement, token);
+      ranks = RanksOf(a, shared + words.rank_table(), token);
+#pragma unroll 8
       for (int64_t slot = token * a.topk; slot < (token + 1) * a.topk; ++slot) {
         const int64_t expert = a.ids[slot];
-        if (IsInvalidId(expert, placement.experts)) {
+        if (IsInvalidId(expert, a.shared.experts)) {
           atomicMin(lowest_invalid, static_cast<unsigned long long>(slot));
         } else if (expert >= 0) {
           atomicAdd(&experts[expert], 1);
@@ -227,17 +232,13 @@ __device__ void WriteMessage(const NotifyArguments& a, const SharedWords& words,
                              const InvalidId& invalid) {
   const Message message = a.buffer.MessageAt(peer, a.buffer.rank(), epoch);
   const int32_t* totals = shared + words.totals();
-  if (threadIdx.x == 0) FillHead(message.head(), a.shared, invalid, a.room);
+  if (threadIdx.x == 0) FillHead(message.head(), a.shared, invalid, a.room, a.tokens);
   for (int i = threadIdx.x; i < words.ranks; i += kThreads)
     message.tokens_per_rank()[i] = totals[i];
   for (int i = threadIdx.x; i < words.experts; i += kThreads)
     message.per_expert()[i] = totals[words.ranks + i];
   for (int i = threadIdx.x; i < words.channels; i += kThreads)
     message.channel_ends()[i] = shared[words.channel_totals() + peer * words.channels + i];
-}
-
-__device__ __forceinline__ int64_t RoundUp(int64_t count, int64_t alignment) {
-  return (count + alignment - 1) / alignment * alignment;
 }
 
 // Adds up the messages of all ranks: every block for itself.
@@ -282,23 +283,22 @@ __device__ void WriteReceived(const NotifyArguments& a, const SharedWords& words
       sum += from(source).per_expert()[begin + expert];
     a.out.num_recv_selections[expert] = sum;
     a.out.num_recv_tokens_per_expert[expert] =
-        static_cast<int32_t>(RoundUp(sum, a.shared.expert_alignment));
+        static_cast<int32_t>(RoundUpRows(sum, a.shared.expert_alignment));
   }
 }
 
 // Where rows are grouped: from selections that ranks before this one make of an expert to the row
-// of this rank's first. `rows`: how many each destination receives.
+// of this rank's first. `rows`: how many each destination receives. A warp for each destination.
 __device__ void PlaceExperts(const NotifyArguments& a, const SharedWords& words, int32_t* shared,
-                             const ExpertPlacement& placement, int64_t* rows) {
-  for (int destination = threadIdx.x; destination < words.ranks; destination += kThreads) {
-    int64_t start = 0;
-    const int64_t begin = placement.BeginOf(destination);
-    for (int64_t expert = begin; expert < begin + placement.CountOf(destination); ++expert) {
-      // Past 2^31 rows nothing is sent, for no buffer has room for them.
-      shared[words.before_rank() + words.ranks + expert] += static_cast<int32_t>(start);
-      start += RoundUp(shared[words.received() + words.ranks + expert], a.shared.expert_alignment);
-    }
-    rows[destination] = start;
+                             const ExpertPlacement& placement, int64_t* rows, int warp, int lane) {
+  for (int destination = warp; destination < words.ranks; destination += kThreads / kLanes) {
+    const int64_t begin = words.ranks + placement.BeginOf(destination);
+    int32_t* const before = shared + words.before_rank() + begin;
+    // Past 2^31 rows nothing is sent, for no buffer has room for them.
+    rows[destination] = ForEachStart(
+        shared + words.received() + begin, static_cast<int>(placement.CountOf(destination)),
+        a.shared.expert_alignment, lane,
+        [&](int expert, int64_t start, int32_t) { before[expert] += static_cast<int32_t>(start); });
   }
   __syncthreads();
 }
@@ -324,8 +324,7 @@ __device__ bool HasRoom(const NotifyArguments& a, int num_ranks, const int64_t* 
 
 // Rows of a run's tokens at each rank. A warp calls it.
 __device__ void WriteHeads(const NotifyArguments& a, const SharedWords& words,
-                           const int32_t* shared, const ExpertPlacement& placement,
-                           const TokenRun& run, int warp, int lane) {
+                           const int32_t* shared, const TokenRun& run, int warp, int lane) {
   int32_t next = 0;  // row of the run's next token at the rank with this lane's number
   if (lane < words.ranks) {
     next = shared[words.rank_counts() + warp * words.ranks + lane] +
@@ -335,7 +334,7 @@ __device__ void WriteHeads(const NotifyArguments& a, const SharedWords& words,
   const uint32_t lanes_below = (1u << lane) - 1;
   for (int64_t first = run.begin; first < run.end; first += kLanes) {
     const int64_t token = first + lane;
-    const uint32_t ranks = token < run.end ? RanksOf(a, placement, token) : 0;
+    const uint32_t ranks = token < run.end ? RanksOf(a, shared + words.rank_table(), token) : 0;
     for (int rank = 0; rank < words.ranks; ++rank) {
       const bool sent = (ranks >> rank & 1) != 0;
       const uint32_t lanes = __ballot_sync(kAllLanes, sent);
@@ -392,14 +391,16 @@ __global__ void __cluster_dims__(kBlocks, 1, 1) __launch_bounds__(kThreads)
   const uint64_t epoch = buffer.Epochs().dispatch + 1;
   const uint64_t combines = buffer.Epochs().combine;
 
-  for (int64_t i = threadIdx.x; i < words.end(); i += kThreads) shared[i] = 0;
+  for (int64_t i = threadIdx.x; i < words.rank_table(); i += kThreads) shared[i] = 0;
+  for (int expert = threadIdx.x; expert < words.experts; expert += kThreads)
+    shared[words.rank_table() + expert] = static_cast<int32_t>(placement.RankOf(expert));
   if (threadIdx.x == 0) found = {true, kNone};
   cluster.sync();  // all have seen that nothing has failed before one may find that it has
   // One block decides for all, for the group may be poisoned meanwhile.
   if (blockIdx.x == 0 && threadIdx.x == 0)
     found.may_begin = CheckNotPoisoned(buffer.routes, a.patience.failure);
   const TokenRun run = RunOf(a, blockIdx.x, warp);
-  if (warp < a.warps) CountRun(a, words, shared, placement, run, warp, lane, &found.invalid);
+  if (warp < a.warps) CountRun(a, words, shared, run, warp, lane, &found.invalid);
   __syncthreads();
   ScanWarps(words, shared);
   const Found all = GatherBlocks(words, shared, &found);
@@ -437,14 +438,14 @@ __global__ void __cluster_dims__(kBlocks, 1, 1) __launch_bounds__(kThreads)
   GatherRanks(a, words, shared, epoch);
   if (blockIdx.x == 0) WriteReceived(a, words, placement, epoch);
   if (a.grouped()) {
-    PlaceExperts(a, words, shared, placement, rows);
+    PlaceExperts(a, words, shared, placement, rows, warp, lane);
   } else {
     if (threadIdx.x < words.ranks) rows[threadIdx.x] = shared[words.received() + threadIdx.x];
     __syncthreads();
   }
   if (!HasRoom(a, words.ranks, rows, epoch)) return;
   if (warp < a.warps) {
-    WriteHeads(a, words, shared, placement, run, warp, lane);
+    WriteHeads(a, words, shared, run, warp, lane);
     if (a.grouped()) WriteSlotRows(a, words, shared, run, warp, lane);
   }
   if (blockIdx.x == 0 && threadIdx.x == 0) buffer.Epochs().settled = epoch;

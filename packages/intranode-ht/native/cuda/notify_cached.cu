@@ -11,6 +11,7 @@ struct CachedArguments {
   DeviceBuffer buffer;
   SharedArguments shared;
   const int32_t* rank_prefix_matrix;
+  int64_t tokens;
   Patience patience;
   Reporting reporting;
 };
@@ -45,7 +46,7 @@ __global__ void NotifyCachedKernel(const __grid_constant__ CachedArguments a) {
     SharedArguments shared = a.shared;
     shared.plan_digest = DigestOf(counts, num_counts);
     FillHead(buffer.MessageAt(lane, buffer.rank(), epoch).head(), shared, {-1, -1},
-             buffer.layout.capacity);
+             buffer.layout.capacity, a.tokens);
     StoreSignal(buffer.routes.Signal(lane, buffer.SignalIndex(SignalKind::kCounts, buffer.rank())),
                 epoch);
   }
@@ -66,6 +67,7 @@ void NotifyCached(const Exec& exec, const NotifyCachedCall& call) {
       .buffer = ToDevice(*call.buffer, call.slot),
       .shared = call.arguments,
       .rank_prefix_matrix = call.rank_prefix_matrix.data<int32_t>(),
+      .tokens = call.tokens,
       .patience = PatienceOf(exec, call.timeout_ms),
       .reporting = MakeReporting(),
   };

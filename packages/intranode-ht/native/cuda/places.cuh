@@ -18,18 +18,16 @@ struct PlacesArguments {
   const float* weights;  // [T, K], or null
 };
 
-// All threads of the grid call it.
-__device__ inline void WritePlaces(const PlacesArguments& a) {
-  const int64_t step = int64_t{gridDim.x} * blockDim.x;
-  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < a.tokens * a.topk;
-       i += step) {
-    const int64_t run = i / (kRunTokens * a.topk);
-    const int64_t at = i - run * kRunTokens * a.topk;
-    const TokenPlaces places = a.buffer.PlacesOf(a.buffer.rank(), run, a.topk);
-    const int32_t row = a.rows[i];
-    places.rows()[at] = row;
-    places.weights()[at] = a.weights == nullptr ? 0.0f : a.weights[i];
-    places.ranks()[at] = row < 0 ? 0xff : static_cast<uint8_t>(a.placement.RankOf(a.ids[i]));
+// Of one run. All threads of a block call it.
+__device__ inline void WritePlaces(const PlacesArguments& a, int64_t run) {
+  const TokenPlaces places = a.buffer.PlacesOf(a.buffer.rank(), run, a.topk);
+  const int64_t begin = run * kRunTokens * a.topk;
+  const int64_t count = min(kRunTokens * a.topk, a.tokens * a.topk - begin);
+  for (int64_t i = threadIdx.x; i < count; i += blockDim.x) {
+    const int32_t row = a.rows[begin + i];
+    places.rows()[i] = row;
+    places.weights()[i] = a.weights == nullptr ? 0.0f : a.weights[begin + i];
+    places.ranks()[i] = row < 0 ? 0xff : static_cast<uint8_t>(a.placement.RankOf(a.ids[begin + i]));
   }
 }
 

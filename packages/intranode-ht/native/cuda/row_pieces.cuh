@@ -5,12 +5,6 @@
 
 namespace moe_ep::cuda {
 
-struct Piece {
-  int64_t row;
-  int64_t offset;  // in the row
-  uint32_t bytes;
-};
-
 // All pieces of a row but the last are equally long.
 struct RowPieces {
   int64_t row_bytes;
@@ -27,12 +21,6 @@ struct RowPieces {
   __device__ uint32_t BytesAt(int64_t offset) const {
     const int64_t left = row_bytes - offset;
     return static_cast<uint32_t>(left < bytes ? left : bytes);
-  }
-  __device__ int64_t RowOf(int64_t item) const { return item / count; }
-  __device__ Piece PieceOf(int64_t item) const {
-    const int64_t row = item / count;
-    const int64_t offset = (item - row * count) * bytes;
-    return {row, offset, BytesAt(offset)};
   }
 };
 

@@ -184,7 +184,8 @@ __global__ void __cluster_dims__(kBlocks, 1, 1) __launch_bounds__(kThreads)
 
 bool GetNarrowDispatchLayout(const Exec& exec, const TopkIds& topk_idx,
                              const DispatchLayout& layout) {
-  const auto [experts, ranks] = layout.placement;
+  const int64_t experts = layout.placement.experts;
+  const int64_t ranks = layout.placement.ranks;
   const int64_t shared_bytes =
       (experts + ranks + layout.num_nodes()) * static_cast<int64_t>(sizeof(int32_t));
   // Positions, those past the end included, are 32-bit.
