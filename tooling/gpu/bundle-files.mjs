@@ -4,7 +4,7 @@ import { join, relative, sep } from 'node:path'
 import { entriesOf, moduleClosure } from './modules.mjs'
 
 /** What tests and programs import beyond the workspace. */
-const wantedModules = ['vitest', 'fast-check', 'node-api-headers']
+const wantedModules = ['vitest', 'fast-check', 'node-api-headers', 'onnxruntime-node']
 
 /** Large dependencies of those that only builds for browsers, or type checks, load. */
 const isLeftOut = (name) => /^(esbuild|lightningcss|typescript|@types\/.*)$/.test(name)
@@ -22,8 +22,9 @@ function filesBelow(folder) {
     .map((entry) => join(entry.parentPath, entry.name))
 }
 
-/** Files that no program reads while it runs. */
-const isForPeople = (path) => /\.(map|d\.[cm]?ts|md)$/i.test(path)
+/** Files that no program reads while it runs, on the host that this is for. */
+const isLeftBehind = (path) => /\.(map|d\.[cm]?ts|md)$/i.test(path) || isForOtherHosts(path)
+const isForOtherHosts = (path) => /\/bin\/napi-v\d+\//.test(path) && !path.includes('/linux/x64/')
 
 /** Paths that git knows or would take, in the state that they have on disk. */
 function sourceFiles(root) {
@@ -45,12 +46,12 @@ export function bundleFiles(root) {
     for (const path of links) paths.add(path)
     for (const folder of folders)
       for (const file of filesBelow(folder))
-        if (!isForPeople(file) && !relative(folder, file).includes('node_modules')) paths.add(file)
+        if (!isLeftBehind(file) && !relative(folder, file).includes('node_modules')) paths.add(file)
   }
   for (const folder of workspaceFolders(root)) {
     for (const output of ['dist', 'prebuilds']) {
       if (!isBuilt(folder, output)) continue
-      for (const file of filesBelow(join(folder, output))) if (!isForPeople(file)) paths.add(file)
+      for (const file of filesBelow(join(folder, output))) if (!isLeftBehind(file)) paths.add(file)
     }
     for (const name of entriesOf(join(folder, 'node_modules'))) {
       const link = join(folder, 'node_modules', name)

@@ -3,6 +3,7 @@
 #
 #   run.sh [options] tests PACKAGE... [-- VITEST-ARGUMENT...]   the suites of these packages
 #   run.sh [options] bench [ARGUMENT...]                        apps/bench
+#   run.sh [options] moe-layer [ARGUMENT...]                    apps/moe-layer
 #   run.sh [options] node SCRIPT.mjs [ARGUMENT...]              any script; it can import all packages
 #
 #   --device NAME      what MOE_EP_DEVICE says to the tests (default cuda:0)
@@ -32,7 +33,7 @@ while [[ ${1-} == --* ]]; do
   esac
   shift 2
 done
-[[ $# -ge 1 ]] || fail 'say what to run: tests, bench or node'
+[[ $# -ge 1 ]] || fail 'say what to run: tests, bench, moe-layer or node'
 verb=$1
 shift
 [[ -z $sanitizer || $sanitizer =~ ^(memcheck|racecheck|initcheck|synccheck)$ ]] || fail "unknown tool $sanitizer"
@@ -90,6 +91,9 @@ case $verb in
     kind=txt
     [[ " $* " == *' --json '* ]] && kind=json
     "${prefix[@]}" node "$work/apps/bench/dist/main.js" "$@" | tee "$out/bench.$kind" || status=$?
+    ;;
+  moe-layer)
+    "${prefix[@]}" node "$work/apps/moe-layer/dist/main.js" "$@" | tee "$out/moe-layer.txt" || status=$?
     ;;
   node)
     [[ $# -ge 1 ]] || fail 'node: name a script'

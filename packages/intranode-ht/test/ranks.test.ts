@@ -49,10 +49,10 @@ test('collections forced between all calls change nothing', async () => {
 
 describe('a rank that is killed', () => {
   test.each([
-    ['anywhere in a loop', 'loop'],
-    ['while the others wait for it in dispatch', 'stopBeforeDispatch'],
-    ['while the others wait for it in combine', 'stopBeforeCombine'],
-  ])('%s: the others end by themselves with a named error and leave nothing', async (_, scenario) => {
+    ['anywhere in a loop', 'loop:2'],
+    ['while the others wait for it in dispatch', 'stopBeforeDispatch:2'],
+    ['while the others wait for it in combine', 'stopBeforeCombine:2'],
+  ])('%s: the others get a named error, leave nothing, and go on in a smaller world', async (_, scenario) => {
     await start({ numRanks: 4, scenario })
     await Promise.all(ranks.map((rank) => rank.event('ready')))
     ranks[2]!.kill()
@@ -62,6 +62,7 @@ describe('a rank that is killed', () => {
         { event: 'failed', code: 'ERR_MOE_EP_PEER_LOST', message: expect.stringContaining('rank 2 was lost') },
         { event: 'later', code: 'ERR_MOE_EP_PEER_LOST' },
         { event: 'closed', mappings: 0 },
+        { event: 'rebuilt', worldSize: 3, wrong: 0 },
       ])
     }
   })

@@ -8,7 +8,9 @@ Usage
                          [--topk N] [--dtype bf16|f32|fp8] [--seed N]
 
 Options
-  --device cpu|auto         where ranks compute (auto: cpu)
+  --device cpu|cuda|auto    where rows are dispatched and combined: cuda wants a GPU for each rank (auto: cpu);
+                            experts compute on the host in any case
+  --share-gpus              several ranks may use one GPU
   --ranks N                 ranks, one process each (8)
   --workers                 ranks are worker threads of one process instead
   --mode ht                 dispatch family (ht: high throughput)

@@ -8,7 +8,10 @@ export type LayerDType = 'bf16' | 'fp8'
 
 /** One run of the layer, as the command line asks for it. Plain data: it travels to the ranks as JSON. */
 export interface LayerOptions {
-  readonly device: 'cpu'
+  /** Where rows are dispatched and combined; with cuda every rank has a GPU of its own. */
+  readonly device: 'cpu' | 'cuda'
+  /** Whether several ranks may use one GPU. */
+  readonly shareGpus: boolean
   readonly ranks: number
   readonly mode: 'ht'
   /** Name of a preset, or a path to a safetensors file. */
@@ -39,6 +42,7 @@ export interface LayerOptions {
 /** Options of `node:util` parseArgs for a run. */
 export const layerFlags = {
   device: { type: 'string', default: 'auto' },
+  'share-gpus': { type: 'boolean', default: false },
   ranks: { type: 'string', default: '8' },
   mode: { type: 'string', default: 'ht' },
   model: { type: 'string', default: 'demo' },
@@ -67,7 +71,7 @@ type Flags = { readonly [Name in keyof typeof layerFlags]?: string | boolean | u
 /** @throws ERR_MOE_EP_CONFIG naming the flag; ERR_MOE_EP_UNSUPPORTED for what this build cannot run. */
 export function layerOptionsFrom(flags: Flags): LayerOptions {
   const ranks = integer('ranks', flags.ranks, 1, 4096)
-  requireSupported('device', flags.device, ['cpu', 'auto'])
+  requireSupported('device', flags.device, ['cpu', 'cuda', 'auto'])
   requireSupported('mode', flags.mode, ['ht'])
   requireSupported('dtype', flags.dtype, ['bf16', 'fp8'])
   const routing = String(flags.routing)
@@ -79,7 +83,11 @@ export function layerOptionsFrom(flags: Flags): LayerOptions {
   }
   if (flags.preset !== undefined && !isFile) throw configError('preset', 'a .safetensors file as --model', model)
   return {
-    ...{ device: 'cpu', mode: 'ht', dtype: flags.dtype as LayerDType, ranks, model, routing },
+    ...{
+      device: flags.device === 'cuda' ? ('cuda' as const) : ('cpu' as const),
+      shareGpus: flags['share-gpus'] === true,
+    },
+    ...{ mode: 'ht', dtype: flags.dtype as LayerDType, ranks, model, routing },
     ...(flags.preset !== undefined && { preset: presetNamed(String(flags.preset)).name }),
     ...(flags.layer !== undefined && { layer: layerFrom(flags.layer) }),
     shape: shapeFrom(flags),

@@ -1,4 +1,4 @@
-import { getDevice, type Stream, Tensor } from '@moe-ep/core'
+import { type Device, getCudaDeviceOfRank, getDevice, type Stream, Tensor } from '@moe-ep/core'
 import { type Experts, GroupedExperts, onnxEngines } from '@moe-ep/experts'
 import { IntranodeBuffer } from '@moe-ep/intranode-ht'
 import { HtPrepareAndFinalize, ModularKernel } from '@moe-ep/modular-kernel'
@@ -14,6 +14,7 @@ import { loadRankWeights, type RankWeights } from './rank-weights.js'
 import type { RunSpec } from './run-spec.js'
 import { SharedExpert } from './shared-expert.js'
 import { nowUs } from './stage-recorder.js'
+import { ThroughHost, toHost } from './through-host.js'
 
 /** What the gate chose for this rank's tokens. */
 export interface Choice {
@@ -46,7 +47,7 @@ export class LayerRun {
   readonly #kernel: ModularKernel
 
   private constructor({ spec, group, x, weights, sharedExpert, buffer }: LayerRunParts) {
-    const device = getDevice('cpu')
+    const { device } = buffer
     this.#spec = spec
     this.#group = group
     this.#weights = weights
@@ -55,7 +56,8 @@ export class LayerRun {
     this.stream = device.createStream()
     this.x = x
     this.#hiddenStates = Tensor.from(x, [spec.options.tokens[group.rank]!, spec.shape.hidden], 'bf16', device)
-    this.#experts = new GroupedExperts(onnxEngines())
+    const experts = new GroupedExperts(onnxEngines())
+    this.#experts = device.kind === 'cpu' ? experts : new ThroughHost(experts)
     const quantized = spec.options.dtype === 'fp8' ? { quant: { kind: 'fp8-block' } as const } : {}
     this.#kernel = new ModularKernel(new HtPrepareAndFinalize(buffer, quantized), this.#experts)
   }
@@ -70,11 +72,12 @@ export class LayerRun {
     const shared = weights.sharedExpert
     const sharedExpert = shared === undefined ? undefined : await SharedExpert.create(shared, x, shape.hidden)
     const sizes = bufferSizes(shape, options.tokens)
-    const buffer = await IntranodeBuffer.create(group, { ...sizes, timeoutMs: options.timeoutMs })
+    const device = deviceOfRank(options, group)
+    const buffer = await IntranodeBuffer.create(group, { ...sizes, device, timeoutMs: options.timeoutMs })
     return new LayerRun({ spec, group, x, weights, sharedExpert, buffer })
   }
 
-  /** One pass: gate, dispatch, experts, combine. Gives the output and the spans that no stream sees. */
+  /** One pass: gate, dispatch, experts, combine. Gives the output, on the host, and the spans that no stream sees. */
   async pass(): Promise<{ output: Tensor; spans: Span[] }> {
     // All ranks begin together, so that one rank's lateness is not another one's waiting time.
     await this.#group.barrier()
@@ -83,16 +86,18 @@ export class LayerRun {
     const gatedUs = nowUs()
     const { shape } = this.#spec
     const slots = [this.#hiddenStates.shape[0]!, shape.topk]
-    const output = await this.#kernel.apply({
+    const { device } = this.#buffer
+    const result = await this.#kernel.apply({
       hiddenStates: this.#hiddenStates,
       weights: this.#weights.experts,
-      topkIdx: Tensor.wrap(this.choice.topkIdx, slots, 'i32'),
-      topkWeights: Tensor.wrap(this.choice.topkWeights, slots, 'f32'),
+      topkIdx: Tensor.copyOf(this.choice.topkIdx, slots, 'i32', device),
+      topkWeights: Tensor.copyOf(this.choice.topkWeights, slots, 'f32', device),
       numExperts: shape.experts,
       stream: this.stream,
     })
     await this.stream.synchronize()
     const combinedUs = nowUs()
+    const output = device.kind === 'cpu' ? result : await toHost(result, this.stream)
     await this.#sharedExpert?.addTo(output)
     const endUs = nowUs()
     const gateBytes = this.x.byteLength + this.#weights.gate.byteLength
@@ -142,4 +147,9 @@ export class LayerRun {
     })
     return routing.route(logits, options.tokens[rank]!)
   }
+}
+
+function deviceOfRank({ device, shareGpus }: RunSpec['options'], { rank, worldSize }: ProcessGroup): Device {
+  if (device === 'cpu') return getDevice('cpu')
+  return getCudaDeviceOfRank({ localRank: rank, localWorldSize: worldSize, shareGpus })
 }

@@ -6,6 +6,8 @@ import type { RankResult } from './rank-result.js'
 export interface LayerResult {
   readonly ok: boolean
   readonly device: string
+  /** Where the experts' GEMMs run. */
+  readonly expertsDevice: 'cpu'
   readonly mode: string
   readonly ranks: number
   readonly nodes: number
@@ -40,7 +42,8 @@ export function summarizeLayer({ options, shape }: RunSpec, results: readonly Ra
   const rowBytes = options.dtype === 'fp8' ? shape.hidden + 4 * Math.ceil(shape.hidden / 128) : shape.hidden * 2
   return {
     ok: maxRelError <= tolerance && deterministic,
-    ...{ device: options.device, mode: options.mode, ranks: options.ranks, nodes: 1, model: options.model },
+    ...{ device: options.device, expertsDevice: 'cpu' },
+    ...{ mode: options.mode, ranks: options.ranks, nodes: 1, model: options.model },
     ...{ dtype: options.dtype, tokensPerRank: options.tokens },
     ...{ hidden: shape.hidden, intermediate: shape.intermediate, experts: shape.experts, topK: shape.topk },
     ...{ maxRelError, tolerance, deterministic },

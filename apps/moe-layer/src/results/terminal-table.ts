@@ -16,6 +16,7 @@ export function terminalReport(result: LayerResult): string {
     '',
     `${model}: ${experts} experts, top-${topK}, hidden ${hidden}, intermediate ${intermediate}, ${result.dtype}`,
     `${ranks} ranks on ${device}, ${tokens}`,
+    ...(device === result.expertsDevice ? [] : ['experts compute on the host: their rows go there and back']),
     '',
     ...table([header, ...rows]),
     '',

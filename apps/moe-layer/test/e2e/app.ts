@@ -12,6 +12,10 @@ import type { LayerResult } from '../../src/results/layer-result.js'
 /** The built command: what a user runs. */
 export const mainPath = fileURLToPath(new URL('../../dist/main.js', import.meta.url))
 
+/** Where the app runs in these tests: MOE_EP_DEVICE says it. Ranks share the GPUs that there are. */
+export const device = process.env['MOE_EP_DEVICE']?.startsWith('cuda') ? 'cuda' : 'cpu'
+const deviceFlags = device === 'cuda' ? ['--device', 'cuda', '--share-gpus'] : []
+
 /** How a run of the app ended. */
 export interface AppEnd {
   readonly exitCode: number | null
@@ -57,7 +61,9 @@ export function useApp(): App {
   ): AppRun => {
     const marker = randomUUID()
     const [program, ...before] = command as [string, ...string[]]
-    const child = spawn(program, [...before, mainPath, ...args], {
+    // Another command has flags of its own.
+    const flags = args[0]?.startsWith('-') === false ? [] : deviceFlags
+    const child = spawn(program, [...before, mainPath, ...flags, ...args], {
       env: {
         ...process.env,
         ...{

@@ -2,7 +2,7 @@ import { spawnSync } from 'node:child_process'
 import { describe, expect, it } from 'vitest'
 import { requires } from '../../../../tooling/vitest/requirements.js'
 import type { LayerResult } from '../../src/results/layer-result.js'
-import { type AppEnd, jsonOf, mainPath, small, type StartOptions, useApp } from './app.js'
+import { type AppEnd, device, jsonOf, mainPath, small, type StartOptions, useApp } from './app.js'
 
 const app = useApp()
 
@@ -12,7 +12,7 @@ async function expectOk(args: readonly string[], options: StartOptions = {}): Pr
   const result = jsonOf(end)
   expect(result).toMatchObject({
     ok: true,
-    device: 'cpu',
+    device,
     mode: 'ht',
     dtype: 'bf16',
     deterministic: true,

@@ -22,7 +22,7 @@ it.each<[string[], string, string]>([
   [['--ranks', '4097'], config, '--ranks'],
   [['--ranks', '1.5'], config, '--ranks'],
   [['--ranks', 'many'], config, '--ranks'],
-  [['--device', 'cuda'], unsupported, '--device cuda'],
+  [['--device', 'tpu'], unsupported, '--device tpu'],
   [['--mode', 'll'], unsupported, '--mode ll'],
   [['--dtype', 'f16'], unsupported, '--dtype f16'],
   [['--dtype', 'fp8', '--hidden', '24'], config, '--hidden'],
@@ -52,6 +52,11 @@ it.each<[string[], string, string]>([
   [['extra'], config, 'extra'],
 ])('refuses %j', async (args, code, part) => {
   expectRefusal(await app.run([...small(), ...args]), code, part)
+})
+
+it('refuses GPUs that are not there', async () => {
+  const end = await app.run([...small({ ranks: 2 }), '--device', 'cuda'], { environment: { CUDA_VISIBLE_DEVICES: '' } })
+  expectRefusal(end, 'ERR_MOE_EP_NO_DEVICE', 'cuda')
 })
 
 it('refuses a cache folder that cannot be made', async () => {
