@@ -96,9 +96,10 @@ Napi::Value Notify(const Napi::CallbackInfo& info) {
               .send_head = args.tensor(11),
               .num_recv_tokens_per_expert = args.tensor(12),
               .num_recv_selections = args.tensor(13),
-              .slot_row = args.optional_tensor(14)},
-      .room = args.integer(15),
-      .timeout_ms = args.integer(16),
+              .slot_row = args.optional_tensor(14),
+              .host_counts = args.optional_host_tensor(15)},
+      .room = args.integer(16),
+      .timeout_ms = args.integer(17),
   };
   return Enqueue(args.env(), args.stream(0),
                  [call](const Exec& exec) { MOE_EP_ON_DEVICE(Notify, exec, call); });

@@ -20,6 +20,10 @@ struct NotifyOutputs {
   Tensor num_recv_tokens_per_expert;  // i32 [local experts], each rounded up to the alignment
   Tensor num_recv_selections;         // i32 [local experts], as they are
   Tensor slot_row;                    // i32 [T, K], only for rows that are grouped by expert
+  // i32 [R + local experts] in memory of the host that a device writes directly: rows that each
+  // rank receives in all, then num_recv_tokens_per_expert. Absent on the cpu, and where nobody
+  // asks.
+  Tensor host_counts;
 };
 
 struct NotifyCall {

@@ -42,7 +42,7 @@ import {
   type KernelCall,
 } from './kernel-calls.js'
 import { type BufferHandle, native } from './native.js'
-import { CountsOnHost, emptyPlan, HostPlaces, sharedArguments } from './plan.js'
+import { emptyPlan, HostCounts, settlePlan, sharedArguments } from './plan.js'
 import { Refuser } from './refuser.js'
 import { type Refused, rejected, releasedOnFailure, settled } from './settled.js'
 import { type Filled, SlotViews } from './slot-views.js'
@@ -70,7 +70,7 @@ export class IntranodeBuffer implements Disposable {
   readonly #layout: BufferLayout
   readonly #views: SlotViews
   readonly #slots: SlotRing
-  readonly #hostPlaces: HostPlaces
+  readonly #hostCounts: HostCounts
   readonly #leases = new WeakMap<Lease, Event>()
   readonly #handle: BufferHandle
   readonly #refuser: Refuser
@@ -86,7 +86,7 @@ export class IntranodeBuffer implements Disposable {
     this.#layout = layout
     this.#views = new SlotViews(memory, layout)
     this.#slots = new SlotRing(layout.sizes.maxInFlight)
-    this.#hostPlaces = new HostPlaces(memory.device, layout.sizes, memory.group.worldSize)
+    this.#hostCounts = new HostCounts(memory.device, layout.sizes, memory.group.worldSize)
     this.#handle = native().createBuffer(memory.routes, layout.nativeFields)
     const isGivenUp = (): boolean => this.failure !== undefined
     this.#refuser = new Refuser({ buffer: this.#handle, device: this.device, timeoutMs, isGivenUp })
@@ -324,7 +324,7 @@ export class IntranodeBuffer implements Disposable {
     this.#closed = true
     native().closeBuffer(this.#handle)
     this.#memory.close()
-    this.#hostPlaces.close()
+    this.#hostCounts.close()
   }
 
   [Symbol.dispose](): void {
@@ -354,12 +354,9 @@ export class IntranodeBuffer implements Disposable {
       if (previousEvent !== undefined) stream.wait(previousEvent)
       if (lease.previous !== undefined) stream.follow(lease.previous)
       const kernel: KernelCall = { buffer: this.#handle, slot: lease.slot, stream, timeoutMs, numSms }
-      const plan = this.#enqueueMeeting(x, options, { call, kernel, ...checked })
-      const counts =
-        awaited && options.plan === undefined
-          ? new CountsOnHost(plan, stream, this.#hostPlaces.of(lease.slot))
-          : undefined
-      return { lease, stream, kernel, plan, counts, counted: counts && stream.record() }
+      const { plan, counts } = this.#enqueueMeeting(x, options, { call, kernel, awaited, ...checked })
+      const counted = awaited && options.plan === undefined ? stream.record() : undefined
+      return { lease, stream, kernel, plan, counts, counted }
     } catch (error) {
       lease?.release()
       return this.#refuse(call, MoeEpError.from(error), options, awaited)
@@ -377,12 +374,16 @@ export class IntranodeBuffer implements Disposable {
     return { error, lease, told: this.#refuser.dispatch(call, error, options, awaited) }
   }
 
-  #enqueueMeeting(x: Tensor, options: DispatchOptions, { call, kernel, groupedTopk, room }: Meeting): DispatchPlan {
+  #enqueueMeeting(
+    x: Tensor,
+    options: DispatchOptions,
+    { call, kernel, awaited, groupedTopk, room }: Meeting,
+  ): Pick<Begun, 'plan' | 'counts'> {
     const { topkIdx, topkWeights, scales, numExperts, numChannels } = options
     const agreed = { call, x, scales, topkIdx, hasWeights: topkWeights !== undefined }
     if (options.plan !== undefined) {
       enqueueNotifyCached(kernel, sharedArguments({ ...agreed, cached: true }, options.plan), options.plan)
-      return options.plan
+      return { plan: options.plan, counts: undefined }
     }
     const plan = emptyPlan({
       ...{ device: this.device, rank: this.group.rank, numRanks: this.group.worldSize, groupedTopk },
@@ -390,8 +391,9 @@ export class IntranodeBuffer implements Disposable {
       expertAlignment: options.expertAlignment ?? (groupedTopk === undefined ? 1 : 128),
     })
     const shared = sharedArguments({ ...agreed, cached: false }, plan)
-    enqueueNotify(kernel, { shared, topkIdx: topkIdx!, room }, plan)
-    return plan
+    const counts = awaited ? this.#hostCounts.of(kernel.slot, plan.numRecvTokensPerExpert.numel) : undefined
+    enqueueNotify(kernel, { shared, topkIdx: topkIdx!, room, hostCounts: counts }, plan)
+    return { plan, counts }
   }
 
   #enqueueSend(x: Tensor, options: DispatchOptions, { kernel, plan, lease }: Begun, fillTail: boolean): void {
@@ -407,7 +409,7 @@ export class IntranodeBuffer implements Disposable {
   ): Promise<DispatchPlan> {
     if (given !== undefined) return given
     await settled(counted!, stream)
-    return counts!.settle(plan)
+    return settlePlan(plan, counts)
   }
 
   #filled(x: Tensor, lease: Lease, plan: DispatchPlan): Filled {
@@ -487,6 +489,8 @@ interface Checked {
 interface Meeting extends Checked {
   readonly call: number
   readonly kernel: KernelCall
+  /** Whether the host waits for counts. */
+  readonly awaited: boolean
 }
 
 /** The first half of a dispatch. */
@@ -495,7 +499,7 @@ interface Begun {
   readonly stream: Stream
   readonly kernel: KernelCall
   readonly plan: DispatchPlan
-  /** Of a dispatch that awaits counts: its plan is complete at `counted`. */
-  readonly counts: CountsOnHost | undefined
+  /** Of a dispatch that awaits counts: its plan is complete at `counted`, and a device has left `counts` then. */
+  readonly counts: Tensor | undefined
   readonly counted: Event | undefined
 }

@@ -20,10 +20,16 @@ export interface Announced {
   readonly topkIdx: Tensor
   /** Rows that this rank can take. */
   readonly room: number
+  /** Where a device leaves counts for the host. */
+  readonly hostCounts: Tensor | undefined
 }
 
 /** First half of a dispatch with an exchange of counts: fills the plan's tensors. */
-export function enqueueNotify(call: KernelCall, { shared, topkIdx, room }: Announced, plan: DispatchPlan): void {
+export function enqueueNotify(
+  call: KernelCall,
+  { shared, topkIdx, room, hostCounts }: Announced,
+  plan: DispatchPlan,
+): void {
   const { buffer, slot, stream, timeoutMs } = call
   traceOperation('intranode.notify', stream, topkIdx.byteLength + plan.sendHead.byteLength, () =>
     native().notify(
@@ -31,7 +37,7 @@ export function enqueueNotify(call: KernelCall, { shared, topkIdx, room }: Annou
       ...([plan.numTokensPerRank.handle, plan.numTokensPerExpert.handle, plan.isTokenInRank.handle] as const),
       ...([plan.rankPrefixMatrix.handle, plan.channelPrefixMatrix.handle] as const),
       ...([plan.recvChannelPrefixMatrix.handle, plan.sendHead.handle, plan.numRecvTokensPerExpert.handle] as const),
-      ...([plan.numRecvSelections.handle, plan.slotRow?.handle, room, timeoutMs] as const),
+      ...([plan.numRecvSelections.handle, plan.slotRow?.handle, hostCounts?.handle, room, timeoutMs] as const),
     ),
   )
 }

@@ -39,6 +39,7 @@ interface IntranodeNative {
     numRecvTokensPerExpert: TensorHandle,
     numRecvSelections: TensorHandle,
     slotRow: Optional,
+    hostCounts: Optional,
     room: number,
     timeoutMs: number,
   ): void

@@ -1,14 +1,4 @@
-import {
-  copyTensor,
-  CudaDevice,
-  type Device,
-  type DType,
-  dtypes,
-  getDevice,
-  type Memory,
-  type Stream,
-  Tensor,
-} from '@moe-ep/core'
+import { CudaDevice, type Device, type DType, dtypes, getDevice, type Memory, Tensor } from '@moe-ep/core'
 import { defaultNumChannels, linearPlacement } from '@moe-ep/layout'
 import type { IntranodeBufferSizes } from './buffer-layout.js'
 import type { DispatchPlan } from './dispatch-handle.js'
@@ -57,29 +47,29 @@ export function emptyPlan(shape: PlanShape): DispatchPlan {
   }
 }
 
-/** Where counts go on the host: memory that a device writes directly. */
-interface HostPlace {
-  readonly memory: Memory
-  readonly byteOffset: number
-}
-
 /**
- * Places for the counts of every slot, made once: allocating such memory may wait for kernels that run. Only a cuda device
- * needs them.
+ * Places for the counts of every slot that a device leaves for the host, made once: allocating such memory may wait for kernels that
+ * run. The cpu needs none.
  */
-export class HostPlaces {
+export class HostCounts {
   readonly #memory: Memory | undefined
-  readonly #slotBytes: number
+  readonly #numRanks: number
+  readonly #slotCounts: number
 
   constructor(device: Device, { maxInFlight, maxExperts }: Required<IntranodeBufferSizes>, numRanks: number) {
-    this.#slotBytes = 4 * (numRanks * numRanks + Math.ceil(maxExperts / numRanks))
+    this.#numRanks = numRanks
+    this.#slotCounts = numRanks + Math.ceil(maxExperts / numRanks)
     if (device instanceof CudaDevice) {
-      this.#memory = device.allocatePinned(getDevice('cpu'), maxInFlight * this.#slotBytes)
+      this.#memory = device.allocatePinned(getDevice('cpu'), maxInFlight * this.#slotCounts * 4)
     }
   }
 
-  of(slot: number): HostPlace | undefined {
-    return this.#memory && { memory: this.#memory, byteOffset: slot * this.#slotBytes }
+  /** i32 [ranks + local experts]: rows that each rank receives, then counts of experts, as the plan has them. */
+  of(slot: number, numLocalExperts: number): Tensor | undefined {
+    const memory = this.#memory
+    if (memory === undefined) return undefined
+    const shape = [this.#numRanks + numLocalExperts]
+    return new Tensor({ memory, dtype: 'i32', shape, byteOffset: slot * this.#slotCounts * 4 })
   }
 
   close(): void {
@@ -87,36 +77,21 @@ export class HostPlaces {
   }
 }
 
-/** Counts of a plan on their way to the host. */
-export class CountsOnHost {
-  readonly #rankPrefixMatrix: Tensor
-  readonly #numRecvTokensPerExpert: Tensor
-
-  /** Enqueues their copies to `place`, after the notify kernel. Without a place they are on the host already. */
-  constructor(plan: DispatchPlan, stream: Stream, place: HostPlace | undefined) {
-    const onHost = (from: Tensor, offset: number): Tensor => {
-      if (place === undefined) return from
-      const { memory, byteOffset } = place
-      const to = new Tensor({ memory, dtype: from.dtype, shape: from.shape, byteOffset: byteOffset + offset })
-      copyTensor(from, to, { stream })
-      return to
-    }
-    this.#rankPrefixMatrix = onHost(plan.rankPrefixMatrix, 0)
-    this.#numRecvTokensPerExpert = onHost(plan.numRecvTokensPerExpert, plan.rankPrefixMatrix.byteLength)
+/** The plan with its number of rows, once the notify kernel is done. `counts`: where it has left them for the host. */
+export function settlePlan(plan: DispatchPlan, counts: Tensor | undefined): DispatchPlan {
+  const numRanks = plan.numTokensPerRank.numel
+  const onHost = counts?.data as Int32Array | undefined
+  const hostCounts = {
+    recvTokensPerRank: Int32Array.from(
+      onHost?.subarray(0, numRanks) ?? (plan.rankPrefixMatrix.data.subarray((numRanks - 1) * numRanks) as Int32Array),
+    ),
+    numRecvTokensPerExpert: Int32Array.from(
+      onHost?.subarray(numRanks) ?? (plan.numRecvTokensPerExpert.data as Int32Array),
+    ),
   }
-
-  /** The plan with its number of rows, once the stream has come here. */
-  settle(plan: DispatchPlan): DispatchPlan {
-    const numRanks = plan.numTokensPerRank.numel
-    const last = this.#rankPrefixMatrix.data.subarray((numRanks - 1) * numRanks)
-    const hostCounts = {
-      recvTokensPerRank: Int32Array.from(last as Int32Array),
-      numRecvTokensPerExpert: Int32Array.from(this.#numRecvTokensPerExpert.data as Int32Array),
-    }
-    const grouped = hostCounts.numRecvTokensPerExpert.reduce((total, count) => total + count, 0)
-    const numRecvTokens = plan.grouped ? grouped : hostCounts.recvTokensPerRank[plan.rank]!
-    return { ...plan, numRecvTokens, hostCounts }
-  }
+  const grouped = hostCounts.numRecvTokensPerExpert.reduce((total, count) => total + count, 0)
+  const numRecvTokens = plan.grouped ? grouped : hostCounts.recvTokensPerRank[plan.rank]!
+  return { ...plan, numRecvTokens, hostCounts }
 }
 
 /** What a dispatch sends, as far as ranks must agree on it. */

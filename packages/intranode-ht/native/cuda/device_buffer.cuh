@@ -69,6 +69,20 @@ struct DeviceBuffer {
     uint8_t* const base = AtSlot(of_slot, rank, layout.counts_offset + turn * layout.counts_stride);
     return {base, ranks(), layout.max_experts};
   }
+  // The messages that this rank has got: where they lie is asked for once.
+  struct Inbox {
+    uint8_t* base;
+    int64_t stride;
+    int64_t ranks;
+    int64_t max_experts;
+
+    __device__ Message From(int source) const {
+      return {base + source * stride, ranks, max_experts};
+    }
+  };
+  __device__ Inbox InboxOf(uint64_t epoch) const {
+    return {MessageAt(rank(), 0, epoch).base, layout.counts_stride, ranks(), layout.max_experts};
+  }
   __device__ SlotEpochs& Epochs() const { return EpochsOf(slot); }
   __device__ SlotEpochs& EpochsOf(int64_t of_slot) const {
     return *reinterpret_cast<SlotEpochs*>(AtSlot(of_slot, rank(), layout.epochs_offset));

@@ -60,9 +60,10 @@ __global__ void MeetKernel(const __grid_constant__ MeetArguments a) {
   const uint64_t begin_ns = Nanoseconds();
   const DeviceBuffer& buffer = a.buffer;
   const auto lane = static_cast<int>(threadIdx.x);
-  const bool ok = lane != 0 || CheckNotPoisoned(buffer.routes, a.patience.failure);
-  if (!__all_sync(kAllLanes, ok)) return;
+  const PoisonLook poison(buffer.routes);
   const uint64_t epoch = buffer.Epochs().combine + 1;
+  const bool ok = lane != 0 || poison.Check(buffer.routes, a.patience.failure);
+  if (!__all_sync(kAllLanes, ok)) return;
   __syncwarp();
   if (lane == 0) {
     buffer.Epochs().combine = epoch;

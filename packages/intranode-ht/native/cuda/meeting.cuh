@@ -36,9 +36,8 @@ __device__ inline void FailWithRefusal(const Reporting& reporting, const Refusal
 // it.
 __device__ inline bool AnyHeadIsWrong(const DeviceBuffer& buffer, uint64_t epoch) {
   constexpr int kFields = kNumSharedArguments + 2;
-  const auto head_of = [&](int source) -> const MessageHead& {
-    return buffer.MessageAt(buffer.rank(), source, epoch).head();
-  };
+  const DeviceBuffer::Inbox inbox = buffer.InboxOf(epoch);
+  const auto head_of = [&](int source) -> const MessageHead& { return inbox.From(source).head(); };
   bool wrong = false;
   for (int i = threadIdx.x; i < buffer.ranks() * kFields; i += blockDim.x) {
     const int field = i % kFields;

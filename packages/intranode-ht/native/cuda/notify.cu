@@ -36,6 +36,7 @@ struct Outputs {
   int32_t* num_recv_tokens_per_expert;
   int32_t* num_recv_selections;
   int32_t* slot_row;
+  int32_t* host_counts;  // [R + local experts] in memory of the host, or null: see calls.h
 };
 
 struct NotifyArguments {
@@ -48,6 +49,7 @@ struct NotifyArguments {
   Outputs out;
   Patience patience;
   Reporting reporting;
+  moe_ep_failure_record* snapshot;
   int warps;  // that count; as many as shared memory has room for
 
   __host__ __device__ bool grouped() const { return shared.grouped != 0; }
@@ -245,11 +247,13 @@ __device__ void WriteMessage(const NotifyArguments& a, const SharedWords& words,
 __device__ void GatherRanks(const NotifyArguments& a, const SharedWords& words, int32_t* shared,
                             uint64_t epoch) {
   const int columns = a.grouped() ? words.columns() : words.ranks;
+  const DeviceBuffer::Inbox inbox = a.buffer.InboxOf(epoch);
   for (int column = threadIdx.x; column < columns; column += kThreads) {
     int32_t before = 0;
     int32_t total = 0;
+#pragma unroll 8
     for (int source = 0; source < words.ranks; ++source) {
-      const Message message = a.buffer.MessageAt(a.buffer.rank(), source, epoch);
+      const Message message = inbox.From(source);
       const int32_t count = column < words.ranks ? message.tokens_per_rank()[column]
                                                  : message.per_expert()[column - words.ranks];
       if (source < a.buffer.rank()) before += count;
@@ -264,26 +268,30 @@ __device__ void GatherRanks(const NotifyArguments& a, const SharedWords& words, 
 // What this rank receives. One block calls it.
 __device__ void WriteReceived(const NotifyArguments& a, const SharedWords& words,
                               const ExpertPlacement& placement, uint64_t epoch) {
-  const auto from = [&](int source) { return a.buffer.MessageAt(a.buffer.rank(), source, epoch); };
+  const DeviceBuffer::Inbox inbox = a.buffer.InboxOf(epoch);
   for (int destination = threadIdx.x; destination < words.ranks; destination += kThreads) {
     int32_t sum = 0;
+#pragma unroll 8
     for (int source = 0; source < words.ranks; ++source) {
-      sum += from(source).tokens_per_rank()[destination];
+      sum += inbox.From(source).tokens_per_rank()[destination];
       a.out.rank_prefix_matrix[source * words.ranks + destination] = sum;
     }
+    if (a.out.host_counts != nullptr) a.out.host_counts[destination] = sum;
   }
   for (int i = threadIdx.x; i < words.ranks * words.channels; i += kThreads)
     a.out.recv_channel_prefix_matrix[i] =
-        from(i / words.channels).channel_ends()[i % words.channels];
+        inbox.From(i / words.channels).channel_ends()[i % words.channels];
   const int64_t begin = placement.BeginOf(a.buffer.rank());
   for (int64_t expert = threadIdx.x; expert < placement.CountOf(a.buffer.rank());
        expert += kThreads) {
     int32_t sum = 0;
+#pragma unroll 8
     for (int source = 0; source < words.ranks; ++source)
-      sum += from(source).per_expert()[begin + expert];
+      sum += inbox.From(source).per_expert()[begin + expert];
+    const auto rounded = static_cast<int32_t>(RoundUpRows(sum, a.shared.expert_alignment));
     a.out.num_recv_selections[expert] = sum;
-    a.out.num_recv_tokens_per_expert[expert] =
-        static_cast<int32_t>(RoundUpRows(sum, a.shared.expert_alignment));
+    a.out.num_recv_tokens_per_expert[expert] = rounded;
+    if (a.out.host_counts != nullptr) a.out.host_counts[words.ranks + expert] = rounded;
   }
 }
 
@@ -306,9 +314,8 @@ __device__ void PlaceExperts(const NotifyArguments& a, const SharedWords& words,
 // Whether every destination has room for its rows. All blocks see the same.
 __device__ bool HasRoom(const NotifyArguments& a, int num_ranks, const int64_t* rows,
                         uint64_t epoch) {
-  const auto room_of = [&](int destination) {
-    return a.buffer.MessageAt(a.buffer.rank(), destination, epoch).head().room;
-  };
+  const DeviceBuffer::Inbox inbox = a.buffer.InboxOf(epoch);
+  const auto room_of = [&](int destination) { return inbox.From(destination).head().room; };
   const auto rank = static_cast<int>(threadIdx.x);
   const bool full = rank < num_ranks && rows[rank] > room_of(rank);
   if (!__syncthreads_or(full)) return true;
@@ -373,15 +380,14 @@ __device__ void WriteSlotRows(const NotifyArguments& a, const SharedWords& words
   }
 }
 
-__global__ void __cluster_dims__(kBlocks, 1, 1) __launch_bounds__(kThreads)
-    NotifyKernel(const __grid_constant__ NotifyArguments a) {
-  extern __shared__ int32_t shared[];
+// All threads of the cluster call it.
+__device__ void MeetForDispatch(const NotifyArguments& a, int32_t* shared) {
   __shared__ Found found;
   __shared__ int64_t rows[kMostRanks];
 
-  cudaTriggerProgrammaticLaunchCompletion();  // what sends rows waits for this kernel's end
-  if (Failed(a.patience.failure)) return;     // the same for all blocks: nobody has written it yet
   const uint64_t begin_ns = Nanoseconds();
+  // One block decides for all, for the group may be poisoned meanwhile.
+  const PoisonLook poison(a.buffer.routes);
   const DeviceBuffer& buffer = a.buffer;
   const cg::cluster_group cluster = cg::this_cluster();
   const SharedWords words(a, buffer.ranks());
@@ -396,11 +402,10 @@ __global__ void __cluster_dims__(kBlocks, 1, 1) __launch_bounds__(kThreads)
     shared[words.rank_table() + expert] = static_cast<int32_t>(placement.RankOf(expert));
   if (threadIdx.x == 0) found = {true, kNone};
   cluster.sync();  // all have seen that nothing has failed before one may find that it has
-  // One block decides for all, for the group may be poisoned meanwhile.
-  if (blockIdx.x == 0 && threadIdx.x == 0)
-    found.may_begin = CheckNotPoisoned(buffer.routes, a.patience.failure);
   const TokenRun run = RunOf(a, blockIdx.x, warp);
   if (warp < a.warps) CountRun(a, words, shared, run, warp, lane, &found.invalid);
+  if (blockIdx.x == 0 && threadIdx.x == 0)
+    found.may_begin = poison.Check(buffer.routes, a.patience.failure);
   __syncthreads();
   ScanWarps(words, shared);
   const Found all = GatherBlocks(words, shared, &found);
@@ -451,6 +456,16 @@ __global__ void __cluster_dims__(kBlocks, 1, 1) __launch_bounds__(kThreads)
   if (blockIdx.x == 0 && threadIdx.x == 0) buffer.Epochs().settled = epoch;
 }
 
+__global__ void __cluster_dims__(kBlocks, 1, 1) __launch_bounds__(kThreads)
+    NotifyKernel(const __grid_constant__ NotifyArguments a) {
+  extern __shared__ int32_t shared[];
+  cudaTriggerProgrammaticLaunchCompletion();  // what sends rows waits for this kernel's end
+  // The same for all blocks: nobody has written it yet.
+  if (!Failed(a.patience.failure)) MeetForDispatch(a, shared);
+  cg::this_cluster().sync();
+  if (blockIdx.x == 0 && threadIdx.x == 0) SnapshotFailure(a.patience.failure, a.snapshot);
+}
+
 }  // namespace
 
 int64_t MostRanks() { return kMostRanks; }
@@ -474,9 +489,11 @@ void Notify(const Exec& exec, const NotifyCall& call) {
               out.channel_prefix_matrix.data<int32_t>(),
               out.recv_channel_prefix_matrix.data<int32_t>(), out.send_head.data<int32_t>(),
               out.num_recv_tokens_per_expert.data<int32_t>(),
-              out.num_recv_selections.data<int32_t>(), out.slot_row.data<int32_t>()},
+              out.num_recv_selections.data<int32_t>(), out.slot_row.data<int32_t>(),
+              out.host_counts.data<int32_t>()},
       .patience = PatienceOf(exec, call.timeout_ms),
       .reporting = MakeReporting(),
+      .snapshot = exec.cuda_snapshot(),
       .warps = kMostWarps,
   };
   const int ranks = call.buffer->routes.world_size();

@@ -31,12 +31,13 @@ __global__ void NotifyCachedKernel(const __grid_constant__ CachedArguments a) {
   const uint64_t begin_ns = Nanoseconds();
   const DeviceBuffer& buffer = a.buffer;
   const auto lane = static_cast<int>(threadIdx.x);
-  const int num_counts = buffer.ranks() * buffer.ranks();
-  for (int i = lane; i < num_counts; i += kLanes) counts[i] = a.rank_prefix_matrix[i];
-  bool ok = lane != 0 || CheckNotPoisoned(buffer.routes, a.patience.failure);
-  if (!__all_sync(kAllLanes, ok)) return;
+  const PoisonLook poison(buffer.routes);
   const uint64_t epoch = buffer.Epochs().dispatch + 1;
   const uint64_t combines = buffer.Epochs().combine;
+  const int num_counts = buffer.ranks() * buffer.ranks();
+  for (int i = lane; i < num_counts; i += kLanes) counts[i] = a.rank_prefix_matrix[i];
+  const bool ok = lane != 0 || poison.Check(buffer.routes, a.patience.failure);
+  if (!__all_sync(kAllLanes, ok)) return;
   __syncwarp();
   if (lane == 0) buffer.Epochs().dispatch = epoch;
   if (!WaitForAll(buffer, a.patience, begin_ns, SignalKind::kCombineRead, combines,

@@ -69,12 +69,7 @@ class Arguments {
   bool present(size_t index) const { return !info_[index].IsUndefined() && !info_[index].IsNull(); }
 
   Tensor tensor(size_t index) const {
-    const moe_ep_tensor* native = Core().tensor_from_js(env(), info_[index]);
-    if (native == nullptr)
-      Throw(env(), "ERR_MOE_EP_ARGUMENT", Position(index) + "expected a native tensor handle");
-    Tensor tensor(*native);
-    if (!tensor.valid())
-      Throw(env(), "ERR_MOE_EP_RELEASED", Position(index) + "the tensor's memory was closed");
+    Tensor tensor = any_tensor(index);
     if (device_ != kNoStream && tensor.device() != device_) {
       Throw(env(), "ERR_MOE_EP_ARGUMENT",
             Position(index) + "expected a tensor on " + NameOf(device_) +
@@ -84,6 +79,14 @@ class Arguments {
   }
   // An absent tensor: data() is null.
   Tensor optional_tensor(size_t index) const { return present(index) ? tensor(index) : Tensor(); }
+  // One in memory of the host, whatever the stream's device; it may be absent.
+  Tensor optional_host_tensor(size_t index) const {
+    if (!present(index)) return Tensor();
+    Tensor tensor = any_tensor(index);
+    if (tensor.device() >= 0)
+      Throw(env(), "ERR_MOE_EP_ARGUMENT", Position(index) + "expected a tensor on the host");
+    return tensor;
+  }
 
   moe_ep_stream* stream(size_t index) const {
     moe_ep_stream* stream = index == 0 ? stream_ : Core().stream_from_js(env(), info_[index]);
@@ -111,6 +114,16 @@ class Arguments {
   Napi::Value value(size_t index) const { return info_[index]; }
 
  private:
+  Tensor any_tensor(size_t index) const {
+    const moe_ep_tensor* native = Core().tensor_from_js(env(), info_[index]);
+    if (native == nullptr)
+      Throw(env(), "ERR_MOE_EP_ARGUMENT", Position(index) + "expected a native tensor handle");
+    Tensor tensor(*native);
+    if (!tensor.valid())
+      Throw(env(), "ERR_MOE_EP_RELEASED", Position(index) + "the tensor's memory was closed");
+    return tensor;
+  }
+
   static std::string Position(size_t index) { return "argument " + std::to_string(index) + ": "; }
 
   static std::string NameOf(int32_t device) {

@@ -84,14 +84,34 @@ inline Patience PatienceOf(const Exec& exec, int64_t timeout_ms) {
           (timeout_ms < kCenturyMs ? timeout_ms : kCenturyMs) * 1'000'000};
 }
 
-// False, with the stream in failure, when the group was poisoned. Every collective looks before it
-// begins. One thread calls it.
+// Whether the group was poisoned: what it takes to know is asked for when this is made, for words
+// of the host are far away, and used later.
+class PoisonLook {
+ public:
+  __device__ explicit PoisonLook(const DeviceRoutes& routes)
+      : host_(LoadHostWord(routes.host_poison)) {
+    asm volatile("ld.relaxed.sys.global.u64 %0, [%1];"
+                 : "=l"(word_)
+                 : "l"(routes.PoisonOf(routes.rank))
+                 : "memory");
+  }
+  // False, with the stream in failure, when it was.
+  __device__ bool Check(const DeviceRoutes& routes, moe_ep_failure_record* failure) const {
+    if (word_ == 0 && host_ == PoisonRecord::kFine) return true;
+    Fail(failure, routes.describe_poison, static_cast<int64_t>(word_), routes.rank,
+         routes.poison_id);
+    return false;
+  }
+
+ private:
+  uint64_t word_;
+  uint32_t host_;
+};
+
+// Every collective looks before it begins. One thread calls it.
 __device__ inline bool CheckNotPoisoned(const DeviceRoutes& routes,
                                         moe_ep_failure_record* failure) {
-  const uint64_t word = LoadSignal(routes.PoisonOf(routes.rank));
-  if (word == 0 && LoadHostWord(routes.host_poison) == PoisonRecord::kFine) return true;
-  Fail(failure, routes.describe_poison, static_cast<int64_t>(word), routes.rank, routes.poison_id);
-  return false;
+  return PoisonLook(routes).Check(routes, failure);
 }
 
 // Tells every rank that can be reached. The first failure stays the group's cause, but for ranks
