@@ -386,8 +386,9 @@ __device__ void MeetForDispatch(const NotifyArguments& a, int32_t* shared) {
   __shared__ int64_t rows[kMostRanks];
 
   const uint64_t begin_ns = Nanoseconds();
-  // One block decides for all, for the group may be poisoned meanwhile.
-  const PoisonLook poison(a.buffer.routes);
+  // One thread decides for all, for the group may be poisoned meanwhile.
+  const bool decides = blockIdx.x == 0 && threadIdx.x == 0;
+  const PoisonLook poison = decides ? PoisonLook(a.buffer.routes) : PoisonLook();
   const DeviceBuffer& buffer = a.buffer;
   const cg::cluster_group cluster = cg::this_cluster();
   const SharedWords words(a, buffer.ranks());
@@ -404,8 +405,7 @@ __device__ void MeetForDispatch(const NotifyArguments& a, int32_t* shared) {
   cluster.sync();  // all have seen that nothing has failed before one may find that it has
   const TokenRun run = RunOf(a, blockIdx.x, warp);
   if (warp < a.warps) CountRun(a, words, shared, run, warp, lane, &found.invalid);
-  if (blockIdx.x == 0 && threadIdx.x == 0)
-    found.may_begin = poison.Check(buffer.routes, a.patience.failure);
+  if (decides) found.may_begin = poison.Check(buffer.routes, a.patience.failure);
   __syncthreads();
   ScanWarps(words, shared);
   const Found all = GatherBlocks(words, shared, &found);

@@ -88,6 +88,7 @@ inline Patience PatienceOf(const Exec& exec, int64_t timeout_ms) {
 // of the host are far away, and used later.
 class PoisonLook {
  public:
+  PoisonLook() = default;
   __device__ explicit PoisonLook(const DeviceRoutes& routes)
       : host_(LoadHostWord(routes.host_poison)) {
     asm volatile("ld.relaxed.sys.global.u64 %0, [%1];"
@@ -104,8 +105,8 @@ class PoisonLook {
   }
 
  private:
-  uint64_t word_;
-  uint32_t host_;
+  uint64_t word_ = 0;
+  uint32_t host_ = PoisonRecord::kFine;
 };
 
 // Every collective looks before it begins. One thread calls it.
