@@ -6,6 +6,8 @@ export type { Sharing } from './symmetric/shared-segments.js'
 export { type Lease, SlotRing } from './symmetric/slot-ring.js'
 export {
   type PeerTarget,
+  type Put,
+  type PutAllOptions,
   type RouteKind,
   SymmetricMemory,
   type SymmetricMemoryOptions,

@@ -50,6 +50,14 @@ interface TransportNative {
   poison(routes: RoutesHandle, code: string, message: string, everybody: boolean): void
   poisonOf(routes: RoutesHandle): { code: string; message: string } | undefined
   put(stream: StreamHandle, routes: RoutesHandle, peer: number, byteOffset: number, source: TensorHandle): void
+  putAll(
+    stream: StreamHandle,
+    routes: RoutesHandle,
+    peers: readonly number[],
+    byteOffsets: readonly number[],
+    sources: readonly TensorHandle[],
+    sms: number,
+  ): void
   signal(stream: StreamHandle, routes: RoutesHandle, peer: number, index: number, value: number): void
   atomicAdd(stream: StreamHandle, routes: RoutesHandle, peer: number, index: number, delta: number): void
   wait(stream: StreamHandle, routes: RoutesHandle, index: number, value: number, timeoutMs: number, what: string): void

@@ -1,4 +1,4 @@
-import { type Device, Graph, type Stream, type Tensor } from '@moe-ep/core'
+import { CudaDevice, type Device, Graph, type Stream, type Tensor } from '@moe-ep/core'
 import { SymmetricMemory } from '@moe-ep/transport'
 import type { BenchContext } from '../operations/operation.js'
 import { awaitFills } from '../workload/device-words.js'
@@ -11,6 +11,8 @@ import type { Scope } from './scope.js'
 import { streamCase, type TimedCase } from './timed-case.js'
 
 const pieceBytesPerThread = 2 ** 20
+/** What dispatch and combine take where the command line says nothing. */
+const defaultSms = 16
 /** Small against a GPU's cache, and yet a copy that takes longer than it takes to start one. */
 const devicePieceBytes = 2 ** 22
 
@@ -20,7 +22,8 @@ const devicePieceBytes = 2 ** 22
  * turns over the destinations, so that the piece is read from cache for all but the first, and once row by row with stores that pass
  * the caches by when rows are many (a permute that changes nothing, into the peer's memory). The fastest one is the ceiling.
  *
- * On cuda puts to different peers run at the same time, and each way is a graph.
+ * On cuda puts to different peers run at the same time, and each way is a graph. One kernel pushes all of it, too: on as many
+ * multiprocessors as the operation has, and on all.
  */
 export async function pushCeilings(
   context: BenchContext,
@@ -50,7 +53,25 @@ export async function pushCeilings(
     for (const push of pushes) byRow.enqueue(sources[set]!, push, set * targetBytes)
   }
   const launchRows = device.kind === 'cpu' ? pushRows : await graphs(stream, scope, sets, pushRows)
+  const byKernel = async (name: string, numSms: number): Promise<TimedCase> => {
+    const launch = await graphs(stream, scope, sets, (set) => {
+      const puts = pushes.map(({ peer, sourceOffset, targetOffset, byteLength }) => ({
+        ...{ source: sources[set]!.slice(sourceOffset, sourceOffset + byteLength), peer },
+        byteOffset: set * targetBytes + targetOffset,
+      }))
+      memory.putAll(puts, { stream, numSms })
+    })
+    return streamCase({ name, stopwatch, sets, enqueue: (turn) => launch(turn % sets) })
+  }
+  const kernels =
+    device instanceof CudaDevice
+      ? [
+          await byKernel('push, same SMs', options.sms ?? defaultSms),
+          await byKernel('push, all SMs', device.multiprocessors),
+        ]
+      : []
   return [
+    ...kernels,
     streamCase({ name: 'push', stopwatch, sets, enqueue: (set) => contiguous[set]!.launch(stream) }),
     streamCase({
       ...{ name: 'push in pieces', stopwatch, sets },

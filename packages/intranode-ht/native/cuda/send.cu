@@ -6,8 +6,8 @@
 #include "cuda/kernels.h"
 #include "cuda/meeting.cuh"
 #include "cuda/row_pieces.cuh"
-#include "cuda/row_stages.cuh"
 #include "moe_ep/cuda/launch.h"
+#include "moe_ep/cuda/move_stages.cuh"
 #include "moe_ep/layout/placement.h"
 #include "moe_ep/layout/topk_ids.h"
 
@@ -115,7 +115,7 @@ __device__ void FillTail(const SendArguments& a) {
 }
 
 // All pieces of a warp.
-__device__ void SendPieces(const SendArguments& a, RowStages stages, int64_t first, int64_t step) {
+__device__ void SendPieces(const SendArguments& a, MoveStages stages, int64_t first, int64_t step) {
   const int lane = stages.lane;
   uint8_t* const base = lane < a.buffer.ranks() ? a.buffer.Rows(lane) : nullptr;
   PieceCursor cursor(a, first, step);

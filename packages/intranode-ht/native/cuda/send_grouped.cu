@@ -9,8 +9,8 @@
 #include "cuda/meeting.cuh"
 #include "cuda/places.cuh"
 #include "cuda/row_pieces.cuh"
-#include "cuda/row_stages.cuh"
 #include "moe_ep/cuda/launch.h"
+#include "moe_ep/cuda/move_stages.cuh"
 
 namespace moe_ep::cuda {
 namespace {
@@ -84,7 +84,7 @@ __device__ __forceinline__ Selection SelectionOf(const SendGroupedArguments& a, 
 }
 
 // The runs of one block.
-__device__ void SendRuns(const SendGroupedArguments& a, RowStages& stages, uint64_t epoch,
+__device__ void SendRuns(const SendGroupedArguments& a, MoveStages& stages, uint64_t epoch,
                          int warp) {
   const DeviceBuffer& buffer = a.buffer();
   const int lane = stages.lane;
@@ -147,8 +147,8 @@ struct CopiedCursor {
 };
 
 // One run of one source, once it is here. A warp calls it.
-__device__ void CopyRun(const SendGroupedArguments& a, RowStages& stages, const TokenPlaces& places,
-                        int tokens, int32_t* firsts) {
+__device__ void CopyRun(const SendGroupedArguments& a, MoveStages& stages,
+                        const TokenPlaces& places, int tokens, int32_t* firsts) {
   const DeviceBuffer& buffer = a.buffer();
   const int lane = stages.lane;
   const auto row_of = [&](int token) {
@@ -190,7 +190,7 @@ __device__ void CopyRun(const SendGroupedArguments& a, RowStages& stages, const 
 
 // Runs of all sources, whoever comes first takes the next: false where one does not come. A warp
 // calls it.
-__device__ bool CopyRuns(const SendGroupedArguments& a, RowStages& stages, PlacesWindow window,
+__device__ bool CopyRuns(const SendGroupedArguments& a, MoveStages& stages, PlacesWindow window,
                          int32_t* firsts, uint64_t begin_ns, uint64_t epoch) {
   const DeviceBuffer& buffer = a.buffer();
   const int lane = stages.lane;
@@ -249,7 +249,7 @@ __global__ void __launch_bounds__(kMoveThreads)
   if (!MaySend(epochs, a.reporting, a.patience.failure, nullptr)) return;
   const int lane = threadIdx.x % kLanes;
   const int warp = threadIdx.x / kLanes;
-  RowStages stages{shared + warp * kMoveStages * a.pieces.bytes, full[warp], a.pieces.bytes, lane};
+  MoveStages stages{shared + warp * kMoveStages * a.pieces.bytes, full[warp], a.pieces.bytes, lane};
   if (static_cast<int>(blockIdx.x) < a.sending_blocks) SendRuns(a, stages, epochs.dispatch, warp);
   const int64_t window_bytes = TokenPlaces::Bytes(a.places.topk);
   const PlacesWindow window{

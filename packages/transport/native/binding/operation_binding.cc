@@ -1,5 +1,6 @@
 // Single operations on a stream.
 #include <string>
+#include <vector>
 
 #include "binding/bindings.h"
 #include "moe_ep/transport/addon.h"
@@ -29,6 +30,51 @@ Napi::Value Put(const Napi::CallbackInfo& info) {
           routes.Put(peer, offset + static_cast<uint64_t>(begin), source.data<uint8_t>() + begin,
                      static_cast<uint64_t>(end - begin));
         });
+    routes.Flush();
+  });
+}
+
+// putAll(stream, routes, [peer, ...], [byteOffset, ...], [source, ...], sms)
+Napi::Value PutAll(const Napi::CallbackInfo& info) {
+  struct Part {
+    int peer;
+    uint64_t offset;
+    Tensor source;
+
+    uint64_t bytes() const {
+      return static_cast<uint64_t>(source.numel()) * BitsOf(source.dtype()) / 8;
+    }
+  };
+  const Arguments args(info);
+  const Routes routes = RoutesArgument(args, 1);
+  const auto peers = args.value(2).As<Napi::Array>();
+  const auto offsets = args.value(3).As<Napi::Array>();
+  const int64_t sms = args.integer(5);
+  std::vector<Part> parts;
+  for (uint32_t i = 0; i < peers.Length(); ++i) {
+    parts.push_back({peers.Get(i).As<Napi::Number>().Int32Value(),
+                     static_cast<uint64_t>(offsets.Get(i).As<Napi::Number>().Int64Value()),
+                     args.tensor_in(4, i)});
+  }
+  return Enqueue(args.env(), args.stream(0), [=](const Exec& exec) {
+#if MOE_EP_CUDA
+    if (exec.on_cuda()) {
+      std::vector<cuda::PutPart> puts;
+      for (const Part& part : parts) {
+        puts.push_back({part.source.data<uint8_t>(), routes.payload(part.peer, part.offset),
+                        static_cast<int64_t>(part.bytes())});
+      }
+      return cuda::PutAll(exec, puts, sms);
+    }
+#endif
+    if (!routes.CheckNotPoisoned(exec)) return;
+    for (const Part& part : parts) {
+      exec.ParallelFor(
+          static_cast<int64_t>(part.bytes()), int64_t{1} << 18, [&](int64_t begin, int64_t end) {
+            routes.Put(part.peer, part.offset + static_cast<uint64_t>(begin),
+                       part.source.data<uint8_t>() + begin, static_cast<uint64_t>(end - begin));
+          });
+    }
     routes.Flush();
   });
 }
@@ -90,6 +136,7 @@ Napi::Value Wait(const Napi::CallbackInfo& info) {
 
 void RegisterOperations(Napi::Env env, Napi::Object exports) {
   Export(env, exports, "put", Put);
+  Export(env, exports, "putAll", PutAll);
   Export(env, exports, "signal", Signal);
   Export(env, exports, "atomicAdd", AtomicAdd);
   Export(env, exports, "wait", Wait);

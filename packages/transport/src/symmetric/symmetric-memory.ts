@@ -47,6 +47,21 @@ export interface PeerTarget {
   readonly stream?: Stream
 }
 
+/** One of several puts. */
+export interface Put {
+  readonly source: Tensor
+  readonly peer: number
+  /** Where it goes in the peer's payload. */
+  readonly byteOffset: number
+}
+
+export interface PutAllOptions {
+  /** @default the device's default stream */
+  readonly stream?: Stream
+  /** Multiprocessors of a cuda device; 0 for the default, 16, which saturate the links. @default 0 */
+  readonly numSms?: number
+}
+
 /**
  * One collective allocation of the same size on every rank. Ranks of the same node map each other's bytes; a mapping outlives
  * the memory of the rank that made it, so ranks may close in any order. Freed by `close()`, in the order of the streams' work.
@@ -163,6 +178,28 @@ export class SymmetricMemory implements Disposable {
     this.#requireReachable(peer)
     requireInteger('byteOffset', byteOffset, 0, this.byteLength - source.byteLength)
     native().put(stream.handle, this.routes, peer, byteOffset, source.handle)
+  }
+
+  /**
+   * Enqueues several puts at once. On a cuda device one kernel brings them to all peers at the same time; where addresses or sizes are
+   * no multiples of 16 bytes a copy engine does it. Targets do not overlap.
+   */
+  putAll(puts: readonly Put[], { stream = this.device.defaultStream, numSms = 0 }: PutAllOptions = {}): void {
+    requireInteger('numSms', numSms, 0, 1024)
+    for (const { source, peer, byteOffset } of puts) {
+      requireTensor('source', source)
+      this.#requireReachable(peer)
+      requireInteger('byteOffset', byteOffset, 0, this.byteLength - source.byteLength)
+    }
+    native().putAll(
+      ...([
+        stream.handle,
+        this.routes,
+        puts.map(({ peer }) => peer),
+        puts.map(({ byteOffset }) => byteOffset),
+      ] as const),
+      ...([puts.map(({ source }) => source.handle), numSms] as const),
+    )
   }
 
   /** Enqueues setting a signal of `peer` to `value`. Signals grow monotonically: waits are for "at least". */

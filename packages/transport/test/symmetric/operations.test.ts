@@ -67,6 +67,45 @@ describe('put and signal', () => {
     })
   })
 
+  test('several at once bring their bytes to several peers, whatever their sizes', async () => {
+    // More than a kernel takes at once, of sizes and places that only some of them copy in whole vectors.
+    const numRanks = 3
+    const byteLength = 3_000_000
+    await withMemories(numRanks, { byteLength, numSignals: numRanks }, async (ranks) => {
+      for (const numSms of [0, 1, 200]) {
+        await Promise.all(
+          ranks.map(async ({ rank, memory, stream }) => {
+            const begin = rank * 1_000_000
+            const parts = Array.from({ length: 90 }, (_, i) => ({
+              peer: (rank + i) % numRanks,
+              byteOffset: begin + i * 10_000 + (i % 4 === 3 ? i : 0),
+              source: bytesTensor(new Uint8Array([0, 16, 1, 9000, 8192, 4096 + i][i % 6]!).fill(i + 1)),
+            }))
+            await writeBytes(
+              memory.tensor({ byteOffset: 0, shape: [byteLength], dtype: 'u8' }),
+              new Uint8Array(byteLength),
+            )
+            await memory.group.barrier()
+            memory.putAll(parts, { stream, numSms })
+            for (let peer = 0; peer < numRanks; peer++) memory.atomicAdd({ peer, index: rank, delta: 1, stream })
+            await stream.synchronize()
+            await memory.group.barrier()
+            const expected = new Uint8Array(byteLength)
+            for (let sender = 0; sender < numRanks; sender++) {
+              for (let i = 0; i < 90; i++) {
+                if ((sender + i) % numRanks !== rank) continue
+                const place = sender * 1_000_000 + i * 10_000 + (i % 4 === 3 ? i : 0)
+                expected.fill(i + 1, place, place + [0, 16, 1, 9000, 8192, 4096 + i][i % 6]!)
+              }
+            }
+            expect(Buffer.compare(await readBytes(memory, 0, byteLength), expected)).toBe(0)
+          }),
+        )
+        await Promise.all(ranks.map(({ group }) => group.barrier()))
+      }
+    })
+  })
+
   test('address a peer of the same node also without put', async () => {
     await withMemories(2, { byteLength: 64 }, async ([first, second]) => {
       const theirs = first!.memory.tensor({ byteOffset: 8, shape: [4], dtype: 'u8', rank: 1 })
@@ -251,6 +290,9 @@ describe('arguments', () => {
         ['offset', () => memory.put(source, { peer: 1, byteOffset: 49, stream })],
         ['offset', () => memory.put(source, { peer: 1, byteOffset: -1, stream })],
         ['size', () => memory.put(Tensor.zeros([65], 'u8'), { peer: 1, byteOffset: 0, stream })],
+        ['peer of one of several', () => memory.putAll([{ source, peer: 2, byteOffset: 0 }], { stream })],
+        ['offset of one of several', () => memory.putAll([{ source, peer: 1, byteOffset: 49 }], { stream })],
+        ['multiprocessors', () => memory.putAll([], { stream, numSms: -1 })],
         ['source', () => memory.put(new Uint8Array(4) as never, { peer: 1, byteOffset: 0, stream })],
         ['index', () => memory.signal({ peer: 1, index: 2, value: 1, stream })],
         ['value', () => memory.signal({ peer: 1, index: 0, value: -1, stream })],

@@ -68,21 +68,17 @@ class Arguments {
   Napi::Env env() const { return info_.Env(); }
   bool present(size_t index) const { return !info_[index].IsUndefined() && !info_[index].IsNull(); }
 
-  Tensor tensor(size_t index) const {
-    Tensor tensor = any_tensor(index);
-    if (device_ != kNoStream && tensor.device() != device_) {
-      Throw(env(), "ERR_MOE_EP_ARGUMENT",
-            Position(index) + "expected a tensor on " + NameOf(device_) +
-                ", the stream's device, received one on " + NameOf(tensor.device()));
-    }
-    return tensor;
+  Tensor tensor(size_t index) const { return on_device(index, any_tensor(index, info_[index])); }
+  // Of an array of tensors.
+  Tensor tensor_in(size_t index, uint32_t element) const {
+    return on_device(index, any_tensor(index, value(index).As<Napi::Array>().Get(element)));
   }
   // An absent tensor: data() is null.
   Tensor optional_tensor(size_t index) const { return present(index) ? tensor(index) : Tensor(); }
   // One in memory of the host, whatever the stream's device; it may be absent.
   Tensor optional_host_tensor(size_t index) const {
     if (!present(index)) return Tensor();
-    Tensor tensor = any_tensor(index);
+    Tensor tensor = any_tensor(index, info_[index]);
     if (tensor.device() >= 0)
       Throw(env(), "ERR_MOE_EP_ARGUMENT", Position(index) + "expected a tensor on the host");
     return tensor;
@@ -114,8 +110,16 @@ class Arguments {
   Napi::Value value(size_t index) const { return info_[index]; }
 
  private:
-  Tensor any_tensor(size_t index) const {
-    const moe_ep_tensor* native = Core().tensor_from_js(env(), info_[index]);
+  Tensor on_device(size_t index, Tensor tensor) const {
+    if (device_ != kNoStream && tensor.device() != device_) {
+      Throw(env(), "ERR_MOE_EP_ARGUMENT",
+            Position(index) + "expected a tensor on " + NameOf(device_) +
+                ", the stream's device, received one on " + NameOf(tensor.device()));
+    }
+    return tensor;
+  }
+  Tensor any_tensor(size_t index, Napi::Value value) const {
+    const moe_ep_tensor* native = Core().tensor_from_js(env(), value);
     if (native == nullptr)
       Throw(env(), "ERR_MOE_EP_ARGUMENT", Position(index) + "expected a native tensor handle");
     Tensor tensor(*native);

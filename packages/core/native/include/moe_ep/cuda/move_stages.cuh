@@ -1,20 +1,21 @@
-// A warp's pieces of rows on their way from one place to several, through shared memory: loads run
-// ahead of stores by all but one stage.
+// A warp's pieces of memory on their way from one place to one or several, through shared memory:
+// loads run ahead of stores by all but one stage. Addresses and sizes are multiples of 16 bytes.
 #pragma once
 
-#include "cuda/device_buffer.cuh"
+#include <cstdint>
+
 #include "moe_ep/cuda/bulk_copy.cuh"
 
 namespace moe_ep::cuda {
 
 inline constexpr int kMoveWarps = 8;  // of a block
-inline constexpr int kMoveThreads = kMoveWarps * kLanes;
+inline constexpr int kMoveThreads = kMoveWarps * 32;
 inline constexpr int kMoveStages = 3;
 inline constexpr int64_t kMostMovedBytes = 8192;
 // Shared memory of a warp for its stages and whatever else its kernel needs.
 inline constexpr int64_t kMoveWarpBytes = (int64_t{226} << 10) / kMoveWarps;
 
-struct RowStages {
+struct MoveStages {
   uint8_t* stages;
   uint64_t* full;  // one each
   int64_t stage_bytes;
@@ -50,7 +51,7 @@ struct RowStages {
 // walk ends early, at `stop(cursor)`, pieces that were asked for stay for the next call; `ahead` is
 // the cursor of loads.
 template <typename Cursor, typename Stop, typename To>
-__device__ __forceinline__ void MoveUntil(RowStages& stages, Cursor& cursor, Cursor& ahead,
+__device__ __forceinline__ void MoveUntil(MoveStages& stages, Cursor& cursor, Cursor& ahead,
                                           const Stop& stop, const To& to) {
   while (!cursor.done() && !stop(cursor)) {
     stages.Store(to(cursor), cursor.bytes());
@@ -63,7 +64,7 @@ __device__ __forceinline__ void MoveUntil(RowStages& stages, Cursor& cursor, Cur
 
 // Asks for the first pieces, so that MoveUntil finds them.
 template <typename Cursor>
-__device__ __forceinline__ void LoadFirst(RowStages& stages, Cursor& ahead) {
+__device__ __forceinline__ void LoadFirst(MoveStages& stages, Cursor& ahead) {
   for (int i = 0; i < kMoveStages - 1 && !ahead.done(); ++i) {
     stages.Load(ahead.from(), ahead.bytes());
     ahead.Next();
