@@ -3,13 +3,27 @@ import { permute, unpermuteAndReduce } from '@moe-ep/deepgemm-permute'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { maxGroupedRows } from '../src/index.js'
-import { type InputShape, numbersOf, type Rank, randomInputs, randomNumbers, toTensors, withWorld } from './world.js'
+import {
+  type InputShape,
+  numbersOf,
+  overwrite,
+  type Rank,
+  randomInputs,
+  randomNumbers,
+  toTensors,
+  withWorld,
+} from './world.js'
 
 const shapes = fc
   .record({
     numRanks: fc.integer({ min: 1, max: 6 }),
-    hidden: fc.constantFrom(8, 136, 640),
-    topk: fc.integer({ min: 1, max: 6 }),
+    // Rows of several pieces, or many rows: what GPUs cut their work into.
+    size: fc.constantFrom(
+      ...[8, 136].map((hidden) => ({ hidden, maxTokens: 70 })),
+      ...[640, 4104].map((hidden) => ({ hidden, maxTokens: 9 })),
+    ),
+    topk: fc.oneof(fc.integer({ min: 1, max: 6 }), fc.constantFrom(17, 32)),
+    numSms: fc.constantFrom(0, 1, 2, 5, 40),
     numExperts: fc.integer({ min: 1, max: 14 }),
     dtype: fc.constantFrom<DType>('bf16', 'f16', 'f32'),
     expertAlignment: fc.constantFrom(1, 4, 16),
@@ -19,7 +33,7 @@ const shapes = fc
   .chain((shape) =>
     fc.record({
       shape: fc.constant(shape),
-      numTokens: fc.array(fc.nat(9), { minLength: shape.numRanks, maxLength: shape.numRanks }),
+      numTokens: fc.array(fc.nat(shape.size.maxTokens), { minLength: shape.numRanks, maxLength: shape.numRanks }),
     }),
   )
 
@@ -42,22 +56,28 @@ async function stridedRows(tensor: Tensor): Promise<number[]> {
 describe('grouped dispatch and combine', () => {
   test('are what permute and unpermute make of the plain ones, bit for bit', { timeout: 120_000 }, async () => {
     await fc.assert(
-      fc.asyncProperty(shapes, async ({ shape: { numRanks, expertAlignment, fill, ...rest }, numTokens }) => {
-        const shape: InputShape = { ...rest, numTokens }
-        const { topk, numExperts, hidden } = shape
-        const inputs = randomInputs(shape)
-        const capacity = maxGroupedRows({ maxTokensPerRank: 9, numRanks, numExperts, topk, expertAlignment })
-        const options = {
-          hidden,
-          maxTokensPerRank: 9,
-          maxElementBytes: 4,
-          capacity,
-          threads: (rank: number) => 1 + (rank % 2),
-        }
-        await withWorld(numRanks, options, async (ranks) => {
-          await Promise.all(ranks.map((rank) => compare(rank, shape, inputs[rank.rank]!, { expertAlignment, fill })))
-        })
-      }),
+      fc.asyncProperty(
+        shapes,
+        async ({ shape: { numRanks, size, expertAlignment, fill, numSms, ...rest }, numTokens }) => {
+          const { hidden, maxTokens } = size
+          const shape: InputShape = { ...rest, hidden, numTokens }
+          const { topk, numExperts } = shape
+          const inputs = randomInputs(shape)
+          const capacity = maxGroupedRows({ maxTokensPerRank: maxTokens, numRanks, numExperts, topk, expertAlignment })
+          const options = {
+            hidden,
+            maxTokensPerRank: maxTokens,
+            maxElementBytes: 4,
+            capacity,
+            threads: (rank: number) => 1 + (rank % 2),
+          }
+          await withWorld(numRanks, options, async (ranks) => {
+            await Promise.all(
+              ranks.map((rank) => compare(rank, shape, inputs[rank.rank]!, { expertAlignment, fill, numSms })),
+            )
+          })
+        },
+      ),
       { numRuns: 30 },
     )
   })
@@ -67,7 +87,7 @@ async function compare(
   { rank, buffer, stream }: Rank,
   shape: InputShape,
   input: ReturnType<typeof randomInputs>[number],
-  layout: { readonly expertAlignment: number; readonly fill: -1 | 'expert' },
+  layout: { readonly expertAlignment: number; readonly fill: -1 | 'expert'; readonly numSms: number },
 ): Promise<void> {
   const { numExperts, hidden, dtype } = shape
   const { x, topkIdx, topkWeights } = toTensors(input, shape)
@@ -109,11 +129,15 @@ async function compare(
   const results = Array.from({ length: grouped.recvX.numel }, () => random() - 0.5)
   const y = Tensor.copyOf(encode(dtype, results), grouped.recvX.shape, dtype)
   const rows = await bytesOf(grouped.recvX)
-  const combined = buffer.combineGrouped(y, grouped.handle, { stream })
+  const { numSms } = layout
+  const combined = buffer.combineGrouped(y, grouped.handle, { stream, numSms })
   const again = await buffer.dispatchGrouped(x, { ...common, ...layout, plan: grouped.handle.plan, zeroPadding: true })
   await stream.synchronize()
   expect((await bytesOf(again.recvX)).equals(rows)).toBe(true)
-  again.handle.lease.release()
+  // Results that lie where the rows were: on a GPU sums take their place.
+  const inPlace = buffer.combineInput(again.handle, { dtype })
+  overwrite(inPlace, y, stream)
+  const combinedInPlace = buffer.combineGrouped(inPlace, again.handle, { stream, topkWeights, numSms })
 
   const reduced =
     permuted === undefined
@@ -122,7 +146,8 @@ async function compare(
           ...{ topkIdx: plain.recvTopkIdx!, topkWeights: plain.recvTopkWeights!, stream },
           inversePermutation: permuted.inversePermutation,
         })
-  const expected = buffer.combine(reduced, plain.handle, { stream })
+  const expected = buffer.combine(reduced, plain.handle, { stream, numSms })
   await stream.synchronize()
   expect((await bytesOf(combined.combinedX)).equals(await bytesOf(expected.combinedX))).toBe(true)
+  expect((await bytesOf(combinedInPlace.combinedX)).equals(await bytesOf(expected.combinedX))).toBe(true)
 }
