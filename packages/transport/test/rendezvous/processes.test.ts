@@ -1,8 +1,7 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
-import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest'
-import { type Bundle, bundleRendezvous } from './bundle.js'
+import { afterEach, describe, expect, it } from 'vitest'
 import { freePort, secret } from './world.js'
 
 interface Event {
@@ -19,20 +18,15 @@ interface RankProcess {
   readonly ended: Promise<number | NodeJS.Signals | null>
 }
 
-let bundle: Bundle
 const children: ChildProcess[] = []
 
-beforeAll(async () => {
-  bundle = await bundleRendezvous()
-})
-afterAll(() => bundle.remove())
 afterEach(() => {
   for (const child of children.splice(0)) child.kill('SIGKILL')
 })
 
 function startRank(scenario: string, variables: Record<string, string>): RankProcess {
   const script = fileURLToPath(new URL('fixtures/rank.mjs', import.meta.url))
-  const child = spawn(process.execPath, [script, bundle.url, scenario], {
+  const child = spawn(process.execPath, [script, scenario], {
     env: { PATH: process.env['PATH'], ...variables },
     stdio: ['ignore', 'pipe', 'inherit'],
   })

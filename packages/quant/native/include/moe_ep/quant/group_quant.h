@@ -67,9 +67,10 @@ MOE_EP_LANE typename Element::Storage LargestBits(const typename Element::Storag
 }
 
 // x / scale for narrow x without a division: scale's reciprocal in two parts. `high` is short
-// enough that x * high is exact, `low` carries the rest, and the one rounding of the sum gives the
-// quotient as the division rounds it. That holds for every pair of significands of the narrow
-// formats and is tested for all of them. Both parts are positive or zero, so a zero stays positive.
+// enough that x * high is exact, `low` carries the rest, and the sum is rounded once. Rounded on to
+// a narrow format it is what the division gives: tested for every pair of significands of the
+// narrow formats. As an f32 number it may differ from the division's where that lies next to a tie.
+// Both parts are positive or zero, so a zero stays positive.
 struct Reciprocal {
   float high;
   float low;
