@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "cuda/cuda_recording.h"
 #include "cuda/device.h"
 #include "moe_ep/abi.h"
 #include "runtime/graph.h"
@@ -43,6 +44,8 @@ class CudaGraph final : public DeviceGraph {
   Scratch& ScratchOf(const Stream* stream);
   bool may_fail = false;
 
+  // Of the streams that were captured: kernels of the graph look at their words.
+  Aborts aborts;
   // During the capture: what is recorded at an event, for joins.
   std::map<const Event*, EventPtr> joins;
   // Events of the list and what the graph records for each, in order.

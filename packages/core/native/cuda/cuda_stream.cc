@@ -330,6 +330,7 @@ bool CudaStream::Busy() {
 // Markers cannot be recorded while the stream is captured: this one stands for what came before.
 void CudaStream::EnterCapture(std::shared_ptr<CudaGraph> graph) {
   Marker();
+  graph->aborts.insert(abort_);
   std::lock_guard lock(marker_mutex_);
   captured_ = std::move(graph);
 }
