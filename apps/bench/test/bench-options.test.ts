@@ -91,6 +91,14 @@ describe('benchOptionsFrom', () => {
     expect(parse()).not.toHaveProperty('sms')
   })
 
+  it("draws uniform or skewed routing, which needs half of a token's slots on every rank", () => {
+    expect(parse().routing).toBe('uniform')
+    expect(parse('--routing', 'skewed').routing).toBe('skewed')
+    expect(() => parse('--routing', 'random')).toThrow('--routing')
+    expect(() => parse('--routing', 'skewed', '--ranks', '8', '--experts', '16', '--topk', '8')).toThrow('--routing')
+    expect(parse('--routing', 'skewed', '--ranks', '1', '--experts', '8', '--topk', '8').routing).toBe('skewed')
+  })
+
   it('draws routing for the ranks that run, or for more', () => {
     expect(parse('--ranks', '3')).toMatchObject({ ranks: 3, world: 3 })
     expect(parse('--ranks', '1', '--world', '8')).toMatchObject({ ranks: 1, world: 8 })

@@ -1,5 +1,6 @@
 import { availableParallelism } from 'node:os'
 import { MoeEpError } from '@moe-ep/core'
+import type { RoutingKind } from '../workload/routing.js'
 import { type OperationName, selectOperations } from './operation-names.js'
 
 /** Sizes of one run. */
@@ -26,6 +27,7 @@ export interface BenchOptions extends BenchSizes {
   readonly ranks: number
   /** Ranks that routing is drawn for, those that run among them. */
   readonly world: number
+  readonly routing: RoutingKind
   /** Lets several ranks use one GPU. */
   readonly shareGpus: boolean
   /** Threads of each rank's stream. */
@@ -51,6 +53,7 @@ export const benchFlags = {
   ops: { type: 'string', default: 'all' },
   ranks: { type: 'string', default: '2' },
   world: { type: 'string' },
+  routing: { type: 'string', default: 'uniform' },
   launch: { type: 'string' },
   'share-gpus': { type: 'boolean', default: false },
   tokens: { type: 'string' },
@@ -77,10 +80,12 @@ export function benchOptionsFrom(flags: Flags): BenchOptions {
   const world = flags.world === undefined ? ranks : integer('world', flags.world, ranks, 256)
   const shareGpus = flags['share-gpus'] === true
   const device = deviceFrom(flags, { ranks, shareGpus })
+  const sizes = sizesFrom(flags, presets[preset]!)
   return {
     ...{ device, launch: launchFrom(flags, device), preset, ranks, world, shareGpus },
     ops: selectOperations(String(flags.ops), { ranks, world }),
-    ...sizesFrom(flags, presets[preset]!),
+    ...sizes,
+    routing: routingFrom(flags, sizes, world),
     threads: flags.threads === undefined ? defaultThreads(ranks) : integer('threads', flags.threads, 1, 256),
     ...(flags.sms !== undefined && { sms: integer('sms', flags.sms, 1, 1024) }),
     iters: integer('iters', flags.iters, 1, 1_000_000),
@@ -106,6 +111,16 @@ function launchFrom(flags: Flags, device: string): LaunchKind {
   const kind = kinds.find((one) => one === flags.launch)
   if (kind === undefined) throw configError('launch', `${kinds.join(', ')} on ${device}`, String(flags.launch))
   return kind
+}
+
+function routingFrom(flags: Flags, { topk, experts }: BenchSizes, world: number): RoutingKind {
+  const { routing } = flags
+  if (routing !== 'uniform' && routing !== 'skewed') throw configError('routing', 'uniform or skewed', String(routing))
+  const half = Math.ceil(topk / 2)
+  if (routing === 'skewed' && world > 1 && Math.floor(experts / world) < half) {
+    throw configError('routing', `uniform, or ${half} experts on each of the ${world} ranks`, routing)
+  }
+  return routing
 }
 
 function sizesFrom(flags: Flags, preset: BenchSizes): BenchSizes {

@@ -16,6 +16,8 @@ Options
                         not --ranks
   --ranks N             ranks, one process each (2)
   --world N             ranks that routing is drawn for, of which --ranks run (as many as those): what one GPU does in a larger world
+  --routing uniform|skewed
+                        all experts are equally likely, or half of every token's are rank 0's (uniform)
   --tokens N            tokens of each rank
   --hidden N            elements of a token, a multiple of 16
   --topk N              experts of a token

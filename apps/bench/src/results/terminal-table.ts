@@ -3,7 +3,7 @@ import type { BenchResult, OperationResult } from './bench-result.js'
 
 /** The result as a person reads it. */
 export function terminalReport({ ok, device, gpu, machine, config, results }: BenchResult): string {
-  const { ranks, world, launch, threads, tokens, hidden, topk, experts, iters } = config
+  const { ranks, world, launch, threads, tokens, routing, hidden, topk, experts, iters } = config
   const header = [
     'operation',
     'median us',
@@ -27,7 +27,7 @@ export function terminalReport({ ok, device, gpu, machine, config, results }: Be
     gpu === undefined
       ? `${device}, ${machine.cores} cores of ${machine.model}; ${who} with ${threads} threads each`
       : `${device}, ${gpu}; ${who}, launched as ${launch}`,
-    `${tokens} tokens a rank, hidden ${hidden}, top-${topk} of ${experts} experts; ${iters} iterations, slowest rank`,
+    `${tokens} tokens a rank, hidden ${hidden}, top-${topk} of ${experts} experts, ${routing}; ${iters} iterations, slowest rank`,
     '',
     ...table([header, ...results.map(cells)]),
     '',

@@ -8,7 +8,15 @@ export interface RoutingOptions {
   readonly topk: number
   readonly experts: number
   readonly seed: number
+  /** Which experts a token picks. @default 'uniform' */
+  readonly routing?: RoutingKind
 }
+
+/**
+ * `uniform`: all experts are equally likely. `skewed`: half of a token's slots (rounded up) name experts of rank 0, the others those of
+ * one other rank, so that rank 0 receives every token and half of all selections.
+ */
+export type RoutingKind = 'uniform' | 'skewed'
 
 /** Rows that a rank receives, by source rank, then by token. */
 export interface Received {
@@ -22,8 +30,8 @@ export interface Received {
 }
 
 /**
- * Random routing: every token picks `topk` different experts, all equally likely. Every rank can compute that of all ranks, so that
- * expected results need no communication.
+ * Random routing: every token picks `topk` different experts. Every rank can compute that of all ranks, so that expected results need no
+ * communication.
  */
 export class Routing {
   readonly options: RoutingOptions
@@ -101,20 +109,38 @@ export class Routing {
   }
 }
 
-/** Draws without replacement: each pick swaps with the head of what is left. */
-function drawExperts({ tokens, topk, experts, seed }: RoutingOptions, rank: number): Int32Array {
+/** Experts of every token, [T, K]. */
+function drawExperts(options: RoutingOptions, rank: number): Int32Array {
+  const { ranks, tokens, topk, experts, seed, routing = 'uniform' } = options
   const key = randomKey(seed, 'routing', rank)
+  const otherKey = randomKey(seed, 'routing to another rank', rank)
+  const random = (of: number, index: number): number => (wordAt(of, index) >>> 0) / 2 ** 32
+  const placement = linearPlacement(experts, ranks)
   const pool = Int32Array.from({ length: experts }, (_, expert) => expert)
+  const half = routing === 'skewed' && ranks > 1 ? Math.ceil(topk / 2) : 0
+  const first = placement.rangeOf(0)
   const result = new Int32Array(tokens * topk)
   for (let token = 0; token < tokens; token++) {
-    for (let slot = 0; slot < topk; slot++) {
-      const left = experts - slot
-      const pick = slot + Math.floor(((wordAt(key, token * topk + slot) >>> 0) / 2 ** 32) * left)
-      const expert = pool[pick]!
-      pool[pick] = pool[slot]!
-      pool[slot] = expert
-      result[token * topk + slot] = expert
+    const picks = result.subarray(token * topk, (token + 1) * topk)
+    const draw = (slot: number): number => random(key, token * topk + slot)
+    if (half === 0) {
+      pick(pool, picks, draw)
+      continue
     }
+    const other = placement.rangeOf(1 + Math.floor(random(otherKey, token) * (ranks - 1)))
+    pick(pool.subarray(first.begin, first.end), picks.subarray(0, half), draw)
+    pick(pool.subarray(other.begin, other.end), picks.subarray(half), (slot) => draw(half + slot))
   }
   return result
+}
+
+/** Draws without replacement: each pick swaps with the head of what is left. */
+function pick(pool: Int32Array, picks: Int32Array, draw: (slot: number) => number): void {
+  for (let slot = 0; slot < picks.length; slot++) {
+    const place = slot + Math.floor(draw(slot) * (pool.length - slot))
+    const expert = pool[place]!
+    pool[place] = pool[slot]!
+    pool[slot] = expert
+    picks[slot] = expert
+  }
 }
