@@ -26,12 +26,19 @@ export interface CheckContext {
   readonly numRanks: number
 }
 
+/** GPUs move rows in pieces of 16 bytes, from and to addresses that are multiples of that. @throws ERR_MOE_EP_ARGUMENT. */
+export function requireAligned(argument: string, rows: Tensor): void {
+  if (rows.device.kind === 'cuda' && rows.pointer % 16n !== 0n)
+    throw argumentError(argument, 'an address that is a multiple of 16', `0x${rows.pointer.toString(16)} (${rows})`)
+}
+
 /** Bytes of one row. @throws ERR_MOE_EP_ARGUMENT when rows cannot be moved in 16-byte pieces or do not fit. */
 export function requireRows(argument: string, x: Tensor, sizes: Sizes): number {
   const [, hidden] = x.shape as [number, number]
   const rowBytes = (hidden * dtypes[x.dtype].bits) / 8
   if (rowBytes % 16 !== 0 || rowBytes === 0)
     throw argumentError(argument, 'rows of a multiple of 16 bytes', `${rowBytes} bytes (${x})`)
+  requireAligned(argument, x)
   const most = sizes.hidden * sizes.maxElementBytes
   if (rowBytes > most)
     throw argumentError(

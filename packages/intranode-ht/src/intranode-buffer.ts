@@ -15,6 +15,7 @@ import {
   type CheckContext,
   checkDispatch,
   checkGroupedDispatch,
+  requireAligned,
   requireNotCapturing,
   requireRows,
   requireStream,
@@ -168,7 +169,7 @@ export class IntranodeBuffer implements Disposable {
       const result = this.#views.dispatchResult(this.#filled(x, lease, counts), options)
       if (options.out === undefined) return result
       const copied = copyOut(stream, result, options.out)
-      this.#leases.set(lease, stream.record())
+      this.#filledBy(lease, stream.record())
       return { ...result, ...copied, event: this.#leases.get(lease)! }
     })
   }
@@ -216,7 +217,7 @@ export class IntranodeBuffer implements Disposable {
     return releasedOnFailure(begun, async () => {
       const { topkIdx, scales, fill = -1, zeroPadding = false } = options
       enqueueSendGrouped(kernel, { x, scales, topkIdx, fill, zeroPadding }, plan)
-      this.#leases.set(lease, stream.record())
+      this.#filledBy(lease, stream.record())
       return this.#views.groupedResult(this.#filled(x, lease, await this.#settledPlan(options, begun)), options)
     })
   }
@@ -261,7 +262,10 @@ export class IntranodeBuffer implements Disposable {
       }
       const biases = options.bias === undefined ? [] : [options.bias].flat()
       if (biases.length > 2) throw argumentError('bias', 'at most two', biases.length)
-      for (const bias of biases) requireTensor('bias', bias, { dtype: x.dtype, shape: combinedX.shape })
+      for (const bias of biases) {
+        requireTensor('bias', bias, { dtype: x.dtype, shape: combinedX.shape })
+        requireAligned('bias', bias)
+      }
       const combinedTopkWeights =
         topkWeights && Tensor.empty([plan.numTokens, topkWeights.shape[1]!], 'f32', this.device)
       const kernel = this.#enter(lease, options)
@@ -399,7 +403,13 @@ export class IntranodeBuffer implements Disposable {
   #enqueueSend(x: Tensor, options: DispatchOptions, { kernel, plan, lease }: Begun, fillTail: boolean): void {
     const { scales, topkIdx, topkWeights } = options
     enqueueSend(kernel, { x, scales, topkIdx, topkWeights, fillTail }, plan)
-    this.#leases.set(lease, kernel.stream.record())
+    this.#filledBy(lease, kernel.stream.record())
+  }
+
+  /** A lease that is released without a combine is in use until its rows are there. */
+  #filledBy(lease: Lease, event: Event): void {
+    this.#leases.set(lease, event)
+    lease.useUntil(event)
   }
 
   /** The plan when its counts are known: the dispatch's own, or the one that was given. */
@@ -422,6 +432,7 @@ export class IntranodeBuffer implements Disposable {
     const shape = [plan.numTokens, x.shape[1]!]
     const combinedX = options.out ?? Tensor.empty(shape, x.dtype, this.device)
     requireTensor('out', combinedX, { dtype: x.dtype, shape })
+    requireAligned('out', combinedX)
     return combinedX
   }
 

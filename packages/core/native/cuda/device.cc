@@ -183,6 +183,9 @@ void* Device::AllocateZeroed(uint64_t bytes) {
 }
 
 void* Device::AllocatePinned(uint64_t bytes) {
+  // Where nothing else is allocated or awaited, somebody must look what can go: growing may wait
+  // for kernels that run.
+  if (pinned_allocations_.fetch_add(1, std::memory_order_relaxed) % kPendingLimit == 0) Poll();
   return AllocateOrMakeRoom([&] { return pinned_.Allocate(bytes); });
 }
 

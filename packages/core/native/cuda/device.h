@@ -4,6 +4,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -122,6 +123,7 @@ class Device {
   size_t total_bytes_ = 0;
   Arena memory_;
   Arena pinned_;
+  std::atomic<uint64_t> pinned_allocations_ = 0;
 
   std::mutex submitters_mutex_;  // held while they are asked, so that none goes meanwhile
   std::set<Submitter*> submitters_;

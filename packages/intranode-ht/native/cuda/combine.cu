@@ -58,24 +58,23 @@ __global__ void __launch_bounds__(kRingThreads, 1)
   FenceBarriers();
   __syncthreads();
   cudaGridDependencySynchronize();
-  if (Failed(a.failure)) {
-    if (blockIdx.x == 0 && threadIdx.x == 0) SnapshotFailure(a.failure, a.snapshot);
-    return;
+  FenceGlobalForBulk();
+  if (!FailedForBlock(a.failure)) {
+    const Ring ring{barriers[me.group], shared + me.group * a.stages * a.pieces.bytes,
+                    a.pieces.bytes, a.stages};
+    if (me.loads()) {
+      const PullCursor cursor(a.shape, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x),
+                              me.group);
+      PullRows(a.buffer, a.pieces, PlainRows{a.rows_of_token, a.buffer.ranks()}, cursor, ring,
+               me.lane, [](int64_t, uint32_t) { return true; });
+    } else {
+      SumRows<dtype, /*kWeighted=*/false, kBias>(ring, a.pieces.row_bytes, a.out, me,
+                                                 [](const Note&) {});
+    }
+    if (a.out_weights != nullptr) PullWeights(a);
   }
-  const Ring ring{barriers[me.group], shared + me.group * a.stages * a.pieces.bytes, a.pieces.bytes,
-                  a.stages};
-  if (me.loads()) {
-    const PullCursor cursor(a.shape, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x),
-                            me.group);
-    PullRows(a.buffer, a.pieces, PlainRows{a.rows_of_token, a.buffer.ranks()}, cursor, ring,
-             me.lane, [](int64_t, uint32_t) { return true; });
-  } else {
-    SumRows<dtype, /*kWeighted=*/false, kBias>(ring, a.pieces.row_bytes, a.out, me,
-                                               [](const Note&) {});
-  }
-  if (a.out_weights != nullptr) PullWeights(a);
   if (!IsLastBlock(a.arrived) || threadIdx.x >= kLanes) return;
-  SignalAll(a.buffer, SignalKind::kCombineRead, a.buffer.Epochs().combine, me.lane);
+  EndCombine(a.buffer, a.failure, a.snapshot, me.lane);
 }
 
 template <DType dtype>

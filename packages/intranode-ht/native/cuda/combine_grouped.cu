@@ -130,6 +130,7 @@ __device__ bool WaitForReduced(const GroupedArguments& a, uint64_t begin_ns, uin
         });
   }
   ok = __all_sync(kAllLanes, ok);
+  __syncwarp();
   FenceGlobalForBulk();
   return ok;
 }
@@ -149,17 +150,16 @@ __global__ void __launch_bounds__(kRingThreads, 1)
   FenceBarriers();
   __syncthreads();
   cudaGridDependencySynchronize();
-  if (Failed(a.patience.failure)) {
-    if (blockIdx.x == 0 && threadIdx.x == 0) SnapshotFailure(a.patience.failure, a.snapshot);
-    return;
-  }
+  FenceGlobalForBulk();
   const uint64_t begin_ns = Nanoseconds();
   const DeviceBuffer& buffer = a.buffer;
   const uint64_t epoch = buffer.Epochs().combine;
   const Ring ring{barriers[me.group], shared + me.group * a.stages * a.pieces.bytes, a.pieces.bytes,
                   a.stages};
   const auto block = static_cast<int>(blockIdx.x);
-  if (block < a.reducing_blocks) {
+  if (FailedForBlock(a.patience.failure)) {
+    // Nothing is done, but the block counts.
+  } else if (block < a.reducing_blocks) {
     if (me.loads()) {
       const int64_t window_bytes = TokenPlaces::Bytes(a.rows.topk);
       const PlacesWindow window{
@@ -192,10 +192,7 @@ __global__ void __launch_bounds__(kRingThreads, 1)
                                                          [](const Note&) {});
   }
   if (!IsLastBlock(a.arrived) || threadIdx.x >= kLanes) return;
-  if (!Failed(a.patience.failure))
-    SignalAll(buffer, SignalKind::kCombineRead, epoch, me.lane);
-  else if (me.lane == 0)
-    SnapshotFailure(a.patience.failure, a.snapshot);
+  EndCombine(buffer, a.patience.failure, a.snapshot, me.lane);
 }
 
 template <DType dtype>

@@ -122,11 +122,33 @@ __device__ __forceinline__ bool WaitForAll(const DeviceBuffer& buffer, const Pat
                         static_cast<uint16_t>(lane)};
     });
   }
-  return __all_sync(kAllLanes, ok);
+  ok = __all_sync(kAllLanes, ok);
+  __syncwarp();  // what one lane has seen counts for all
+  return ok;
 }
 
-// Counts the blocks of a grid that have come here; true for all threads of the last one, which then
-// sees what the others wrote. `arrived` is zero before and after.
+// Whether the stream has failed, the same for all threads that ask together. The record may change
+// at any moment, by an abort or by another block: threads that wait for one another must not part.
+__device__ __forceinline__ bool FailedForBlock(const moe_ep_failure_record* record) {
+  return __syncthreads_or(Failed(record)) != 0;
+}
+__device__ __forceinline__ bool FailedForWarp(const moe_ep_failure_record* record) {
+  return __any_sync(kAllLanes, Failed(record)) != 0;
+}
+
+// Ends the second half of a combine: tells all ranks that their results were read, unless the
+// stream has failed. A warp of the last block calls it.
+__device__ __forceinline__ void EndCombine(const DeviceBuffer& buffer,
+                                           const moe_ep_failure_record* failure,
+                                           moe_ep_failure_record* snapshot, int lane) {
+  if (!FailedForWarp(failure))
+    return SignalAll(buffer, SignalKind::kCombineRead, buffer.Epochs().combine, lane);
+  if (lane == 0) SnapshotFailure(failure, snapshot);
+}
+
+// All blocks of a grid come here, whatever they did before. Counts the blocks of a grid that have
+// come here; true for all threads of the last one, which then sees what the others wrote. `arrived`
+// is zero before and after.
 __device__ __forceinline__ bool IsLastBlock(unsigned int* arrived) {
   __shared__ bool last;
   __syncthreads();

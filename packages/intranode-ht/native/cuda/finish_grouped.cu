@@ -1,5 +1,7 @@
 #include "cuda/finish_grouped.h"
 
+#include <algorithm>
+
 #include "cuda/expert_starts.cuh"
 #include "moe_ep/cuda/launch.h"
 
@@ -51,7 +53,7 @@ __global__ void __launch_bounds__(kFinishThreads)
     FinishKernel(const __grid_constant__ FinishArguments a) {
   extern __shared__ int32_t ends[];
   __shared__ float tile[kTileRows][kLanes + 1];
-  if (Failed(a.failure)) {
+  if (FailedForBlock(a.failure)) {
     if (blockIdx.x == 0 && threadIdx.x == 0) SnapshotFailure(a.failure, a.snapshot);
     return;
   }
@@ -124,8 +126,9 @@ void FinishGrouped(const Exec& exec, const SendGroupedCall& call) {
       .snapshot = exec.cuda_snapshot(),
   };
   Launch(FinishKernel,
-         {.grid =
-              GridFor((call.buffer->layout.capacity + kTileRows - 1) / kTileRows, exec.device(), 4),
+         {.grid = GridFor(
+              std::max<int64_t>(1, (call.buffer->layout.capacity + kTileRows - 1) / kTileRows),
+              exec.device(), 4),
           .block = kFinishThreads,
           .shared_bytes = 2 * experts * static_cast<int64_t>(sizeof(int32_t))},
          exec.cuda_stream(), a);

@@ -56,7 +56,7 @@ struct MeetArguments {
 __global__ void MeetKernel(const __grid_constant__ MeetArguments a) {
   // What comes next may take its place on the device: it waits there for this kernel's end.
   cudaTriggerProgrammaticLaunchCompletion();
-  if (Failed(a.patience.failure)) return;
+  if (FailedForWarp(a.patience.failure)) return;
   const uint64_t begin_ns = Nanoseconds();
   const DeviceBuffer& buffer = a.buffer;
   const auto lane = static_cast<int>(threadIdx.x);

@@ -89,29 +89,29 @@ __device__ inline void FillHead(MessageHead& head, const SharedArguments& argume
   head.refusal.Clear();
 }
 
-// Whether rows may be sent: the same for all threads of a grid. A thread of the first block says
+// Whether rows may be sent: the same for all threads of a block. A thread of the first block says
 // why not.
 __device__ inline bool MaySend(const SlotEpochs& epochs, const Reporting& reporting,
-                               moe_ep_failure_record* failure, moe_ep_failure_record* snapshot) {
-  const bool failed = Failed(failure);
+                               moe_ep_failure_record* failure) {
+  if (FailedForBlock(failure)) return false;
   // Without counts that all agreed on, rows would go anywhere.
-  if (!failed && epochs.settled == epochs.dispatch) return true;
-  if (blockIdx.x == 0 && threadIdx.x == 0) {
-    if (!failed) Fail(failure, reporting.unsettled);
-    SnapshotFailure(failure, snapshot);
-  }
+  if (epochs.settled == epochs.dispatch) return true;
+  if (blockIdx.x == 0 && threadIdx.x == 0) Fail(failure, reporting.unsettled);
   return false;
 }
 
-// Tells all ranks that this rank's rows are with them, and waits for theirs. A warp calls it, after
-// all blocks have sent.
+// Tells all ranks that this rank's rows are with them, and waits for theirs; nothing of that where
+// the stream has failed. A warp of the last block calls it.
 __device__ inline void EndSend(const DeviceBuffer& buffer, const Patience& patience,
                                uint64_t begin_ns, uint64_t epoch, moe_ep_failure_record* snapshot,
                                int lane) {
-  __threadfence_system();
-  SignalAll(buffer, SignalKind::kRows, epoch, lane);
-  const bool ok = WaitForAll(buffer, patience, begin_ns, SignalKind::kRows, epoch,
-                             Operation::kIntranodeDispatch, Missing::kRows, lane);
+  bool ok = !FailedForWarp(patience.failure);
+  if (ok) {
+    __threadfence_system();
+    SignalAll(buffer, SignalKind::kRows, epoch, lane);
+    ok = WaitForAll(buffer, patience, begin_ns, SignalKind::kRows, epoch,
+                    Operation::kIntranodeDispatch, Missing::kRows, lane);
+  }
   if (!ok && lane == 0) SnapshotFailure(patience.failure, snapshot);
 }
 

@@ -405,7 +405,10 @@ __device__ void MeetForDispatch(const NotifyArguments& a, int32_t* shared) {
   cluster.sync();  // all have seen that nothing has failed before one may find that it has
   const TokenRun run = RunOf(a, blockIdx.x, warp);
   if (warp < a.warps) CountRun(a, words, shared, run, warp, lane, &found.invalid);
-  if (decides) found.may_begin = poison.Check(buffer.routes, a.patience.failure);
+  if (decides) {
+    found.may_begin =
+        !Failed(a.patience.failure) && poison.Check(buffer.routes, a.patience.failure);
+  }
   __syncthreads();
   ScanWarps(words, shared);
   const Found all = GatherBlocks(words, shared, &found);
@@ -460,8 +463,7 @@ __global__ void __cluster_dims__(kBlocks, 1, 1) __launch_bounds__(kThreads)
     NotifyKernel(const __grid_constant__ NotifyArguments a) {
   extern __shared__ int32_t shared[];
   cudaTriggerProgrammaticLaunchCompletion();  // what sends rows waits for this kernel's end
-  // The same for all blocks: nobody has written it yet.
-  if (!Failed(a.patience.failure)) MeetForDispatch(a, shared);
+  MeetForDispatch(a, shared);
   cg::this_cluster().sync();
   if (blockIdx.x == 0 && threadIdx.x == 0) SnapshotFailure(a.patience.failure, a.snapshot);
 }

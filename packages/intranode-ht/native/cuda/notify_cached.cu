@@ -27,7 +27,7 @@ __device__ int64_t DigestOf(const int32_t* counts, int count) {
 __global__ void NotifyCachedKernel(const __grid_constant__ CachedArguments a) {
   extern __shared__ int32_t counts[];
   cudaTriggerProgrammaticLaunchCompletion();  // what sends rows waits for this kernel's end
-  if (Failed(a.patience.failure)) return;
+  if (FailedForWarp(a.patience.failure)) return;
   const uint64_t begin_ns = Nanoseconds();
   const DeviceBuffer& buffer = a.buffer;
   const auto lane = static_cast<int>(threadIdx.x);

@@ -8,6 +8,14 @@
 
 namespace moe_ep::cuda {
 
+// The rank that has a selection's row; negative for none. A plan that is used again may have been
+// made for other ids: such a selection leads nowhere.
+__device__ __forceinline__ int32_t RankOfSelection(const ExpertPlacement& placement, int32_t row,
+                                                   int64_t expert) {
+  const bool there = row >= 0 && expert >= 0 && expert < placement.experts;
+  return there ? static_cast<int32_t>(placement.RankOf(expert)) : -1;
+}
+
 struct PlacesArguments {
   DeviceBuffer buffer;
   ExpertPlacement placement;
@@ -27,7 +35,7 @@ __device__ inline void WritePlaces(const PlacesArguments& a, int64_t run) {
     const int32_t row = a.rows[begin + i];
     places.rows()[i] = row;
     places.weights()[i] = a.weights == nullptr ? 0.0f : a.weights[begin + i];
-    places.ranks()[i] = row < 0 ? 0xff : static_cast<uint8_t>(a.placement.RankOf(a.ids[begin + i]));
+    places.ranks()[i] = static_cast<uint8_t>(RankOfSelection(a.placement, row, a.ids[begin + i]));
   }
 }
 

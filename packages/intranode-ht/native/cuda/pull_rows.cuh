@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "cuda/places.cuh"
 #include "cuda/sum_rows.cuh"
 #include "moe_ep/layout/placement.h"
 #include "moe_ep/layout/topk_ids.h"
@@ -98,7 +99,7 @@ struct GroupedRows {
     if (lane >= topk) return {-1, -1};
     const int64_t slot = token * topk + lane;
     const int32_t row = rows[slot];
-    return {row, row < 0 ? -1 : static_cast<int32_t>(placement.RankOf(ids[slot]))};
+    return {row, RankOfSelection(placement, row, ids[slot])};
   }
   __device__ int32_t Find(const Raw& raw, int lane) const {
     int32_t found = -1;

@@ -152,13 +152,14 @@ __global__ void __launch_bounds__(kMoveThreads)
   const uint64_t begin_ns = Nanoseconds();
   const DeviceBuffer& buffer = a.buffer;
   const SlotEpochs epochs = buffer.Epochs();
-  if (!MaySend(epochs, a.reporting, a.patience.failure, a.snapshot)) return;
   const int lane = threadIdx.x % kLanes;
   const int warp = threadIdx.x / kLanes;
-  if (a.fill_tail && a.ids.data != nullptr) FillTail(a);
-  SendPieces(a, {shared + warp * kMoveStages * a.pieces.bytes, full[warp], a.pieces.bytes, lane},
-             int64_t{warp} * gridDim.x + blockIdx.x, int64_t{gridDim.x} * kMoveWarps);
-  __threadfence_system();
+  if (MaySend(epochs, a.reporting, a.patience.failure)) {
+    if (a.fill_tail && a.ids.data != nullptr) FillTail(a);
+    SendPieces(a, {shared + warp * kMoveStages * a.pieces.bytes, full[warp], a.pieces.bytes, lane},
+               int64_t{warp} * gridDim.x + blockIdx.x, int64_t{gridDim.x} * kMoveWarps);
+    __threadfence_system();
+  }
   if (!IsLastBlock(a.arrived) || warp != 0) return;
   EndSend(buffer, a.patience, begin_ns, epochs.dispatch, a.snapshot, lane);
 }

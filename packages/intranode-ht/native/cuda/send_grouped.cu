@@ -80,7 +80,7 @@ __device__ __forceinline__ Selection SelectionOf(const SendGroupedArguments& a, 
   if (token >= a.places.tokens || lane >= a.places.topk) return {-1, -1};
   const int64_t slot = token * a.places.topk + lane;
   const int32_t row = a.places.rows[slot];
-  return {row, row < 0 ? -1 : static_cast<int32_t>(a.places.placement.RankOf(a.places.ids[slot]))};
+  return {row, RankOfSelection(a.places.placement, row, a.places.ids[slot])};
 }
 
 // The runs of one block.
@@ -225,6 +225,7 @@ __device__ bool CopyRuns(const SendGroupedArguments& a, MoveStages& stages, Plac
           });
     }
     if (!__all_sync(kAllLanes, here)) return false;
+    __syncwarp();
     FenceGlobalForBulk();
     if (lane == 0) window.Fetch(number, buffer.PlacesOf(source, run, a.places.topk));
     CopyRun(a, stages, window.Await(number), static_cast<int>(min(left, kRunTokens)), firsts);
@@ -246,22 +247,23 @@ __global__ void __launch_bounds__(kMoveThreads)
   const uint64_t begin_ns = Nanoseconds();
   const DeviceBuffer& buffer = a.buffer();
   const SlotEpochs epochs = buffer.Epochs();
-  if (!MaySend(epochs, a.reporting, a.patience.failure, nullptr)) return;
   const int lane = threadIdx.x % kLanes;
   const int warp = threadIdx.x / kLanes;
-  MoveStages stages{shared + warp * kMoveStages * a.pieces.bytes, full[warp], a.pieces.bytes, lane};
-  if (static_cast<int>(blockIdx.x) < a.sending_blocks) SendRuns(a, stages, epochs.dispatch, warp);
-  const int64_t window_bytes = TokenPlaces::Bytes(a.places.topk);
-  const PlacesWindow window{
-      shared + kMoveWarps * kMoveStages * a.pieces.bytes + warp * 2 * window_bytes,
-      window_full[warp], window_bytes, a.places.topk};
-  CopyRuns(a, stages, window, firsts[warp], begin_ns, epochs.dispatch);
-  WaitBulkStores<0>();
-  __threadfence_system();
+  if (MaySend(epochs, a.reporting, a.patience.failure)) {
+    MoveStages stages{shared + warp * kMoveStages * a.pieces.bytes, full[warp], a.pieces.bytes,
+                      lane};
+    if (static_cast<int>(blockIdx.x) < a.sending_blocks) SendRuns(a, stages, epochs.dispatch, warp);
+    const int64_t window_bytes = TokenPlaces::Bytes(a.places.topk);
+    const PlacesWindow window{
+        shared + kMoveWarps * kMoveStages * a.pieces.bytes + warp * 2 * window_bytes,
+        window_full[warp], window_bytes, a.places.topk};
+    CopyRuns(a, stages, window, firsts[warp], begin_ns, epochs.dispatch);
+    WaitBulkStores<0>();
+    __threadfence_system();
+  }
   if (!IsLastBlock(&a.counters->arrived) || warp != 0) return;
   if (lane == 0) a.counters->units = 0;
-  if (!Failed(a.patience.failure))
-    EndSend(buffer, a.patience, begin_ns, epochs.dispatch, nullptr, lane);
+  EndSend(buffer, a.patience, begin_ns, epochs.dispatch, nullptr, lane);
 }
 
 }  // namespace

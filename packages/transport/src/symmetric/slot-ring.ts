@@ -12,7 +12,12 @@ export interface Lease {
   readonly active: boolean
   /** Where the slot's last user had finished with it; whoever fills the slot again waits for it first. */
   readonly previous: Event | undefined
-  /** Ends the lease, at once or after an event of the stream that used it last. Does nothing when it has ended already. */
+  /** The slot is in use until this event, if nobody says otherwise when the lease ends. */
+  useUntil(event: Event): void
+  /**
+   * Ends the lease, after an event of the stream that used it last, or what was said by `useUntil`. Does nothing when it has ended
+   * already.
+   */
   release(after?: Event): void
 }
 
@@ -56,6 +61,7 @@ export class SlotRing {
     const free = this.#free
     const lastUse = this.#lastUse
     let active = true
+    let used: Event | undefined
     return {
       slot,
       id: this.#next++,
@@ -63,7 +69,10 @@ export class SlotRing {
         return active
       },
       previous: lastUse[slot],
-      release(after) {
+      useUntil(event) {
+        used = event
+      },
+      release(after = used) {
         if (!active) return
         active = false
         free[slot] = true
