@@ -8,6 +8,7 @@
 #include "cuda/meet_for_combine.h"
 #include "cuda/places.cuh"
 #include "cuda/pull_rows.cuh"
+#include "cuda/run_units.cuh"
 #include "moe_ep/cuda/launch.h"
 
 namespace moe_ep::cuda {
@@ -38,46 +39,11 @@ __global__ void __launch_bounds__(kPlacesThreads)
   for (int64_t run = blockIdx.x; run * kRunTokens < a.tokens; run += gridDim.x) WritePlaces(a, run);
 }
 
-// Work on the rows that this rank has: runs of tokens of all ranks, in turn.
-struct ReduceUnits {
-  int64_t tokens_of_lane;  // tokens of the rank with the lane's number
-  int64_t runs;            // of the rank that has most
-  int ranks;
-  int rank;
-
-  __device__ int64_t count() const { return runs * ranks; }
-  __device__ int64_t Run(int64_t unit) const { return unit / ranks; }
-  // Not all ranks begin with the same one.
-  __device__ int Source(int64_t unit) const {
-    return static_cast<int>((unit % ranks + rank) % ranks);
-  }
-  // Tokens of a unit: none where the rank has fewer runs.
-  __device__ int64_t Tokens(int64_t unit) const {
-    const int64_t all = __shfl_sync(kAllLanes, tokens_of_lane, Source(unit));
-    return min(all - Run(unit) * kRunTokens, kRunTokens);
-  }
-  // This unit or the next one after so many steps that has tokens.
-  __device__ int64_t FirstFrom(int64_t unit, int64_t step) const {
-    while (unit < count() && Tokens(unit) <= 0) unit += step;
-    return unit;
-  }
-};
-
-__device__ ReduceUnits UnitsOf(const DeviceBuffer& buffer, int lane) {
-  ReduceUnits units = {0, 0, buffer.ranks(), buffer.rank()};
-  if (lane < buffer.ranks()) units.tokens_of_lane = buffer.CombineHeadOf(lane).tokens;
-  int64_t most = units.tokens_of_lane;
-  for (int other = kLanes / 2; other > 0; other /= 2)
-    most = max(most, __shfl_xor_sync(kAllLanes, most, other));
-  units.runs = (most + kRunTokens - 1) / kRunTokens;
-  return units;
-}
-
 // The loader of a group that adds up this rank's rows. A warp calls it.
 __device__ void LoadOwnRows(const GroupedArguments& a, Ring ring, const PlacesWindow& window,
                             int64_t unit, int64_t step, int lane) {
   const DeviceBuffer& buffer = a.buffer;
-  const ReduceUnits units = UnitsOf(buffer, lane);
+  const RunUnits units(buffer, lane < buffer.ranks() ? buffer.CombineHeadOf(lane).tokens : 0);
   const auto fetch = [&](int number, int64_t of) {
     if (lane == 0 && of < units.count())
       window.Fetch(number, buffer.PlacesOf(units.Source(of), units.Run(of), window.topk));
@@ -120,14 +86,7 @@ __device__ bool WaitForReduced(const GroupedArguments& a, uint64_t begin_ns, uin
     const uint64_t* const reduced = buffer.ReducedOf(buffer.rank(), lane, run);
     ok = WaitUntil(
         buffer.routes, a.patience, begin_ns, [=] { return LoadSignal(reduced) >= epoch; },
-        [&] {
-          return PoisonWord{PoisonWord::kNone,
-                            Operation::kIntranodeCombine,
-                            Missing::kResults,
-                            static_cast<uint8_t>(buffer.slot),
-                            static_cast<uint16_t>(buffer.rank()),
-                            static_cast<uint16_t>(lane)};
-        });
+        [&] { return WaitedFor(buffer, Operation::kIntranodeCombine, Missing::kResults, lane); });
   }
   ok = __all_sync(kAllLanes, ok);
   __syncwarp();

@@ -107,33 +107,29 @@ __device__ __forceinline__ void SignalAll(const DeviceBuffer& buffer, SignalKind
   StoreSignal(buffer.routes.Signal(lane, buffer.SignalIndex(kind, buffer.rank())), value);
 }
 
+// What is reported of a wait for a peer, without its cause.
+__device__ __forceinline__ PoisonWord WaitedFor(const DeviceBuffer& buffer, Operation operation,
+                                                Missing missing, int peer) {
+  return {PoisonWord::kNone,
+          operation,
+          missing,
+          static_cast<uint8_t>(buffer.slot),
+          static_cast<uint16_t>(buffer.rank()),
+          static_cast<uint16_t>(peer)};
+}
+
 // Waits until every rank has signalled, a lane for each. A warp calls it.
 __device__ __forceinline__ bool WaitForAll(const DeviceBuffer& buffer, const Patience& patience,
                                            uint64_t begin, SignalKind kind, uint64_t value,
                                            Operation operation, Missing missing, int lane) {
   bool ok = true;
   if (lane < buffer.ranks()) {
-    ok = WaitSignal(buffer.routes, patience, begin, buffer.SignalIndex(kind, lane), value, [&] {
-      return PoisonWord{PoisonWord::kNone,
-                        operation,
-                        missing,
-                        static_cast<uint8_t>(buffer.slot),
-                        static_cast<uint16_t>(buffer.rank()),
-                        static_cast<uint16_t>(lane)};
-    });
+    ok = WaitSignal(buffer.routes, patience, begin, buffer.SignalIndex(kind, lane), value,
+                    [&] { return WaitedFor(buffer, operation, missing, lane); });
   }
   ok = __all_sync(kAllLanes, ok);
   __syncwarp();  // what one lane has seen counts for all
   return ok;
-}
-
-// Whether the stream has failed, the same for all threads that ask together. The record may change
-// at any moment, by an abort or by another block: threads that wait for one another must not part.
-__device__ __forceinline__ bool FailedForBlock(const moe_ep_failure_record* record) {
-  return __syncthreads_or(Failed(record)) != 0;
-}
-__device__ __forceinline__ bool FailedForWarp(const moe_ep_failure_record* record) {
-  return __any_sync(kAllLanes, Failed(record)) != 0;
 }
 
 // Ends the second half of a combine: tells all ranks that their results were read, unless the
@@ -146,9 +142,9 @@ __device__ __forceinline__ void EndCombine(const DeviceBuffer& buffer,
   if (lane == 0) SnapshotFailure(failure, snapshot);
 }
 
-// All blocks of a grid come here, whatever they did before. Counts the blocks of a grid that have
-// come here; true for all threads of the last one, which then sees what the others wrote. `arrived`
-// is zero before and after.
+// Counts the blocks of a grid that have come here, as all of them must, whatever they did before;
+// true for all threads of the last one, which then sees what the others wrote. `arrived` is zero
+// before and after.
 __device__ __forceinline__ bool IsLastBlock(unsigned int* arrived) {
   __shared__ bool last;
   __syncthreads();

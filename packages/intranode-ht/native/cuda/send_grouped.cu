@@ -9,6 +9,7 @@
 #include "cuda/meeting.cuh"
 #include "cuda/places.cuh"
 #include "cuda/row_pieces.cuh"
+#include "cuda/run_units.cuh"
 #include "moe_ep/cuda/launch.h"
 #include "moe_ep/cuda/move_stages.cuh"
 
@@ -194,41 +195,30 @@ __device__ bool CopyRuns(const SendGroupedArguments& a, MoveStages& stages, Plac
                          int32_t* firsts, uint64_t begin_ns, uint64_t epoch) {
   const DeviceBuffer& buffer = a.buffer();
   const int lane = stages.lane;
-  int64_t tokens_of_lane = 0;
-  if (lane < buffer.ranks())
-    tokens_of_lane = buffer.MessageAt(buffer.rank(), lane, epoch).head().tokens;
-  int64_t most = tokens_of_lane;
-  for (int other = kLanes / 2; other > 0; other /= 2)
-    most = max(most, __shfl_xor_sync(kAllLanes, most, other));
-  const int64_t units = (most + kRunTokens - 1) / kRunTokens * buffer.ranks();
+  const RunUnits units(buffer, lane < buffer.ranks()
+                                   ? buffer.MessageAt(buffer.rank(), lane, epoch).head().tokens
+                                   : 0);
   for (int number = 0;;) {
     unsigned int unit = 0;
     if (lane == 0) unit = atomicAdd(&a.counters->units, 1u);
     unit = __shfl_sync(kAllLanes, unit, 0);
-    if (unit >= units) return true;
-    const int64_t run = unit / buffer.ranks();
-    const auto source = static_cast<int>((unit % buffer.ranks() + buffer.rank()) % buffer.ranks());
-    const int64_t left = __shfl_sync(kAllLanes, tokens_of_lane, source) - run * kRunTokens;
-    if (left <= 0) continue;
+    if (unit >= units.count()) return true;
+    const int64_t tokens = units.Tokens(unit);
+    if (tokens <= 0) continue;
+    const int64_t run = units.Run(unit);
+    const int source = units.Source(unit);
     bool here = true;
     if (lane == 0) {
       const uint64_t* const sent = buffer.SentOf(buffer.rank(), source, run);
       here = WaitUntil(
           buffer.routes, a.patience, begin_ns, [=] { return LoadSignal(sent) >= epoch; },
-          [&] {
-            return PoisonWord{PoisonWord::kNone,
-                              Operation::kIntranodeDispatch,
-                              Missing::kRows,
-                              static_cast<uint8_t>(buffer.slot),
-                              static_cast<uint16_t>(buffer.rank()),
-                              static_cast<uint16_t>(source)};
-          });
+          [&] { return WaitedFor(buffer, Operation::kIntranodeDispatch, Missing::kRows, source); });
     }
     if (!__all_sync(kAllLanes, here)) return false;
     __syncwarp();
     FenceGlobalForBulk();
     if (lane == 0) window.Fetch(number, buffer.PlacesOf(source, run, a.places.topk));
-    CopyRun(a, stages, window.Await(number), static_cast<int>(min(left, kRunTokens)), firsts);
+    CopyRun(a, stages, window.Await(number), static_cast<int>(tokens), firsts);
     ++number;
   }
 }

@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kMoveThreads) PutKernel(const __grid_constant_
   if (threadIdx.x < kMoveWarps * kMoveStages) InitBarrier(&full[0][0] + threadIdx.x, 1);
   FenceBarriers();
   __syncthreads();
-  if (Failed(a.failure)) return;
+  if (FailedForBlock(a.failure)) return;
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
   MoveStages stages{shared + warp * kMoveStages * kPieceBytes, full[warp], kPieceBytes, lane};

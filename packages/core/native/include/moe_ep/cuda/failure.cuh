@@ -21,6 +21,16 @@ __device__ __forceinline__ bool Failed(const moe_ep_failure_record* record) {
   return failed != 0;
 }
 
+// Whether the stream has failed, the same for all threads that ask together. The record may change
+// at any moment, by an abort or by another block: threads that wait for one another must not part.
+// All threads of the block, or of the warp, call it.
+__device__ __forceinline__ bool FailedForBlock(const moe_ep_failure_record* record) {
+  return __syncthreads_or(Failed(record)) != 0;
+}
+__device__ __forceinline__ bool FailedForWarp(const moe_ep_failure_record* record) {
+  return __any_sync(0xffffffffu, Failed(record)) != 0;
+}
+
 // The first call wins: which values are reported must not depend on which thread is faster, so let
 // one thread decide.
 __device__ inline void Fail(moe_ep_failure_record* record, moe_ep_describe_failure describe,
