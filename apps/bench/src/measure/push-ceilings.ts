@@ -11,7 +11,7 @@ import type { Scope } from './scope.js'
 import { streamCase, type TimedCase } from './timed-case.js'
 
 const pieceBytesPerThread = 2 ** 20
-/** What dispatch and combine take where the command line says nothing. */
+/** What plain calls take where the command line says nothing; grouped ones take 24, but as many saturate the links. */
 const defaultSms = 16
 /** Small against a GPU's cache, and yet a copy that takes longer than it takes to start one. */
 const devicePieceBytes = 2 ** 22

@@ -1,3 +1,4 @@
+import { Event, getDevice } from '@moe-ep/core'
 import fc from 'fast-check'
 import { expect, test } from 'vitest'
 import { type Lease, SlotRing } from '../../src/index.js'
@@ -75,4 +76,20 @@ test.each([-1, 2, 0.5, Number.NaN])('refuses the slot %s', (slot) => {
 
 test.each([0, 65, 1.5])('refuses %s slots', (maxInFlight) => {
   expect(thrownBy(() => new SlotRing(maxInFlight)).code).toBe('ERR_MOE_EP_ARGUMENT')
+})
+
+test('the next user of a slot waits for what was said at the release, else for what was said before', () => {
+  const ring = new SlotRing(1)
+  const [filled, combined] = [new Event(getDevice('cpu')), new Event(getDevice('cpu'))]
+  const first = ring.acquire()
+  first.useUntil(filled)
+  first.release()
+  const second = ring.acquire()
+  expect(second.previous).toBe(filled)
+  second.useUntil(filled)
+  second.release(combined)
+  const third = ring.acquire()
+  expect(third.previous).toBe(combined)
+  third.release()
+  expect(ring.acquire().previous).toBe(combined)
 })
