@@ -1,0 +1,85 @@
+// The part of symmetric memory that one low-latency buffer uses, and what it remembers between
+// calls.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "moe_ep/transport/routes.h"
+#include "protocol.h"
+
+namespace moe_ep {
+
+// Epochs count calls, so signals need no cleaning, and a graph that is replayed advances them. Only
+// the stream that runs a kernel of the slot touches its state.
+struct SlotState {
+  uint64_t epoch = 0;     // dispatches that began
+  uint64_t received = 0;  // the newest dispatch whose rows are there
+};
+
+struct Buffer {
+  Routes routes;
+  BufferLayout layout;
+  std::vector<SlotState> slots;
+
+  DispatchHead& Head(int rank, int64_t slot, int source) const {
+    return reinterpret_cast<DispatchHead*>(At(rank, slot, layout.heads_offset))[source];
+  }
+  MessageHeader& Message(int rank, int64_t slot, int source, int64_t index) const {
+    const int64_t place = source * layout.max_tokens + index;
+    return *reinterpret_cast<MessageHeader*>(
+        At(rank, slot, layout.messages_offset + place * layout.message_bytes));
+  }
+  // The row of a message; its scales follow.
+  uint8_t* RowOf(MessageHeader& message) const {
+    return reinterpret_cast<uint8_t*>(&message) + HeaderBytes(layout.max_topk);
+  }
+  uint16_t* Result(int rank, int64_t slot, int64_t token, int64_t place) const {
+    const int64_t row = token * layout.max_topk + place;
+    return reinterpret_cast<uint16_t*>(At(rank, slot, layout.results_offset)) +
+           row * layout.max_hidden;
+  }
+
+  uint64_t SignalIndex(int64_t slot, SignalKind kind, int source) const {
+    const auto ranks = static_cast<uint64_t>(routes.world_size());
+    return (static_cast<uint64_t>(slot) * kNumSignalKinds + static_cast<uint64_t>(kind)) * ranks +
+           static_cast<uint64_t>(source);
+  }
+  // Peers in an order that starts at the own rank, so that not all begin with rank 0.
+  int PeerAt(int step) const { return (routes.rank() + step) % routes.world_size(); }
+
+  void SignalAll(int64_t slot, SignalKind kind, uint64_t value) const {
+    for (int step = 0; step < routes.world_size(); ++step)
+      routes.Signal(PeerAt(step), SignalIndex(slot, kind, routes.rank()), value);
+  }
+  bool WaitForAll(const Exec& exec, int64_t slot, SignalKind kind, uint64_t value, int64_t deadline,
+                  const char* operation, const char* missing) const {
+    for (int step = 0; step < routes.world_size(); ++step) {
+      const int source = PeerAt(step);
+      const auto describe = [&] {
+        return std::string(operation) + ", slot " + std::to_string(slot) + ": no " + missing +
+               " from rank " + std::to_string(source);
+      };
+      if (!routes.Wait(exec, SignalIndex(slot, kind, source), value, deadline, describe))
+        return false;
+    }
+    return true;
+  }
+
+  // False, with the stream in failure, unless the slot's newest dispatch was received: a combine
+  // would answer something else. Ranks find it out alike, so nobody waits for this one.
+  bool CheckReceived(const Exec& exec, int64_t slot) const {
+    if (slots[slot].received == slots[slot].epoch) return true;
+    exec.Fail("ERR_MOE_EP_ARGUMENT", std::string(kCombineOperation) + ", slot " +
+                                         std::to_string(slot) + ": its dispatch failed");
+    return false;
+  }
+
+ private:
+  uint8_t* At(int rank, int64_t slot, int64_t offset) const {
+    return routes.payload(rank, static_cast<uint64_t>(slot * layout.slot_bytes + offset));
+  }
+};
+
+}  // namespace moe_ep

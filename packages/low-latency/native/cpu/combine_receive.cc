@@ -1,0 +1,76 @@
+#include "cpu/kernels.h"
+#include "cpu/weighted_sum.h"
+#include "moe_ep/layout/placement.h"
+#include "moe_ep/layout/topk_ids.h"
+
+namespace moe_ep::cpu {
+namespace {
+
+constexpr int kMaxTopk = 32;
+
+class Summer {
+ public:
+  explicit Summer(const CombineReceiveCall& call)
+      : call_(call),
+        ids_(call.topk_idx),
+        placement_(call.experts, call.buffer->routes.world_size()) {}
+
+  void Sum(int64_t token) const {
+    const int64_t columns = call_.out.size(1);
+    uint16_t* out = call_.out.data<uint16_t>() + token * columns;
+    Term terms[kMaxTopk];
+    if (call_.weighted) {
+      // One row from each rank that the token went to, in the order of ranks.
+      const int64_t places = NumRanksOf(token);
+      for (int64_t place = 0; place < places; ++place) terms[place] = {Row(token, place), 1.0f};
+      return SumRows<false>(terms, places, columns, out);
+    }
+    const int64_t topk = call_.topk_idx.size(1);
+    int64_t count = 0;
+    for (int64_t slot = 0; slot < topk; ++slot) {
+      if (ids_[token * topk + slot] < 0) continue;
+      terms[count++] = {Row(token, slot), call_.topk_weights.data<float>()[token * topk + slot]};
+    }
+    SumRows<true>(terms, count, columns, out);
+  }
+
+ private:
+  const uint16_t* Row(int64_t token, int64_t place) const {
+    return call_.buffer->Result(call_.buffer->routes.rank(), call_.slot, token, place);
+  }
+
+  int64_t NumRanksOf(int64_t token) const {
+    const int64_t topk = call_.topk_idx.size(1);
+    int64_t ranks[kMaxTopk];
+    int64_t count = 0;
+    for (int64_t slot = 0; slot < topk; ++slot) {
+      const int64_t id = ids_[token * topk + slot];
+      if (id < 0) continue;
+      const int64_t rank = placement_.RankOf(id);
+      int64_t known = 0;
+      while (known < count && ranks[known] != rank) ++known;
+      if (known == count) ranks[count++] = rank;
+    }
+    return count;
+  }
+
+  const CombineReceiveCall& call_;
+  TopkIds ids_;
+  ExpertPlacement placement_;
+};
+
+}  // namespace
+
+void CombineReceive(const Exec& exec, const CombineReceiveCall& call) {
+  const Buffer& buffer = *call.buffer;
+  if (!buffer.routes.CheckNotPoisoned(exec) || !buffer.CheckReceived(exec, call.slot)) return;
+  if (!buffer.WaitForAll(exec, call.slot, SignalKind::kResults, buffer.slots[call.slot].epoch,
+                         DeadlineAfter(call.timeout_ms), kCombineOperation, "rows"))
+    return;
+  const Summer summer(call);
+  exec.ParallelFor(call.out.size(0), 2, [&](int64_t begin, int64_t end) {
+    for (int64_t token = begin; token < end; ++token) summer.Sum(token);
+  });
+}
+
+}  // namespace moe_ep::cpu

@@ -1,0 +1,171 @@
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "cpu/kernels.h"
+#include "moe_ep/quant/scales.h"
+
+namespace moe_ep::cpu {
+namespace {
+
+// Empty when all ranks may go on with this dispatch. All find the same, for all see all heads.
+struct Objection {
+  const char* code = nullptr;
+  std::string message;
+};
+
+Objection ObjectionOf(const DispatchReceiveCall& call) {
+  const Buffer& buffer = *call.buffer;
+  const auto head_of = [&](int source) -> const DispatchHead& {
+    return buffer.Head(buffer.routes.rank(), call.slot, source);
+  };
+  const std::string where = std::string(kDispatchOperation) + ": ";
+  for (int source = 0; source < buffer.routes.world_size(); ++source) {
+    const auto* own = reinterpret_cast<const int64_t*>(&head_of(0).arguments);
+    const auto* others = reinterpret_cast<const int64_t*>(&head_of(source).arguments);
+    for (int i = 0; i < kNumSharedArguments; ++i) {
+      if (own[i] == others[i]) continue;
+      return {"ERR_MOE_EP_MISMATCH", where + kSharedArgumentNames[i] + " is " +
+                                         std::to_string(own[i]) + " on rank 0 and " +
+                                         std::to_string(others[i]) + " on rank " +
+                                         std::to_string(source)};
+    }
+  }
+  for (int source = 0; source < buffer.routes.world_size(); ++source) {
+    const DispatchHead& head = head_of(source);
+    if (head.invalid_token < 0) continue;
+    return {"ERR_MOE_EP_ARGUMENT", where + "rank " + std::to_string(source) + ", token " +
+                                       std::to_string(head.invalid_token) + ": expert " +
+                                       std::to_string(head.invalid_id) + " of " +
+                                       std::to_string(head.arguments.experts)};
+  }
+  return {};
+}
+
+class Receiver {
+ public:
+  explicit Receiver(const DispatchReceiveCall& call)
+      : call_(call),
+        buffer_(*call.buffer),
+        rows_(call.src_info.size(1)),
+        header_bytes_(HeaderBytes(buffer_.layout.max_topk)),
+        first_(static_cast<size_t>(buffer_.routes.world_size()) + 1) {}
+
+  // Gives every selection its row: inside an expert by source rank, then by token. An expert gets a
+  // token's row once, however often the token names it.
+  void PlaceRows() {
+    const int ranks = buffer_.routes.world_size();
+    const int64_t experts = call_.recv_count.size(0);
+    std::vector<int32_t> filled(static_cast<size_t>(experts));
+    std::vector<int32_t> begin(filled.size());
+    for (int source = 0; source < ranks; ++source) {
+      begin = filled;
+      const int64_t count = Head(source).count;
+      call_.received.num_messages.data<int32_t>()[source] = static_cast<int32_t>(count);
+      first_[static_cast<size_t>(source) + 1] = first_[static_cast<size_t>(source)] + count;
+      for (int64_t index = 0; index < count; ++index) PlaceMessage(source, index, &filled);
+      for (int64_t expert = 0; expert < experts; ++expert) {
+        const auto e = static_cast<size_t>(expert);
+        call_.layout_range.data<int64_t>()[expert * ranks + source] =
+            (int64_t{begin[e]} << 32) | (filled[e] - begin[e]);
+      }
+    }
+    std::memcpy(call_.recv_count.data(), filled.data(), filled.size() * sizeof(int32_t));
+  }
+
+  int64_t num_messages() const { return first_.back(); }
+
+  // The rows of a message; messages count through all sources.
+  void Unpack(int64_t message) const {
+    int source = 0;
+    while (first_[static_cast<size_t>(source) + 1] <= message) ++source;
+    const int64_t index = message - first_[static_cast<size_t>(source)];
+    const MessageHeader& origin = Origin(source, index);
+    const uint8_t* row =
+        buffer_.RowOf(buffer_.Message(buffer_.routes.rank(), call_.slot, source, index));
+    for (int32_t i = 0; i < origin.count; ++i) {
+      const int32_t target = origin.selections()[i].expert;
+      if (!SeenBefore(origin, i)) PutRow(row, target);
+    }
+  }
+
+ private:
+  const DispatchHead& Head(int source) const {
+    return buffer_.Head(buffer_.routes.rank(), call_.slot, source);
+  }
+  MessageHeader& Origin(int source, int64_t index) const {
+    const int64_t place = source * buffer_.layout.max_tokens + index;
+    return *reinterpret_cast<MessageHeader*>(call_.received.origins.data<uint8_t>() +
+                                             place * header_bytes_);
+  }
+  static bool SeenBefore(const MessageHeader& header, int32_t selection) {
+    for (int32_t i = 0; i < selection; ++i)
+      if (header.selections()[i].expert == header.selections()[selection].expert) return true;
+    return false;
+  }
+
+  void PlaceMessage(int source, int64_t index, std::vector<int32_t>* filled) {
+    const MessageHeader& header = buffer_.Message(buffer_.routes.rank(), call_.slot, source, index);
+    MessageHeader& origin = Origin(source, index);
+    std::memcpy(&origin, &header, static_cast<size_t>(header_bytes_));
+    for (int32_t i = 0; i < header.count; ++i) {
+      const int32_t expert = header.selections()[i].expert;
+      int32_t& end = (*filled)[static_cast<size_t>(expert)];
+      const int64_t first = expert * rows_;
+      // A repeated expert was the last one that this message gave a row of that expert.
+      const int32_t row = SeenBefore(header, i) ? end - 1 : end++;
+      origin.selections()[i].expert = static_cast<int32_t>(first + row);
+      call_.src_info.data<int32_t>()[first + row] = header.token;
+    }
+  }
+
+  void PutRow(const uint8_t* row, int64_t target) const {
+    const int64_t hidden = call_.recv_x.size(2);
+    if (!call_.recv_scales) {
+      std::memcpy(call_.recv_x.data<uint16_t>() + target * hidden, row,
+                  static_cast<size_t>(hidden) * 2);
+      return;
+    }
+    std::memcpy(call_.recv_x.data<uint8_t>() + target * hidden, row, static_cast<size_t>(hidden));
+    const int64_t groups = (hidden + kGroupSize - 1) / kGroupSize;
+    const int64_t columns = call_.recv_scales.size(2);
+    const int64_t expert = target / rows_;
+    uint8_t* first = call_.recv_scales.data<uint8_t>() +
+                     (expert * columns * rows_ + target % rows_) * int64_t{4};
+    const bool packed = call_.recv_scales.dtype() == DType::kI32;
+    const ScaleRow scales = {first, rows_ * int64_t{4}, packed};
+    scales.Store(0, groups, reinterpret_cast<const float*>(row + (hidden + 3) / 4 * 4));
+    scales.StorePadding(groups);
+  }
+
+  const DispatchReceiveCall& call_;
+  const Buffer& buffer_;
+  int64_t rows_;  // of an expert
+  int64_t header_bytes_;
+  std::vector<int64_t> first_;  // message of each source, counted through all
+};
+
+}  // namespace
+
+void DispatchReceive(const Exec& exec, const DispatchReceiveCall& call) {
+  Buffer& buffer = *call.buffer;
+  if (!buffer.routes.CheckNotPoisoned(exec)) return;
+  SlotState& state = buffer.slots[call.slot];
+  if (!buffer.WaitForAll(exec, call.slot, SignalKind::kMessages, state.epoch,
+                         DeadlineAfter(call.timeout_ms), kDispatchOperation, "messages"))
+    return;
+  const Objection objection = ObjectionOf(call);
+  if (objection.code == nullptr) {
+    Receiver receiver(call);
+    receiver.PlaceRows();
+    exec.ParallelFor(receiver.num_messages(), 4, [&](int64_t begin, int64_t end) {
+      for (int64_t message = begin; message < end; ++message) receiver.Unpack(message);
+    });
+    state.received = state.epoch;
+  } else {
+    exec.Fail(objection.code, objection.message);
+  }
+  buffer.SignalAll(call.slot, SignalKind::kFree, state.epoch);
+}
+
+}  // namespace moe_ep::cpu

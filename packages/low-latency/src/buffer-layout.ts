@@ -1,0 +1,73 @@
+import { argumentError, MoeEpError, requireInteger } from '@moe-ep/core'
+import { maxTopk } from '@moe-ep/layout'
+import { type CollectiveOptions, type ProcessGroup, RegionLayout } from '@moe-ep/transport'
+import { native } from './native.js'
+
+/** Sizes that a buffer is built for. They never grow; all ranks pass the same. */
+export interface LowLatencyBufferSizes {
+  /** Most elements of a row, a multiple of 8. */
+  readonly hidden: number
+  /** Most tokens that a rank dispatches, at most 1024. */
+  readonly maxTokensPerRank: number
+  /** Most slots of a token. @default 32 */
+  readonly maxTopk?: number
+  /** Dispatches whose combine has not come yet. @default 2 */
+  readonly maxInFlight?: number
+}
+
+/** Sizes with their defaults, and what they need of symmetric memory. */
+export interface BufferLayout {
+  readonly sizes: Required<LowLatencyBufferSizes>
+  readonly byteLength: number
+  readonly numSignals: number
+  /** Fields of the native record, in its order. */
+  readonly nativeFields: readonly number[]
+}
+
+/** @throws ERR_MOE_EP_ARGUMENT. */
+export function layoutBuffer(options: LowLatencyBufferSizes, numRanks: number): BufferLayout {
+  const { hidden, maxTokensPerRank, maxTopk: topk = maxTopk, maxInFlight = 2 } = options
+  const sizes = { hidden, maxTokensPerRank, maxTopk: topk, maxInFlight }
+  requireHidden('hidden', hidden, 8)
+  requireInteger('maxTokensPerRank', maxTokensPerRank, 0, 1024)
+  requireInteger('maxTopk', topk, 1, maxTopk)
+  requireInteger('maxInFlight', maxInFlight, 1, 64)
+  const messageBytes = native().messageBytes(hidden, topk)
+  const slot = new RegionLayout()
+  const heads = slot.reserve(numRanks * native().headBytes)
+  const messages = slot.reserve(numRanks * maxTokensPerRank * messageBytes)
+  const results = slot.reserve(maxTokensPerRank * topk * hidden * 2)
+  // Slots begin on pages of their own.
+  const slotBytes = Math.ceil(slot.byteLength / 4096) * 4096
+  return {
+    sizes,
+    byteLength: slotBytes * maxInFlight,
+    numSignals: maxInFlight * native().signalKinds * numRanks,
+    nativeFields: [
+      ...[maxInFlight, slotBytes, hidden, maxTokensPerRank, topk, messageBytes],
+      ...[heads.byteOffset, messages.byteOffset, results.byteOffset],
+    ],
+  }
+}
+
+/** @throws ERR_MOE_EP_ARGUMENT unless rows are whole numbers of 16 bytes: bf16 of 8 elements, fp8 of 16. */
+export function requireHidden(argument: string, hidden: number, multiple: 8 | 16, most?: number): void {
+  requireInteger(argument, hidden, multiple, most)
+  if (hidden % multiple !== 0) throw argumentError(argument, `a multiple of ${multiple}`, hidden)
+}
+
+/** Different sizes may happen to need as many bytes, so the places themselves are compared. */
+export async function requireSameLayout(
+  group: ProcessGroup,
+  layout: BufferLayout,
+  wait: CollectiveOptions,
+): Promise<void> {
+  const own = layout.nativeFields.join(' ')
+  const all = (await group.allGather(Buffer.from(own), wait)).map((bytes) => Buffer.from(bytes).toString())
+  const different = all.findIndex((fields) => fields !== all[0])
+  if (different < 0) return
+  throw new MoeEpError(
+    'ERR_MOE_EP_MISMATCH',
+    `low-latency buffer: rank ${different} was built with other sizes than rank 0`,
+  )
+}

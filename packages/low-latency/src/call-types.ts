@@ -1,0 +1,78 @@
+import type { Event, Stream, Tensor } from '@moe-ep/core'
+
+/** What all calls take. */
+export interface CallOptions {
+  /** @default the device's default stream */
+  readonly stream?: Stream
+  /** Work that must be done before. */
+  readonly previousEvent?: Event
+  /** Deadline of every wait for a peer. @default the buffer's */
+  readonly timeoutMs?: number
+  /**
+   * Enqueues the send phase only; `hook()` enqueues the receive phase, on the same stream, and results are undefined until then.
+   * Between the two the stream is free for other work.
+   * @default false
+   */
+  readonly returnRecvHook?: boolean
+}
+
+export interface LowLatencyDispatchOptions extends CallOptions {
+  /** Experts of all ranks together, the same on all; linear placement: the first E mod R ranks own one more. */
+  readonly numExperts: number
+  /** f32 [T, topk]. With them combine sums at the experts' ranks, and one row a token and rank comes home. All ranks or none. */
+  readonly topkWeights?: Tensor
+  /** Casts rows to fp8 e4m3 with a scale for 128 elements, by quant's 'deepep' numerics. @default true */
+  readonly useFp8?: boolean
+  /** Rounds scales up to powers of two. @default useUe8m0 */
+  readonly roundScale?: boolean
+  /** Packs four exponents of scales into an i32; needs `roundScale`. @default false */
+  readonly useUe8m0?: boolean
+  /** Slot of the buffer, the same on all ranks. @default the lowest free one */
+  readonly slot?: number
+  /** Where to write, instead of new tensors. */
+  readonly out?: Partial<PackedRows>
+}
+
+/** Received rows, by local expert. L experts of this rank, R ranks, N = R * maxTokensPerRank. */
+export interface PackedRows {
+  /** fp8e4m3 or bf16 [L, N, hidden]. Rows of an expert are packed from the front; those past its count are undefined. */
+  readonly packedRecvX: Tensor
+  /** f32 [L, N, ceil(hidden / 128)] or packed i32 [L, N, ceil(ceil(hidden / 128) / 4)], column-major (rows are next to each other). */
+  readonly packedRecvXScales: Tensor | undefined
+  /** i32 [L]: rows of each expert. */
+  readonly packedRecvCount: Tensor
+}
+
+/** What combine needs of a dispatch. Ends with it. */
+export interface LowLatencyHandle {
+  /** i32 [L, N]: the token at its source that each row is of. */
+  readonly srcInfo: Tensor
+  /** i64 [L, R]: first row << 32 | number of rows of each source. */
+  readonly layoutRange: Tensor
+  readonly slot: number
+  readonly numTokens: number
+  readonly hidden: number
+  readonly numExperts: number
+  /** Whether weights came with the dispatch. */
+  readonly weighted: boolean
+}
+
+export interface LowLatencyDispatchResult extends PackedRows {
+  readonly handle: LowLatencyHandle
+  /** Completes when what was enqueued is done: with a hook the send phase, else the rows. */
+  readonly event: Event
+  /** Enqueues the receive phase; its event completes when the rows are there. To be called once. */
+  readonly hook: (() => Event) | undefined
+}
+
+export interface LowLatencyCombineOptions extends CallOptions {
+  /** bf16 [T, hidden], instead of a new tensor. */
+  readonly out?: Tensor
+}
+
+export interface LowLatencyCombineResult {
+  /** bf16 [T, hidden]. */
+  readonly combinedX: Tensor
+  readonly event: Event
+  readonly hook: (() => Event) | undefined
+}

@@ -1,0 +1,12 @@
+export type { LowLatencyBufferSizes } from './buffer-layout.js'
+export type {
+  CallOptions,
+  LowLatencyCombineOptions,
+  LowLatencyCombineResult,
+  LowLatencyDispatchOptions,
+  LowLatencyDispatchResult,
+  LowLatencyHandle,
+  PackedRows,
+} from './call-types.js'
+export { LowLatencyBuffer, type LowLatencyBufferOptions } from './low-latency-buffer.js'
+export * as reference from './reference.js'

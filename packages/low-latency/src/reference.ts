@@ -1,0 +1,85 @@
+/**
+ * The same operations in plain TypeScript, for all ranks at once: the oracle. Rows are arrays of numbers, bf16 values already; what
+ * travels as fp8 is quant's affair (`reference.quantizePerTokenGroup` with numerics 'deepep').
+ */
+import { decode, encode } from '@moe-ep/core'
+import { linearPlacement } from '@moe-ep/layout'
+
+/** What one rank dispatches: [T][topk] each. */
+export interface ReferenceInput {
+  readonly topkIdx: readonly (readonly number[])[]
+  readonly topkWeights: readonly (readonly number[])[]
+}
+
+/** One row that an expert receives. */
+export interface ReferenceRow {
+  readonly sourceRank: number
+  readonly sourceToken: number
+}
+
+/** Rows of every local expert of every rank, by source rank, then by token: [rank][local expert][row]. */
+export function dispatch(inputs: readonly ReferenceInput[], numExperts: number): ReferenceRow[][][] {
+  const placement = linearPlacement(numExperts, inputs.length)
+  return inputs.map((_, rank) => {
+    const { begin, end } = placement.rangeOf(rank)
+    return Array.from({ length: end - begin }, (_, local) =>
+      inputs.flatMap(({ topkIdx }, sourceRank) =>
+        topkIdx.flatMap((ids, sourceToken) => (ids.includes(begin + local) ? [{ sourceRank, sourceToken }] : [])),
+      ),
+    )
+  })
+}
+
+/**
+ * The rows of every rank's tokens, from what experts made of the received ones: `results[rank][local expert][row]`.
+ * `weighted`: weights came with the dispatch, so that each rank sums first.
+ */
+export function combine(
+  inputs: readonly ReferenceInput[],
+  results: readonly (readonly (readonly (readonly number[])[])[])[],
+  options: { readonly numExperts: number; readonly hidden: number; readonly weighted: boolean },
+): number[][][] {
+  const { numExperts, hidden, weighted } = options
+  const received = dispatch(inputs, numExperts)
+  const placement = linearPlacement(numExperts, inputs.length)
+  return inputs.map(({ topkIdx, topkWeights }, home) =>
+    topkIdx.map((ids, token) => {
+      const terms = ids.flatMap((id, slot) => {
+        if (id < 0) return []
+        const rank = placement.rankOf(id)
+        const local = id - placement.rangeOf(rank).begin
+        const row = received[rank]![local]!.findIndex((r) => r.sourceRank === home && r.sourceToken === token)
+        const weight = topkWeights[token]![slot]!
+        return { rank, values: results[rank]![local]![row]!.map((value) => Math.fround(value * weight)) }
+      })
+      if (!weighted)
+        return toBf16(
+          sum(
+            terms.map(({ values }) => values),
+            hidden,
+          ),
+        )
+      const ranks = [...new Set(terms.map(({ rank }) => rank))].sort((a, b) => a - b)
+      const partial = ranks.map((rank) =>
+        toBf16(
+          sum(
+            terms.filter((term) => term.rank === rank).map(({ values }) => values),
+            hidden,
+          ),
+        ),
+      )
+      return toBf16(sum(partial, hidden))
+    }),
+  )
+}
+
+/** f32 additions in order; the first row starts the sum, zeros where there is none. */
+function sum(rows: readonly (readonly number[])[], hidden: number): number[] {
+  const [first, ...others] = rows
+  if (first === undefined) return new Array<number>(hidden).fill(0)
+  return others.reduce<number[]>((total, row) => total.map((value, i) => Math.fround(value + row[i]!)), [...first])
+}
+
+function toBf16(values: readonly number[]): number[] {
+  return Array.from(decode('bf16', encode('bf16', values)))
+}

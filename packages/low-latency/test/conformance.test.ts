@@ -1,0 +1,153 @@
+import type { Tensor } from '@moe-ep/core'
+import { linearPlacement } from '@moe-ep/layout'
+import { reference as quantReference } from '@moe-ep/quant'
+import fc from 'fast-check'
+import { describe, expect, test } from 'vitest'
+import { type LowLatencyDispatchResult, reference } from '../src/index.js'
+import {
+  type Input,
+  type InputShape,
+  type Rank,
+  randomInputs,
+  resultOf,
+  resultsTensor,
+  toTensors,
+  withWorld,
+} from './world.js'
+
+const formats = {
+  bf16: { useFp8: false },
+  fp8: {},
+  'fp8, powers of two': { roundScale: true },
+  'fp8, packed': { useUe8m0: true },
+} as const
+type Format = keyof typeof formats
+
+const cases = fc
+  .record({
+    numRanks: fc.integer({ min: 1, max: 8 }),
+    hidden: fc.constantFrom(16, 48, 144, 272, 640),
+    topk: fc.integer({ min: 1, max: 9 }),
+    numExperts: fc.integer({ min: 1, max: 20 }),
+    seed: fc.nat(1e6),
+    routing: fc.constantFrom('random', 'one expert', 'nowhere'),
+    idDtype: fc.constantFrom('i32' as const, 'i64' as const),
+    format: fc.constantFrom(...(Object.keys(formats) as Format[])),
+    weighted: fc.boolean(),
+    hooks: fc.boolean(),
+  })
+  .chain((shape) =>
+    fc.record({
+      shape: fc.constant(shape),
+      numTokens: fc.array(fc.nat(6), { minLength: shape.numRanks, maxLength: shape.numRanks }),
+    }),
+  )
+
+const maxTokensPerRank = 6
+
+/** What every expert of every rank answers: [rank][local expert][row]. */
+function resultsOf(inputs: readonly Input[], numExperts: number): number[][][][] {
+  const placement = linearPlacement(numExperts, inputs.length)
+  return reference
+    .dispatch(inputs, numExperts)
+    .map((experts, rank) =>
+      experts.map((rows, local) =>
+        rows.map(({ sourceRank, sourceToken }) =>
+          resultOf(inputs[sourceRank]!.x[sourceToken]!, placement.rangeOf(rank).begin + local),
+        ),
+      ),
+    )
+}
+
+/** Checks rows, scales, counts and handle of one rank. */
+function expectReceived(
+  inputs: readonly Input[],
+  rows: readonly (readonly reference.ReferenceRow[])[],
+  result: LowLatencyDispatchResult,
+  format: Format,
+): void {
+  const { packedRecvX, packedRecvXScales, packedRecvCount, handle } = result
+  const [, capacity, hidden] = packedRecvX.shape as [number, number, number]
+  expect(Array.from(packedRecvCount.toNumbers())).toEqual(rows.map((ofExpert) => ofExpert.length))
+  const srcInfo = handle.srcInfo.toNumbers()
+  const ranges = handle.layoutRange.data as BigInt64Array
+  rows.forEach((ofExpert, expert) => {
+    for (let source = 0; source < inputs.length; source++) {
+      const range = ranges[expert * inputs.length + source]!
+      const begin = ofExpert.filter((row) => row.sourceRank < source).length
+      const count = ofExpert.filter((row) => row.sourceRank === source).length
+      expect([range >> 32n, range & 0xffffffffn]).toEqual([BigInt(begin), BigInt(count)])
+    }
+    ofExpert.forEach(({ sourceRank, sourceToken }, row) => {
+      expect(srcInfo[expert * capacity + row]).toBe(sourceToken)
+      const at = expert * capacity + row
+      const values = inputs[sourceRank]!.x[sourceToken]!
+      if (packedRecvXScales === undefined) {
+        expect(Array.from(rowOf(packedRecvX, at, hidden).toNumbers())).toEqual(values)
+        return
+      }
+      const codes = quantReference.quantizePerTokenGroup(values, {
+        ...{ hidden, groupSize: 128, numerics: 'deepep' as const, powerOfTwo: format !== 'fp8' },
+      })
+      expect(Array.from(rowOf(packedRecvX, at, hidden).data as Uint8Array)).toEqual(Array.from(codes.values))
+      expect(scalesOf(packedRecvXScales, expert, row)).toEqual(
+        format === 'fp8, packed'
+          ? Array.from(quantReference.packScales(codes.scales, Math.ceil(hidden / 128)))
+          : Array.from(codes.scales),
+      )
+    })
+  })
+}
+
+function rowOf(tensor: Tensor, row: number, hidden: number): Tensor {
+  const [experts, rows] = tensor.shape as [number, number]
+  return tensor.reshape([experts * rows, hidden]).slice(row, row + 1)
+}
+
+function scalesOf(scales: Tensor, expert: number, row: number): number[] {
+  const [, rows, columns] = scales.shape as [number, number, number]
+  const place = [scales.memory.arrayBuffer, scales.byteOffset, scales.numel] as const
+  const words = scales.dtype === 'f32' ? new Float32Array(...place) : new Int32Array(...place)
+  return Array.from({ length: columns }, (_, column) => words[(expert * columns + column) * rows + row]!)
+}
+
+describe('dispatch and combine', () => {
+  test('equal the reference bit for bit', { timeout: 120_000 }, async () => {
+    await fc.assert(
+      fc.asyncProperty(cases, async ({ shape: c, numTokens }) => {
+        const hot = c.numExperts - 1
+        const choose = { random: undefined, 'one expert': () => hot, nowhere: () => -1 }[c.routing]
+        const shape: InputShape = { ...c, numTokens, choose }
+        const inputs = randomInputs(shape)
+        const received = reference.dispatch(inputs, c.numExperts)
+        const results = resultsOf(inputs, c.numExperts)
+        const combined = reference.combine(inputs, results, c)
+        const oneRank = async ({ rank, stream, buffer }: Rank): Promise<void> => {
+          const { x, topkIdx, topkWeights } = toTensors(inputs[rank]!, shape, c.idDtype)
+          const { numExperts, weighted, hooks } = c
+          const result = buffer.lowLatencyDispatch(x, topkIdx, {
+            ...{ numExperts, stream, returnRecvHook: hooks, ...formats[c.format] },
+            ...(weighted && { topkWeights }),
+          })
+          await result.event.synchronize()
+          await result.hook?.().synchronize()
+          expectReceived(inputs, received[rank]!, result, c.format)
+          const y = resultsTensor(results[rank]!, result.packedRecvX.shape[1]!, c.hidden)
+          const weights = weighted ? undefined : topkWeights
+          const { combinedX, event, hook } = buffer.lowLatencyCombine(y, topkIdx, weights, result.handle, {
+            ...{ stream, returnRecvHook: hooks },
+          })
+          await event.synchronize()
+          await hook?.().synchronize()
+          expect(Array.from(combinedX.toNumbers())).toEqual(combined[rank]!.flat())
+          expect(buffer.freeSlots).toBe(2)
+        }
+        await withWorld(c.numRanks, { hidden: 640, maxTokensPerRank, maxTopk: 9 }, async (ranks) => {
+          // Twice through each slot: nothing of an earlier call may be left.
+          for (let repeat = 0; repeat < 4; repeat++) await Promise.all(ranks.map(oneRank))
+        })
+      }),
+      { numRuns: 60 },
+    )
+  })
+})
