@@ -52,6 +52,8 @@ export class LowLatencyBuffer implements Disposable {
   readonly #layout: BufferLayout
   readonly #slots: SlotRing
   readonly #handle: BufferHandle
+  /** Of each slot, for as long as a handle holds it. */
+  readonly #received: readonly ReceivedMessages[]
   readonly #dispatches = new WeakMap<LowLatencyHandle, Dispatch>()
   #closed = false
 
@@ -63,6 +65,12 @@ export class LowLatencyBuffer implements Disposable {
     this.#layout = layout
     this.#slots = new SlotRing(layout.sizes.maxInFlight)
     this.#handle = native().createBuffer(memory.routes, layout.nativeFields)
+    const { maxInFlight, maxTokensPerRank, maxTopk } = layout.sizes
+    const { worldSize } = memory.group
+    this.#received = Array.from({ length: maxInFlight }, () => ({
+      origins: Tensor.empty([worldSize * maxTokensPerRank, native().headerBytes(maxTopk)], 'u8', this.device),
+      numMessages: Tensor.empty([worldSize], 'i32', this.device),
+    }))
   }
 
   /** Bytes of symmetric memory that a buffer of these sizes takes on every rank, signals not counted. */
@@ -163,8 +171,7 @@ export class LowLatencyBuffer implements Disposable {
         layoutRange: Tensor.empty([end - begin, this.group.worldSize], 'i64', this.device),
         ...{ slot: lease.slot, numTokens, hidden, numExperts, weighted: topkWeights !== undefined },
       }
-      const origins = Tensor.empty([rows, native().headerBytes(this.sizes.maxTopk)], 'u8', this.device)
-      const numMessages = Tensor.empty([this.group.worldSize], 'i32', this.device)
+      const { origins, numMessages } = this.#received[lease.slot]!
       const receive = (): Event => {
         traceOperation('low-latency.dispatchReceive', stream, undefined, () =>
           native().dispatchReceive(
@@ -176,13 +183,7 @@ export class LowLatencyBuffer implements Disposable {
         )
         return stream.record()
       }
-      const dispatch: Dispatch = {
-        lease,
-        origins,
-        numMessages,
-        receive: once(receive, 'dispatch'),
-        received: undefined,
-      }
+      const dispatch: Dispatch = { lease, receive: once(receive, 'dispatch'), received: undefined }
       this.#dispatches.set(handle, dispatch)
       const hook = (): Event => (dispatch.received = dispatch.receive())
       if (options.returnRecvHook === true) return { ...packed, handle, event: stream.record(), hook }
@@ -214,7 +215,7 @@ export class LowLatencyBuffer implements Disposable {
     options: LowLatencyCombineOptions = {},
   ): LowLatencyCombineResult {
     this.#requireOpen()
-    const { lease, origins, numMessages, received } = this.#dispatchOf(handle)
+    const { lease, received } = this.#dispatchOf(handle)
     if (received === undefined) throw argumentError('handle', 'one whose receive hook was called', 'one before it')
     const { hidden, numTokens, numExperts, weighted, srcInfo } = handle
     requireTensor('x', x, { dtype: 'bf16', shape: [...srcInfo.shape, hidden], device: this.device })
@@ -225,6 +226,7 @@ export class LowLatencyBuffer implements Disposable {
       requireTensor('topkWeights', topkWeights, { dtype: 'f32', shape: topkIdx.shape, device: this.device })
     const combinedX = options.out ?? Tensor.empty([numTokens, hidden], 'bf16', this.device)
     requireTensor('out', combinedX, { dtype: 'bf16', shape: [numTokens, hidden], device: this.device })
+    const { origins, numMessages } = this.#received[lease.slot]!
     const { stream, timeoutMs } = this.#enter(this.#callOf(options))
     stream.wait(received)
     traceOperation('low-latency.combineSend', stream, undefined, () =>
@@ -321,12 +323,17 @@ interface Call {
   readonly previousEvent: Event | undefined
 }
 
+/** What combine must know of the messages that a dispatch received. */
+interface ReceivedMessages {
+  /** u8 [R * maxTokensPerRank, bytes]: their headers, with the rows that selections got. */
+  readonly origins: Tensor
+  /** i32 [R]. */
+  readonly numMessages: Tensor
+}
+
 /** A dispatch whose handle has not ended. */
 interface Dispatch {
   readonly lease: Lease
-  /** Headers of all messages, with the rows that their selections got: [R * maxTokensPerRank, bytes]. */
-  readonly origins: Tensor
-  readonly numMessages: Tensor
   readonly receive: () => Event
   /** When its rows are there; undefined before the receive phase was enqueued. */
   received: Event | undefined

@@ -83,7 +83,7 @@ export function benchOptionsFrom(flags: Flags): BenchOptions {
   const sizes = sizesFrom(flags, presets[preset]!)
   return {
     ...{ device, launch: launchFrom(flags, device), preset, ranks, world, shareGpus },
-    ops: selectOperations(String(flags.ops), { ranks, world }),
+    ops: selectOperations(String(flags.ops), { ranks, world, device, tokens: sizes.tokens }),
     ...sizes,
     routing: routingFrom(flags, sizes, world),
     threads: flags.threads === undefined ? defaultThreads(ranks) : integer('threads', flags.threads, 1, 256),

@@ -57,6 +57,10 @@ export const operationNames = [
   'intranode-ht.dispatchGrouped-cached-bf16',
   'intranode-ht.combineGrouped-staged',
   'intranode-ht.combineGrouped-zero-copy',
+  'low-latency.dispatch-bf16',
+  'low-latency.dispatch-fp8',
+  'low-latency.combine',
+  'low-latency.combine-weighted-at-dispatch',
   'transport.put',
   'transport.signalRoundTrip',
   'rendezvous.allGather',
@@ -73,16 +77,21 @@ export type OperationName = (typeof operationNames)[number]
 
 /** Whether ranks take part in an operation together: what goes wrong on one of them is then a matter of all. */
 export function isBetweenRanks(name: OperationName): boolean {
-  return /^(intranode-ht|transport|rendezvous)\./.test(name)
+  return /^(intranode-ht|low-latency|transport|rendezvous)\./.test(name)
 }
 
 /** What decides whether an operation can be measured. */
 export interface Setting {
   readonly ranks: number
   readonly world: number
+  readonly device: string
+  readonly tokens: number
 }
 
-const anywhere: Setting = { ranks: 1, world: 1 }
+const anywhere: Setting = { ranks: 1, world: 1, device: 'cpu', tokens: 1 }
+
+/** What a low-latency buffer takes. */
+const mostLowLatencyTokens = 1024
 
 /**
  * Operations that a list asks for, in the order of the report. An entry is a full name, the part before the dot, the part after
@@ -109,9 +118,14 @@ export function selectOperations(text: string, setting: Setting = anywhere): Ope
 }
 
 /** Why an operation cannot be measured. */
-function missingFor(name: OperationName, { ranks, world }: Setting): string | undefined {
-  if (world !== ranks && name.startsWith('intranode-ht.')) {
+function missingFor(name: OperationName, { ranks, world, device, tokens }: Setting): string | undefined {
+  const isLowLatency = name.startsWith('low-latency.')
+  if (world !== ranks && (isLowLatency || name.startsWith('intranode-ht.'))) {
     return `its rows come from all ranks of the world, but only ${ranks} of ${world} run`
+  }
+  if (isLowLatency && device !== 'cpu') return 'it runs on the cpu device so far'
+  if (isLowLatency && tokens > mostLowLatencyTokens) {
+    return `it is for at most ${mostLowLatencyTokens} tokens a rank, not for ${tokens}`
   }
   return undefined
 }

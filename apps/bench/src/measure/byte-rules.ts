@@ -38,6 +38,11 @@ export const rules = {
   combineGrouped:
     'one row read for each selection; ids and weights read; one row written for each token; staging copies not counted',
   combine: 'one row read for each (token, rank) pair; one row written for each token; staging copies not counted',
+  lowLatencyDispatch:
+    'each sent token read once; row (with scales) written once for each destination rank, read there and written for each selection',
+  lowLatencyCombine: 'for each selection a row read and written home, read there; one row written for each token',
+  lowLatencyCombineWeighted:
+    'a row read for each selection; one written home for each (token, rank) pair, read there; one row written for each token',
   put: 'source read, destination written',
 } as const
 
@@ -122,6 +127,25 @@ export function dispatchBytes(sent: SentTokens, row: { payloadBytes: number; top
 
 export function combineBytes(sent: SentTokens, { tokens, rowBytes }: { tokens: number; rowBytes: number }): LinkBytes {
   return { bytes: (total(sent) + tokens) * rowBytes, ...links(sent, rowBytes) }
+}
+
+/** `selections`: rows of experts that this rank packs. */
+export function lowLatencyDispatchBytes(
+  sent: SentTokens,
+  row: { inputBytes: number; rowBytes: number; selections: number },
+): LinkBytes {
+  const { logicalBytes, wireBytes } = links(sent, row.rowBytes)
+  const unpacked = 2 * row.selections * row.rowBytes
+  return { bytes: sent.sentTokens * row.inputBytes + logicalBytes + unpacked, logicalBytes, wireBytes }
+}
+
+/** `toRank` counts the rows that come home. */
+export function lowLatencyCombineBytes(
+  sent: SentTokens,
+  row: { tokens: number; rowBytes: number; selections: number },
+): LinkBytes {
+  const { tokens, rowBytes, selections } = row
+  return { bytes: (selections + 2 * total(sent) + tokens) * rowBytes, ...links(sent, rowBytes) }
 }
 
 /** `toRank` counts selections. The weights stay where they are. */

@@ -5,6 +5,7 @@ import { dispatchGroupedOf } from './dispatch-grouped.js'
 import { dispatchOf } from './dispatch.js'
 import { enqueueEmpty, enqueueLaunchOf, enqueueOperation } from './enqueue.js'
 import { dispatchLayout } from './layout.js'
+import { lowLatencyCombineOf, lowLatencyDispatchOf } from './low-latency.js'
 import type { Operation } from './operation.js'
 import { permuteOperations } from './permute/index.js'
 import { channelPrefixMatrix, rankPrefixMatrix } from './prefix-matrices.js'
@@ -31,6 +32,10 @@ export const operations: Readonly<Record<OperationName, Operation>> = {
   'intranode-ht.dispatchGrouped-cached-bf16': dispatchGroupedOf({ kind: 'bf16', cached: true }),
   'intranode-ht.combineGrouped-staged': combineGroupedOf({ staged: true }),
   'intranode-ht.combineGrouped-zero-copy': combineGroupedOf({ staged: false }),
+  'low-latency.dispatch-bf16': lowLatencyDispatchOf('bf16'),
+  'low-latency.dispatch-fp8': lowLatencyDispatchOf('fp8'),
+  'low-latency.combine': lowLatencyCombineOf({ weighted: false }),
+  'low-latency.combine-weighted-at-dispatch': lowLatencyCombineOf({ weighted: true }),
   'transport.put': put,
   'transport.signalRoundTrip': signalRoundTrip,
   'rendezvous.allGather': allGather,

@@ -8,6 +8,7 @@
 #include "cpu/row_copy.h"
 #include "cpu/row_formats.h"
 #include "moe_ep/isa.h"
+#include "moe_ep/prefetch_row.h"
 
 namespace moe_ep::cpu {
 namespace {

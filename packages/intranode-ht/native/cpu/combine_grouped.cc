@@ -9,6 +9,7 @@
 #include "moe_ep/isa.h"
 #include "moe_ep/layout/placement.h"
 #include "moe_ep/layout/topk_ids.h"
+#include "moe_ep/prefetch_row.h"
 
 namespace moe_ep::cpu {
 namespace {

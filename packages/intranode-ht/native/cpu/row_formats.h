@@ -29,15 +29,6 @@ struct F32Format {
   static Storage Store(float value) { return CanonicalF32Bits(value); }
 };
 
-// Starts to bring `bytes` from `address` into the second-level cache: rows are short and far apart,
-// so the machine alone finds out too late what comes next.
-inline void PrefetchRow(const void* address, int64_t bytes) {
-  constexpr int64_t kLine = 64;
-  for (int64_t offset = 0; offset < bytes; offset += kLine) {
-    __builtin_prefetch(static_cast<const uint8_t*>(address) + offset, 0, 2);
-  }
-}
-
 // Calls function(format) for the format of a dtype that the binding has checked.
 template <typename Function>
 void WithFormat(DType dtype, const Function& function) {

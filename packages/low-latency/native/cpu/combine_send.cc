@@ -1,12 +1,22 @@
+#include <algorithm>
 #include <cstring>
 
 #include "cpu/kernels.h"
 #include "cpu/weighted_sum.h"
+#include "moe_ep/prefetch_row.h"
 
 namespace moe_ep::cpu {
 namespace {
 
 constexpr int kMaxTopk = 32;
+
+// The first bytes of the rows that the next message asks for.
+void PrefetchRowsOf(const CombineSendCall& call, const MessageHeader& origin) {
+  const int64_t hidden = call.x.size(2);
+  for (int32_t i = 0; i < origin.count; ++i)
+    PrefetchRow(call.x.data<uint16_t>() + int64_t{origin.selections()[i].expert} * hidden,
+                std::min<int64_t>(hidden * 2, 1024));
+}
 
 // What this rank owes one token of a source: the sum of its rows where weights are known here, else
 // a row for each selection.
@@ -42,9 +52,14 @@ void CombineSend(const Exec& exec, const CombineSendCall& call) {
     const uint8_t* origins =
         call.received.origins.data<uint8_t>() + source * buffer.layout.max_tokens * header_bytes;
     const int64_t count = call.received.num_messages.data<int32_t>()[source];
+    const auto origin = [&](int64_t i) -> const MessageHeader& {
+      return *reinterpret_cast<const MessageHeader*>(origins + i * header_bytes);
+    };
     exec.ParallelFor(count, 4, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i)
-        Answer(call, source, *reinterpret_cast<const MessageHeader*>(origins + i * header_bytes));
+      for (int64_t i = begin; i < end; ++i) {
+        if (i + 1 < end) PrefetchRowsOf(call, origin(i + 1));
+        Answer(call, source, origin(i));
+      }
     });
     buffer.routes.Flush();
     buffer.routes.Signal(

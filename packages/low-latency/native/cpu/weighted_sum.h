@@ -6,6 +6,7 @@
 
 #include "moe_ep/dtype.h"
 #include "moe_ep/isa.h"
+#include "moe_ep/prefetch_row.h"
 
 namespace moe_ep::cpu {
 
@@ -22,6 +23,9 @@ MOE_EP_CLONES void SumRows(const Term* terms, int64_t count, int64_t columns, ui
   float sum[kBlock];
   for (int64_t begin = 0; begin < columns; begin += kBlock) {
     const int64_t size = std::min(kBlock, columns - begin);
+    const int64_t ahead = std::min(kBlock, columns - begin - size);
+    for (int64_t term = 0; term < count; ++term)
+      PrefetchRow(terms[term].row + begin + size, ahead * static_cast<int64_t>(sizeof(uint16_t)));
     if (count == 0) std::fill_n(sum, size, 0.0f);
     for (int64_t term = 0; term < count; ++term) {
       const uint16_t* row = terms[term].row + begin;
