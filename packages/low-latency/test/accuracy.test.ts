@@ -1,0 +1,71 @@
+import { createHash } from 'node:crypto'
+import { Tensor } from '@moe-ep/core'
+import { dequantizePerTokenGroup } from '@moe-ep/quant'
+import { expect, test } from 'vitest'
+import { type Rank, randomInputs, toTensors, withWorld } from './world.js'
+
+const shape = { numTokens: [8, 5, 0, 8], hidden: 256, topk: 4, numExperts: 12, seed: 0 }
+const rows = 4 * 8
+
+/** DeepEP's measure: 1 - 2 sum(xy) / sum(xx + yy), in f64. */
+function difference(x: ArrayLike<number>, y: ArrayLike<number>): number {
+  let [products, squares] = [0, 0]
+  for (let i = 0; i < x.length; i++) {
+    products += x[i]! * y[i]!
+    squares += x[i]! ** 2 + y[i]! ** 2
+  }
+  return squares === 0 ? 0 : 1 - (2 * products) / squares
+}
+
+/** Experts that answer with what they got, as bf16. */
+async function answers(packedRecvX: Tensor, scales: Tensor | undefined, { stream }: Rank): Promise<Tensor> {
+  if (scales === undefined) return packedRecvX
+  const [experts] = packedRecvX.shape as [number]
+  const y = Tensor.empty(packedRecvX.shape, 'bf16')
+  for (let expert = 0; expert < experts; expert++) {
+    const ofExpert = <T extends Tensor>(tensor: T): Tensor => tensor.slice(expert, expert + 1)
+    const { memory, dtype, strides, byteOffset } = ofExpert(scales)
+    const columns = new Tensor({
+      ...{ memory, dtype, byteOffset, shape: scales.shape.slice(1), strides: strides.slice(1) },
+    })
+    const values = ofExpert(packedRecvX).reshape([rows, shape.hidden])
+    const out = ofExpert(y).reshape([rows, shape.hidden])
+    dequantizePerTokenGroup(values, columns, { dtype: 'bf16', stream, out })
+  }
+  return y
+}
+
+test.each([
+  ['bf16', { useFp8: false }, 1e-5],
+  ['fp8', {}, 9e-4],
+  ['fp8 with packed scales', { useUe8m0: true }, 2e-3],
+])('%s: sums are near those of exact arithmetic, and the same in every repeat', async (_, options, tolerance) => {
+  await withWorld(4, { hidden: shape.hidden, maxTokensPerRank: 8, maxTopk: 4 }, async (ranks) => {
+    for (let seed = 0; seed < 20; seed++) {
+      const inputs = randomInputs({ ...shape, seed })
+      const oneRank = async (rank: Rank): Promise<{ readonly hash: string; readonly error: number }> => {
+        const { buffer, stream } = rank
+        const input = inputs[rank.rank]!
+        const { x, topkIdx, topkWeights } = toTensors(input, shape)
+        const result = buffer.lowLatencyDispatch(x, topkIdx, { numExperts: shape.numExperts, stream, ...options })
+        await result.event.synchronize()
+        const y = await answers(result.packedRecvX, result.packedRecvXScales, rank)
+        const { combinedX, event } = buffer.lowLatencyCombine(y, topkIdx, topkWeights, result.handle, { stream })
+        await event.synchronize()
+        const exact = input.x.flatMap((values, token) => {
+          const chosen = input.topkIdx[token]!.map((id, slot) => (id < 0 ? 0 : input.topkWeights[token]![slot]!))
+          const weight = chosen.reduce((sum, w) => sum + w, 0)
+          return values.map((value) => value * weight)
+        })
+        const hash = createHash('sha256').update(combinedX.data as Uint16Array).digest('hex')
+        return { hash, error: difference(combinedX.toNumbers(), exact) }
+      }
+      const repeats = []
+      for (let repeat = 0; repeat < 20; repeat++) repeats.push(await Promise.all(ranks.map(oneRank)))
+      for (const results of repeats) {
+        expect(results.map(({ hash }) => hash)).toEqual(repeats[0]!.map(({ hash }) => hash))
+        for (const { error } of results) expect(error).toBeLessThan(tolerance)
+      }
+    }
+  })
+})

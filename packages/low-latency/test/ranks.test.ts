@@ -1,0 +1,46 @@
+import { existsSync } from 'node:fs'
+import { afterEach, describe, expect, test } from 'vitest'
+import { endsOf, type Launch, launch, type RunningRank } from '../../transport/test/symmetric/launch.js'
+import { countMappings, noSocketStays } from '../../transport/test/symmetric/world.js'
+
+const script = new URL('fixtures/rank.mjs', import.meta.url)
+let ranks: RunningRank[] = []
+
+async function start(options: Omit<Launch, 'script'>): Promise<void> {
+  ranks = await launch({ script, ...options })
+}
+
+afterEach(async () => {
+  for (const rank of ranks) rank.kill()
+  await endsOf(ranks)
+  expect(ranks.filter(({ pid }) => pid !== undefined && existsSync(`/proc/${pid}`))).toEqual([])
+  expect(countMappings()).toBe(0)
+  await noSocketStays()
+})
+
+describe('8 ranks', () => {
+  test.each([
+    ['worker threads of one process', true],
+    ['processes', false],
+  ])('as %s', async (_, threads) => {
+    await start({ numRanks: 8, threads, scenario: 'trips' })
+    expect(await endsOf(ranks)).toEqual(ranks.map(() => 0))
+    expect(ranks.map(({ events }) => events)).toEqual(ranks.map(() => [{ event: 'done', wrong: 0 }]))
+  })
+})
+
+test.each([
+  ['anywhere in a loop', 'loop'],
+  ['between dispatch and combine', 'stopBeforeCombine'],
+])('a rank that is killed %s: the others get a named error, and go on in a smaller world', async (_, scenario) => {
+  await start({ numRanks: 4, scenario })
+  await Promise.all(ranks.map((rank) => rank.event('ready')))
+  ranks[2]!.kill()
+  expect(await endsOf(ranks)).toEqual([0, 0, 'SIGKILL', 0])
+  for (const rank of [0, 1, 3]) {
+    expect(ranks[rank]!.events.slice(1)).toEqual([
+      { event: 'failed', code: 'ERR_MOE_EP_PEER_LOST', message: expect.stringContaining('rank 2 was lost') },
+      { event: 'rebuilt', worldSize: 3, wrong: 0 },
+    ])
+  }
+})
