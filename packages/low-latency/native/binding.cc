@@ -72,7 +72,7 @@ Napi::Value EnqueueDispatchSend(const Napi::CallbackInfo& info) {
 }
 
 // dispatchReceive(stream, buffer, slot, sharedArguments, recvX, recvScales, recvCount, srcInfo,
-//                 layoutRange, origins, numMessages, timeoutMs)
+//                 layoutRange, origins, numMessages, recvStats, waitStats, timeoutMs)
 Napi::Value EnqueueDispatchReceive(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const DispatchReceiveCall call{
@@ -85,7 +85,9 @@ Napi::Value EnqueueDispatchReceive(const Napi::CallbackInfo& info) {
       .src_info = args.tensor(7),
       .layout_range = args.tensor(8),
       .received = {.origins = args.tensor(9), .num_messages = args.tensor(10)},
-      .timeout_ms = args.integer(11),
+      .recv_stats = args.optional_tensor(11),
+      .wait_stats = args.optional_tensor(12),
+      .timeout_ms = args.integer(13),
   };
   return Enqueue(args.env(), args.stream(0),
                  [call](const Exec& exec) { cpu::DispatchReceive(exec, call); });
@@ -105,7 +107,8 @@ Napi::Value EnqueueCombineSend(const Napi::CallbackInfo& info) {
                  [call](const Exec& exec) { cpu::CombineSend(exec, call); });
 }
 
-// combineReceive(stream, buffer, slot, weighted, experts, topkIdx, topkWeights, out, timeoutMs)
+// combineReceive(stream, buffer, slot, weighted, experts, topkIdx, topkWeights, out, waitStats,
+//                timeoutMs)
 Napi::Value EnqueueCombineReceive(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const CombineReceiveCall call{
@@ -116,7 +119,8 @@ Napi::Value EnqueueCombineReceive(const Napi::CallbackInfo& info) {
       .topk_idx = args.tensor(5),
       .topk_weights = args.optional_tensor(6),
       .out = args.tensor(7),
-      .timeout_ms = args.integer(8),
+      .wait_stats = args.optional_tensor(8),
+      .timeout_ms = args.integer(9),
   };
   return Enqueue(args.env(), args.stream(0),
                  [call](const Exec& exec) { cpu::CombineReceive(exec, call); });

@@ -53,8 +53,10 @@ struct Buffer {
     for (int step = 0; step < routes.world_size(); ++step)
       routes.Signal(PeerAt(step), SignalIndex(slot, kind, routes.rank()), value);
   }
+  // `waited` [ranks], if given, grows by the nanoseconds that each source let this rank wait.
   bool WaitForAll(const Exec& exec, int64_t slot, SignalKind kind, uint64_t value, int64_t deadline,
-                  const char* operation, const char* missing) const {
+                  const char* operation, const char* missing, int64_t* waited = nullptr) const {
+    int64_t since = waited == nullptr ? 0 : MonotonicNanoseconds();
     for (int step = 0; step < routes.world_size(); ++step) {
       const int source = PeerAt(step);
       const auto describe = [&] {
@@ -63,6 +65,10 @@ struct Buffer {
       };
       if (!routes.Wait(exec, SignalIndex(slot, kind, source), value, deadline, describe))
         return false;
+      if (waited == nullptr) continue;
+      const int64_t now = MonotonicNanoseconds();
+      waited[source] += now - since;
+      since = now;
     }
     return true;
   }

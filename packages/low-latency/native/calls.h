@@ -35,6 +35,8 @@ struct DispatchReceiveCall {
   Tensor src_info;     // i32 [local experts, ranks * max_tokens]
   Tensor layout_range;  // i64 [local experts, ranks]: begin << 32 | count
   Received received;
+  Tensor recv_stats;  // i32 [local experts], grows by recv_count; or absent
+  Tensor wait_stats;  // i64 [ranks], grows by nanoseconds waited for each source; or absent
   int64_t timeout_ms;
 };
 
@@ -54,6 +56,7 @@ struct CombineReceiveCall {
   Tensor topk_idx;
   Tensor topk_weights;  // f32 [T, topk]; absent when weighted
   Tensor out;           // bf16 [T, hidden]
+  Tensor wait_stats;    // as in dispatch
   int64_t timeout_ms;
 };
 

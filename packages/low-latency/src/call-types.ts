@@ -14,6 +14,8 @@ export interface CallOptions {
    * @default false
    */
   readonly returnRecvHook?: boolean
+  /** i64 [R]: grows by the nanoseconds that the receive phase waited for each rank, to find slow ones. */
+  readonly waitRecvCostStats?: Tensor
 }
 
 export interface LowLatencyDispatchOptions extends CallOptions {
@@ -27,6 +29,8 @@ export interface LowLatencyDispatchOptions extends CallOptions {
   readonly roundScale?: boolean
   /** Packs four exponents of scales into an i32; needs `roundScale`. @default false */
   readonly useUe8m0?: boolean
+  /** i32 [L]: grows by packedRecvCount, to find out which experts are popular. */
+  readonly cumulativeLocalExpertRecvStats?: Tensor
   /** Slot of the buffer, the same on all ranks. @default the lowest free one */
   readonly slot?: number
   /** Where to write, instead of new tensors. */

@@ -54,6 +54,7 @@ export class LowLatencyBuffer implements Disposable {
   readonly #handle: BufferHandle
   /** Of each slot, for as long as a handle holds it. */
   readonly #received: readonly ReceivedMessages[]
+  readonly #combineBuffers: (Tensor | undefined)[] = []
   readonly #dispatches = new WeakMap<LowLatencyHandle, Dispatch>()
   #closed = false
 
@@ -142,6 +143,7 @@ export class LowLatencyBuffer implements Disposable {
     const [numTokens, hidden] = x.shape as [number, number]
     requireHidden('hidden', hidden, useFp8 ? 16 : 8, this.sizes.hidden)
     const call = this.#callOf(options)
+    const { cumulativeLocalExpertRecvStats: recvStats, waitRecvCostStats: waitStats } = options
     const { begin, end } = linearPlacement(numExperts, this.group.worldSize).rangeOf(this.group.rank)
     const rows = this.group.worldSize * this.sizes.maxTokensPerRank
     const packed = packedRows(
@@ -152,6 +154,10 @@ export class LowLatencyBuffer implements Disposable {
       out,
       this.device,
     )
+    if (recvStats !== undefined) {
+      const required = { dtype: 'i32', shape: [end - begin], device: this.device } as const
+      requireTensor('cumulativeLocalExpertRecvStats', recvStats, required)
+    }
     const shared = [
       ...[hidden, useFp8 ? (roundScale ? 2 : 1) : 0, topkIdx.shape[1]!, numExperts],
       topkWeights === undefined ? 0 : 1,
@@ -178,7 +184,7 @@ export class LowLatencyBuffer implements Disposable {
             ...([stream.handle, this.#handle, lease.slot, shared, packed.packedRecvX.handle] as const),
             ...([packed.packedRecvXScales?.handle, packed.packedRecvCount.handle] as const),
             ...([handle.srcInfo.handle, handle.layoutRange.handle, origins.handle] as const),
-            ...([numMessages.handle, timeoutMs] as const),
+            ...([numMessages.handle, recvStats?.handle, waitStats?.handle, timeoutMs] as const),
           ),
         )
         return stream.record()
@@ -239,7 +245,7 @@ export class LowLatencyBuffer implements Disposable {
       traceOperation('low-latency.combineReceive', stream, combinedX.byteLength, () =>
         native().combineReceive(
           ...([stream.handle, this.#handle, lease.slot, weighted, numExperts, topkIdx.handle] as const),
-          ...([topkWeights?.handle, combinedX.handle, timeoutMs] as const),
+          ...([topkWeights?.handle, combinedX.handle, options.waitRecvCostStats?.handle, timeoutMs] as const),
         ),
       )
       const event = stream.record()
@@ -263,6 +269,30 @@ export class LowLatencyBuffer implements Disposable {
     dispatch.received ??= dispatch.receive()
     dispatch.lease.release(dispatch.received)
     this.#dispatches.delete(handle)
+  }
+
+  /**
+   * Memory for the experts' results, bf16 [L, N, hidden], that belongs to the handle's slot: for callers that want none of their own.
+   * Combine reads its input where it lies, so on the cpu no memory is better than other.
+   * @throws ERR_MOE_EP_RELEASED when the handle has ended.
+   */
+  getNextLowLatencyCombineBuffer(handle: LowLatencyHandle): Tensor {
+    this.#requireOpen()
+    this.#dispatchOf(handle)
+    const shape = [...handle.srcInfo.shape, handle.hidden]
+    const known = this.#combineBuffers[handle.slot]
+    if (known !== undefined && known.numel >= shape.reduce((a, b) => a * b, 1))
+      return new Tensor({ memory: known.memory, dtype: 'bf16', shape, byteOffset: known.byteOffset })
+    return (this.#combineBuffers[handle.slot] = Tensor.empty(shape, 'bf16', this.device))
+  }
+
+  /**
+   * Does nothing: signals count calls, so that nothing is left to clean when shapes change. For programs that were written for buffers
+   * that need it.
+   * @throws ERR_MOE_EP_RELEASED when the buffer was closed.
+   */
+  cleanLowLatencyBuffer(): void {
+    this.#requireOpen()
   }
 
   /** Frees the memory as soon as queued work is done. */
@@ -292,7 +322,12 @@ export class LowLatencyBuffer implements Disposable {
     requireInteger('numExperts', numExperts, 1, Math.floor((2 ** 31 - 1) / Math.max(rows, 1)) * numRanks)
   }
 
-  #callOf({ stream = this.device.defaultStream, timeoutMs = this.timeoutMs, previousEvent }: CallOptions): Call {
+  #callOf(options: CallOptions): Call {
+    const { stream = this.device.defaultStream, timeoutMs = this.timeoutMs, previousEvent, waitRecvCostStats } = options
+    if (waitRecvCostStats !== undefined) {
+      const required = { dtype: 'i64', shape: [this.group.worldSize], device: this.device } as const
+      requireTensor('waitRecvCostStats', waitRecvCostStats, required)
+    }
     if (typeof stream !== 'object' || stream === null || !('follow' in stream))
       throw argumentError('stream', 'a Stream', stream)
     if (stream.device.name !== this.device.name)

@@ -38,6 +38,8 @@ interface LowLatencyNative {
     layoutRange: TensorHandle,
     origins: TensorHandle,
     numMessages: TensorHandle,
+    recvStats: Optional,
+    waitStats: Optional,
     timeoutMs: number,
   ): void
   combineSend(
@@ -58,6 +60,7 @@ interface LowLatencyNative {
     topkIdx: TensorHandle,
     topkWeights: Optional,
     out: TensorHandle,
+    waitStats: Optional,
     timeoutMs: number,
   ): void
 }

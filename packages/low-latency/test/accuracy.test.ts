@@ -57,7 +57,9 @@ test.each([
           const weight = chosen.reduce((sum, w) => sum + w, 0)
           return values.map((value) => value * weight)
         })
-        const hash = createHash('sha256').update(combinedX.data as Uint16Array).digest('hex')
+        const hash = createHash('sha256')
+          .update(combinedX.data as Uint16Array)
+          .digest('hex')
         return { hash, error: difference(combinedX.toNumbers(), exact) }
       }
       const repeats = []

@@ -197,6 +197,48 @@ test('graphs of 3 and of 2 layers are replayed in turn, with inputs that change'
   })
 })
 
+test('statistics grow, and a slot has memory for results', async () => {
+  const inputs = randomInputs(shape)
+  const { results, combined } = expected(inputs, shape.numExperts, shape.hidden)
+  const counts = reference.dispatch(inputs, shape.numExperts).map((experts) => experts.map((rows) => rows.length))
+  await withWorld(3, sizes, async (ranks) => {
+    await Promise.all(
+      ranks.map(async ({ rank, stream, buffer }) => {
+        const { x, topkIdx, topkWeights } = toTensors(inputs[rank]!, shape)
+        const received = Tensor.zeros([counts[rank]!.length], 'i32')
+        const waited = { dispatch: Tensor.zeros([3], 'i64'), combine: Tensor.zeros([3], 'i64') }
+        for (let call = 1; call <= 3; call++) {
+          const { packedRecvX, handle, event } = buffer.lowLatencyDispatch(x, topkIdx, {
+            ...{ ...bf16, stream, cumulativeLocalExpertRecvStats: received, waitRecvCostStats: waited.dispatch },
+          })
+          await event.synchronize()
+          expect(Array.from(received.toNumbers())).toEqual(counts[rank]!.map((count) => call * count))
+          const y = buffer.getNextLowLatencyCombineBuffer(handle)
+          expect(y.shape).toEqual(packedRecvX.shape)
+          ;(y.data as Uint16Array).set(
+            resultsTensor(results[rank]!, packedRecvX.shape[1]!, shape.hidden).data as Uint16Array,
+          )
+          const { combinedX } = buffer.lowLatencyCombine(y, topkIdx, topkWeights, handle, {
+            ...{ stream, waitRecvCostStats: waited.combine },
+          })
+          await stream.synchronize()
+          expect(Array.from(combinedX.toNumbers())).toEqual(combined[rank]!.flat())
+          buffer.cleanLowLatencyBuffer()
+        }
+        const of = (stats: Tensor): number[] => Array.from(stats.data as BigInt64Array, Number)
+        for (const stats of [waited.dispatch, waited.combine]) {
+          expect(of(stats).every((ns) => ns >= 0)).toBe(true)
+          expect(of(stats).some((ns) => ns > 0)).toBe(true)
+        }
+        const wrong = { waitRecvCostStats: Tensor.zeros([2], 'i64') }
+        expect(codeOf(() => buffer.lowLatencyDispatch(x, topkIdx, { ...bf16, stream, ...wrong }))).toBe(
+          'ERR_MOE_EP_ARGUMENT',
+        )
+      }),
+    )
+  })
+})
+
 test('results go where the caller says', async () => {
   const inputs = randomInputs({ ...shape, numTokens: [4] })
   await withWorld(1, sizes, async ([rank]) => {

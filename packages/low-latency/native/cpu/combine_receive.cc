@@ -65,7 +65,8 @@ void CombineReceive(const Exec& exec, const CombineReceiveCall& call) {
   const Buffer& buffer = *call.buffer;
   if (!buffer.routes.CheckNotPoisoned(exec) || !buffer.CheckReceived(exec, call.slot)) return;
   if (!buffer.WaitForAll(exec, call.slot, SignalKind::kResults, buffer.slots[call.slot].epoch,
-                         DeadlineAfter(call.timeout_ms), kCombineOperation, "rows"))
+                         DeadlineAfter(call.timeout_ms), kCombineOperation, "rows",
+                         call.wait_stats.data<int64_t>()))
     return;
   const Summer summer(call);
   exec.ParallelFor(call.out.size(0), 2, [&](int64_t begin, int64_t end) {

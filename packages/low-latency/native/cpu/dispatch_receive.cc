@@ -71,6 +71,9 @@ class Receiver {
       }
     }
     std::memcpy(call_.recv_count.data(), filled.data(), filled.size() * sizeof(int32_t));
+    if (!call_.recv_stats) return;
+    for (size_t expert = 0; expert < filled.size(); ++expert)
+      call_.recv_stats.data<int32_t>()[expert] += filled[expert];
   }
 
   int64_t num_messages() const { return first_.back(); }
@@ -152,7 +155,8 @@ void DispatchReceive(const Exec& exec, const DispatchReceiveCall& call) {
   if (!buffer.routes.CheckNotPoisoned(exec)) return;
   SlotState& state = buffer.slots[call.slot];
   if (!buffer.WaitForAll(exec, call.slot, SignalKind::kMessages, state.epoch,
-                         DeadlineAfter(call.timeout_ms), kDispatchOperation, "messages"))
+                         DeadlineAfter(call.timeout_ms), kDispatchOperation, "messages",
+                         call.wait_stats.data<int64_t>()))
     return;
   const Objection objection = ObjectionOf(call);
   if (objection.code == nullptr) {
