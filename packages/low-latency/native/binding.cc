@@ -72,7 +72,8 @@ Napi::Value EnqueueDispatchSend(const Napi::CallbackInfo& info) {
 }
 
 // dispatchReceive(stream, buffer, slot, sharedArguments, recvX, recvScales, recvCount, srcInfo,
-//                 layoutRange, origins, numMessages, recvStats, waitStats, timeoutMs)
+//                 layoutRange, origins, numMessages, recvTopkIdx, recvTopkWeights, recvStats,
+//                 waitStats, timeoutMs)
 Napi::Value EnqueueDispatchReceive(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const DispatchReceiveCall call{
@@ -83,25 +84,28 @@ Napi::Value EnqueueDispatchReceive(const Napi::CallbackInfo& info) {
       .recv_scales = args.optional_tensor(5),
       .recv_count = args.tensor(6),
       .src_info = args.tensor(7),
-      .layout_range = args.tensor(8),
+      .layout_range = args.optional_tensor(8),
       .received = {.origins = args.tensor(9), .num_messages = args.tensor(10)},
-      .recv_stats = args.optional_tensor(11),
-      .wait_stats = args.optional_tensor(12),
-      .timeout_ms = args.integer(13),
+      .recv_topk_idx = args.optional_tensor(11),
+      .recv_topk_weights = args.optional_tensor(12),
+      .recv_stats = args.optional_tensor(13),
+      .wait_stats = args.optional_tensor(14),
+      .timeout_ms = args.integer(15),
   };
   return Enqueue(args.env(), args.stream(0),
                  [call](const Exec& exec) { cpu::DispatchReceive(exec, call); });
 }
 
-// combineSend(stream, buffer, slot, weighted, x, origins, numMessages)
+// combineSend(stream, buffer, slot, weighted, rankMajor, x, origins, numMessages)
 Napi::Value EnqueueCombineSend(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const CombineSendCall call{
       .buffer = BufferArgument(args, 1),
       .slot = args.integer(2),
       .weighted = args.boolean(3),
-      .x = args.tensor(4),
-      .received = {.origins = args.tensor(5), .num_messages = args.tensor(6)},
+      .rank_major = args.boolean(4),
+      .x = args.tensor(5),
+      .received = {.origins = args.tensor(6), .num_messages = args.tensor(7)},
   };
   return Enqueue(args.env(), args.stream(0),
                  [call](const Exec& exec) { cpu::CombineSend(exec, call); });

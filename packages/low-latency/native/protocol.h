@@ -48,9 +48,10 @@ struct SharedArguments {
   int64_t topk;
   int64_t experts;
   int64_t has_weights;
+  int64_t rank_major;  // 1: rows stay as they came, and one for each comes home
 };
 inline constexpr const char* kSharedArgumentNames[] = {
-    "hidden", "format of rows", "topk", "numExperts", "topkWeights given",
+    "hidden", "format of rows", "topk", "numExperts", "topkWeights given", "rank-major layout",
 };
 inline constexpr int kNumSharedArguments = sizeof(SharedArguments) / sizeof(int64_t);
 static_assert(kNumSharedArguments == sizeof(kSharedArgumentNames) / sizeof(const char*));

@@ -31,13 +31,19 @@ export interface LowLatencyDispatchOptions extends CallOptions {
   readonly useUe8m0?: boolean
   /** i32 [L]: grows by packedRecvCount, to find out which experts are popular. */
   readonly cumulativeLocalExpertRecvStats?: Tensor
+  /**
+   * `'expert-major'` packs rows by expert. `'rank-major'` leaves them by source rank, each once however many experts of this rank it
+   * is for, with their ids and weights beside them: for experts that group rows on their own. The same on all ranks.
+   * @default 'expert-major'
+   */
+  readonly layout?: RecvLayout
   /** Slot of the buffer, the same on all ranks. @default the lowest free one */
   readonly slot?: number
   /** Where to write, instead of new tensors. */
   readonly out?: Partial<PackedRows>
 }
 
-/** Received rows, by local expert. L experts of this rank, R ranks, N = R * maxTokensPerRank. */
+/** Received rows, by local expert; rank-major by source rank, with R in place of L and maxTokensPerRank in place of N. L experts of this rank, R ranks, N = R * maxTokensPerRank. */
 export interface PackedRows {
   /** fp8e4m3 or bf16 [L, N, hidden]. Rows of an expert are packed from the front; those past its count are undefined. */
   readonly packedRecvX: Tensor
@@ -47,12 +53,15 @@ export interface PackedRows {
   readonly packedRecvCount: Tensor
 }
 
+export type RecvLayout = 'expert-major' | 'rank-major'
+
 /** What combine needs of a dispatch. Ends with it. */
 export interface LowLatencyHandle {
-  /** i32 [L, N]: the token at its source that each row is of. */
+  /** i32 [L, N], rank-major [R, maxTokensPerRank]: the token at its source that each row is of. */
   readonly srcInfo: Tensor
-  /** i64 [L, R]: first row << 32 | number of rows of each source. */
-  readonly layoutRange: Tensor
+  /** i64 [L, R]: first row << 32 | number of rows of each source. Undefined rank-major. */
+  readonly layoutRange: Tensor | undefined
+  readonly layout: RecvLayout
   readonly slot: number
   readonly numTokens: number
   readonly hidden: number
@@ -63,6 +72,10 @@ export interface LowLatencyHandle {
 
 export interface LowLatencyDispatchResult extends PackedRows {
   readonly handle: LowLatencyHandle
+  /** Rank-major only: i32 [R, maxTokensPerRank, topk], ids counted from this rank's first expert, -1 for others and where no row is. */
+  readonly recvTopkIdx: Tensor | undefined
+  /** Rank-major, with weights: f32 of that shape, 0 where the id is -1. */
+  readonly recvTopkWeights: Tensor | undefined
   /** Completes when what was enqueued is done: with a hook the send phase, else the rows. */
   readonly event: Event
   /** Enqueues the receive phase; its event completes when the rows are there. To be called once. */

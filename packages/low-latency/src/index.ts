@@ -7,6 +7,7 @@ export type {
   LowLatencyDispatchResult,
   LowLatencyHandle,
   PackedRows,
+  RecvLayout,
 } from './call-types.js'
 export { LowLatencyBuffer, type LowLatencyBufferOptions } from './low-latency-buffer.js'
 export * as reference from './reference.js'

@@ -136,7 +136,7 @@ export class LowLatencyBuffer implements Disposable {
   lowLatencyDispatch(x: Tensor, topkIdx: Tensor, options: LowLatencyDispatchOptions): LowLatencyDispatchResult {
     this.#requireOpen()
     const { topkWeights, numExperts, slot, out = {} } = options
-    const { useFp8 = true, useUe8m0 = false, roundScale = useUe8m0 } = options
+    const { useFp8 = true, useUe8m0 = false, roundScale = useUe8m0, layout = 'expert-major' } = options
     this.#checkInputs(x, topkIdx, options)
     if (useUe8m0 && !(useFp8 && roundScale))
       throw argumentError('useUe8m0', 'false without useFp8 and roundScale', useUe8m0)
@@ -145,22 +145,26 @@ export class LowLatencyBuffer implements Disposable {
     const call = this.#callOf(options)
     const { cumulativeLocalExpertRecvStats: recvStats, waitRecvCostStats: waitStats } = options
     const { begin, end } = linearPlacement(numExperts, this.group.worldSize).rangeOf(this.group.rank)
-    const rows = this.group.worldSize * this.sizes.maxTokensPerRank
+    const numRanks = this.group.worldSize
+    const rankMajor = layout === 'rank-major'
+    const [groups, rows] = rankMajor
+      ? [numRanks, this.sizes.maxTokensPerRank]
+      : [end - begin, numRanks * this.sizes.maxTokensPerRank]
     const packed = packedRows(
       {
-        ...{ numLocalExperts: end - begin, rows, hidden },
+        ...{ numGroups: groups, rows, hidden },
         format: useFp8 ? (useUe8m0 ? 'fp8-ue8m0' : 'fp8') : 'bf16',
       },
       out,
       this.device,
     )
     if (recvStats !== undefined) {
-      const required = { dtype: 'i32', shape: [end - begin], device: this.device } as const
+      const required = { dtype: 'i32', shape: [groups], device: this.device } as const
       requireTensor('cumulativeLocalExpertRecvStats', recvStats, required)
     }
     const shared = [
       ...[hidden, useFp8 ? (roundScale ? 2 : 1) : 0, topkIdx.shape[1]!, numExperts],
-      topkWeights === undefined ? 0 : 1,
+      ...[topkWeights === undefined ? 0 : 1, rankMajor ? 1 : 0],
     ]
     const lease = this.#slots.acquire(slot)
     try {
@@ -173,18 +177,22 @@ export class LowLatencyBuffer implements Disposable {
         ),
       )
       const handle: LowLatencyHandle = {
-        srcInfo: Tensor.empty([end - begin, rows], 'i32', this.device),
-        layoutRange: Tensor.empty([end - begin, this.group.worldSize], 'i64', this.device),
-        ...{ slot: lease.slot, numTokens, hidden, numExperts, weighted: topkWeights !== undefined },
+        srcInfo: Tensor.empty([groups, rows], 'i32', this.device),
+        layoutRange: rankMajor ? undefined : Tensor.empty([groups, numRanks], 'i64', this.device),
+        ...{ layout, slot: lease.slot, numTokens, hidden, numExperts, weighted: topkWeights !== undefined },
       }
+      const routingShape = [groups, rows, topkIdx.shape[1]!]
+      const recvTopkIdx = rankMajor ? Tensor.empty(routingShape, 'i32', this.device) : undefined
+      const recvTopkWeights = rankMajor && topkWeights ? Tensor.empty(routingShape, 'f32', this.device) : undefined
       const { origins, numMessages } = this.#received[lease.slot]!
       const receive = (): Event => {
         traceOperation('low-latency.dispatchReceive', stream, undefined, () =>
           native().dispatchReceive(
             ...([stream.handle, this.#handle, lease.slot, shared, packed.packedRecvX.handle] as const),
             ...([packed.packedRecvXScales?.handle, packed.packedRecvCount.handle] as const),
-            ...([handle.srcInfo.handle, handle.layoutRange.handle, origins.handle] as const),
-            ...([numMessages.handle, recvStats?.handle, waitStats?.handle, timeoutMs] as const),
+            ...([handle.srcInfo.handle, handle.layoutRange?.handle, origins.handle] as const),
+            ...([numMessages.handle, recvTopkIdx?.handle, recvTopkWeights?.handle] as const),
+            ...([recvStats?.handle, waitStats?.handle, timeoutMs] as const),
           ),
         )
         return stream.record()
@@ -192,8 +200,9 @@ export class LowLatencyBuffer implements Disposable {
       const dispatch: Dispatch = { lease, receive: once(receive, 'dispatch'), received: undefined }
       this.#dispatches.set(handle, dispatch)
       const hook = (): Event => (dispatch.received = dispatch.receive())
-      if (options.returnRecvHook === true) return { ...packed, handle, event: stream.record(), hook }
-      return { ...packed, handle, event: hook(), hook: undefined }
+      const result = { ...packed, handle, recvTopkIdx, recvTopkWeights }
+      if (options.returnRecvHook === true) return { ...result, event: stream.record(), hook }
+      return { ...result, event: hook(), hook: undefined }
     } catch (error) {
       lease.release()
       throw error
@@ -207,9 +216,11 @@ export class LowLatencyBuffer implements Disposable {
    *
    * Enqueued; ends the handle, with a hook when it is called.
    *
-   * @param x bf16 [L, N, hidden]: row i of an expert answers row i of packedRecvX.
+   * Rank-major a row comes home for each (token, rank), and they are summed in rank order: apply weights before.
+   *
+   * @param x bf16 of packedRecvX's shape: its rows answer those.
    * @param topkIdx the ids of the dispatch.
-   * @param topkWeights f32 [T, topk]; undefined where they came with the dispatch.
+   * @param topkWeights f32 [T, topk]; undefined where they came with the dispatch, and rank-major.
    * @throws ERR_MOE_EP_ARGUMENT, also for a handle whose receive hook was not called; ERR_MOE_EP_RELEASED when the handle has ended. On
    *   await as in dispatch.
    */
@@ -223,11 +234,18 @@ export class LowLatencyBuffer implements Disposable {
     this.#requireOpen()
     const { lease, received } = this.#dispatchOf(handle)
     if (received === undefined) throw argumentError('handle', 'one whose receive hook was called', 'one before it')
-    const { hidden, numTokens, numExperts, weighted, srcInfo } = handle
+    const { hidden, numTokens, numExperts, srcInfo } = handle
+    const rankMajor = handle.layout === 'rank-major'
+    // One row of each rank comes home, with weights applied.
+    const weighted = handle.weighted || rankMajor
     requireTensor('x', x, { dtype: 'bf16', shape: [...srcInfo.shape, hidden], device: this.device })
     requireTensor('topkIdx', topkIdx, { dtype: ['i32', 'i64'], shape: [numTokens, null], device: this.device })
     if (weighted !== (topkWeights === undefined))
-      throw argumentError('topkWeights', weighted ? 'nothing: they came with the dispatch' : 'a Tensor', topkWeights)
+      throw argumentError(
+        'topkWeights',
+        weighted ? 'nothing: they were applied where experts are' : 'a Tensor',
+        topkWeights,
+      )
     if (topkWeights !== undefined)
       requireTensor('topkWeights', topkWeights, { dtype: 'f32', shape: topkIdx.shape, device: this.device })
     const combinedX = options.out ?? Tensor.empty([numTokens, hidden], 'bf16', this.device)
@@ -237,8 +255,8 @@ export class LowLatencyBuffer implements Disposable {
     stream.wait(received)
     traceOperation('low-latency.combineSend', stream, undefined, () =>
       native().combineSend(
-        ...([stream.handle, this.#handle, lease.slot, weighted, x.handle, origins.handle] as const),
-        numMessages.handle,
+        ...([stream.handle, this.#handle, lease.slot, weighted, rankMajor, x.handle] as const),
+        ...([origins.handle, numMessages.handle] as const),
       ),
     )
     const hook = once(() => {
@@ -307,13 +325,16 @@ export class LowLatencyBuffer implements Disposable {
     this.close()
   }
 
-  #checkInputs(x: Tensor, topkIdx: Tensor, { numExperts, topkWeights }: LowLatencyDispatchOptions): void {
+  #checkInputs(x: Tensor, topkIdx: Tensor, options: LowLatencyDispatchOptions): void {
     const { device } = this
+    const { numExperts, topkWeights, layout = 'expert-major' } = options
     requireTensor('x', x, { dtype: 'bf16', shape: [null, null], device })
     const [numTokens] = x.shape as [number, number]
     requireInteger('tokens of x', numTokens, 0, this.sizes.maxTokensPerRank)
     requireTensor('topkIdx', topkIdx, { dtype: ['i32', 'i64'], shape: [numTokens, null], device })
     requireInteger('topk', topkIdx.shape[1], 1, this.sizes.maxTopk)
+    if (!['expert-major', 'rank-major'].includes(layout))
+      throw argumentError('layout', "'expert-major' or 'rank-major'", layout)
     if (topkWeights !== undefined)
       requireTensor('topkWeights', topkWeights, { dtype: 'f32', shape: topkIdx.shape, device })
     // Rows of all experts of a rank are numbered by i32.

@@ -4,8 +4,9 @@ import type { PackedRows } from './call-types.js'
 
 /** Shape and format of what a rank receives. */
 export interface PackedShape {
-  readonly numLocalExperts: number
-  /** Rows that an expert has room for. */
+  /** Local experts; rank-major, ranks. */
+  readonly numGroups: number
+  /** Rows that each of them has room for. */
   readonly rows: number
   readonly hidden: number
   readonly format: 'bf16' | 'fp8' | 'fp8-ue8m0'
@@ -13,29 +14,29 @@ export interface PackedShape {
 
 /** New tensors, and what the caller gave instead of them. @throws ERR_MOE_EP_ARGUMENT. */
 export function packedRows(shape: PackedShape, out: Partial<PackedRows>, device: Device): PackedRows {
-  const { numLocalExperts, rows, hidden, format } = shape
+  const { numGroups, rows, hidden, format } = shape
   const dtype = format === 'bf16' ? 'bf16' : 'fp8e4m3'
-  const recvShape = [numLocalExperts, rows, hidden]
+  const recvShape = [numGroups, rows, hidden]
   const packedRecvX = out.packedRecvX ?? Tensor.empty(recvShape, dtype, device)
   requireTensor('out.packedRecvX', packedRecvX, { dtype, shape: recvShape, device })
-  const packedRecvCount = out.packedRecvCount ?? Tensor.empty([numLocalExperts], 'i32', device)
-  requireTensor('out.packedRecvCount', packedRecvCount, { dtype: 'i32', shape: [numLocalExperts], device })
+  const packedRecvCount = out.packedRecvCount ?? Tensor.empty([numGroups], 'i32', device)
+  requireTensor('out.packedRecvCount', packedRecvCount, { dtype: 'i32', shape: [numGroups], device })
   return { packedRecvX, packedRecvXScales: scalesOf(shape, out.packedRecvXScales, device), packedRecvCount }
 }
 
 function scalesOf(shape: PackedShape, given: Tensor | undefined, device: Device): Tensor | undefined {
-  const { numLocalExperts, rows, hidden, format } = shape
+  const { numGroups, rows, hidden, format } = shape
   if (format === 'bf16') {
     if (given !== undefined) throw argumentError('out.packedRecvXScales', 'nothing where rows travel as bf16', given)
     return undefined
   }
   const groups = numGroupsOf(hidden, defaultGroupSize)
   const [dtype, columns] = format === 'fp8' ? (['f32', groups] as const) : (['i32', Math.ceil(groups / 4)] as const)
-  const scalesShape = [numLocalExperts, rows, columns]
+  const scalesShape = [numGroups, rows, columns]
   // A column's scales lie next to each other: what grouped GEMMs read.
   const strides = [columns * rows, 1, rows]
   if (given === undefined) {
-    const { memory, byteOffset } = Tensor.empty([numLocalExperts, columns, rows], dtype, device)
+    const { memory, byteOffset } = Tensor.empty([numGroups, columns, rows], dtype, device)
     return new Tensor({ memory, dtype, shape: scalesShape, strides, byteOffset })
   }
   requireTensor('out.packedRecvXScales', given, { dtype, shape: scalesShape, device, contiguous: false })

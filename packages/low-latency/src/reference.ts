@@ -73,6 +73,48 @@ export function combine(
   )
 }
 
+/** One row of a rank-major dispatch. */
+export interface RankMajorRow {
+  readonly sourceToken: number
+  /** Local ids, -1 for experts elsewhere. */
+  readonly topkIdx: readonly number[]
+  readonly topkWeights: readonly number[]
+}
+
+/** Rows by source rank, then by token: [rank][source][row]. */
+export function dispatchRankMajor(inputs: readonly ReferenceInput[], numExperts: number): RankMajorRow[][][] {
+  const placement = linearPlacement(numExperts, inputs.length)
+  return inputs.map((_, rank) => {
+    const { begin, end } = placement.rangeOf(rank)
+    return inputs.map(({ topkIdx, topkWeights }) =>
+      topkIdx.flatMap((ids, sourceToken) => {
+        const local = ids.map((id) => (id >= begin && id < end ? id - begin : -1))
+        if (local.every((id) => id < 0)) return []
+        const weights = topkWeights[sourceToken]!.map((weight, slot) => (local[slot]! < 0 ? 0 : weight))
+        return [{ sourceToken, topkIdx: local, topkWeights: weights }]
+      }),
+    )
+  })
+}
+
+/** For every token the sum, in rank order, of the rows that ranks answer with: `results[rank][source][row]`. */
+export function combineRankMajor(
+  inputs: readonly ReferenceInput[],
+  results: readonly (readonly (readonly (readonly number[])[])[])[],
+  options: { readonly numExperts: number; readonly hidden: number },
+): number[][][] {
+  const received = dispatchRankMajor(inputs, options.numExperts)
+  return inputs.map(({ topkIdx }, home) =>
+    topkIdx.map((_, token) => {
+      const rows = received.flatMap((sources, rank) => {
+        const row = sources[home]!.findIndex(({ sourceToken }) => sourceToken === token)
+        return row < 0 ? [] : [results[rank]![home]![row]!]
+      })
+      return toBf16(sum(rows, options.hidden))
+    }),
+  )
+}
+
 /** f32 additions in order; the first row starts the sum, zeros where there is none. */
 function sum(rows: readonly (readonly number[])[], hidden: number): number[] {
   const [first, ...others] = rows

@@ -70,7 +70,7 @@ function expectReceived(
   const [, capacity, hidden] = packedRecvX.shape as [number, number, number]
   expect(Array.from(packedRecvCount.toNumbers())).toEqual(rows.map((ofExpert) => ofExpert.length))
   const srcInfo = handle.srcInfo.toNumbers()
-  const ranges = handle.layoutRange.data as BigInt64Array
+  const ranges = handle.layoutRange!.data as BigInt64Array
   rows.forEach((ofExpert, expert) => {
     for (let source = 0; source < inputs.length; source++) {
       const range = ranges[expert * inputs.length + source]!

@@ -18,14 +18,21 @@ void PrefetchRowsOf(const CombineSendCall& call, const MessageHeader& origin) {
                 std::min<int64_t>(hidden * 2, 1024));
 }
 
-// What this rank owes one token of a source: the sum of its rows where weights are known here, else
-// a row for each selection.
-void Answer(const CombineSendCall& call, int source, const MessageHeader& origin) {
+// What this rank owes one token of a source: its row, rank-major; else the sum of its rows where
+// weights are known here, and without them a row for each selection.
+void Answer(const CombineSendCall& call, int source, int64_t index, const MessageHeader& origin) {
   const Buffer& buffer = *call.buffer;
   const int64_t hidden = call.x.size(2);
   const auto row_of = [&](int32_t i) {
     return call.x.data<uint16_t>() + int64_t{origin.selections()[i].expert} * hidden;
   };
+  if (call.rank_major) {
+    const auto* row =
+        call.x.data<uint16_t>() + (source * buffer.layout.max_tokens + index) * hidden;
+    std::memcpy(buffer.Result(source, call.slot, origin.token, origin.place), row,
+                static_cast<size_t>(hidden) * 2);
+    return;
+  }
   if (!call.weighted) {
     for (int32_t i = 0; i < origin.count; ++i) {
       const int32_t slot = origin.selections()[i].slot;
@@ -57,8 +64,8 @@ void CombineSend(const Exec& exec, const CombineSendCall& call) {
     };
     exec.ParallelFor(count, 4, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        if (i + 1 < end) PrefetchRowsOf(call, origin(i + 1));
-        Answer(call, source, origin(i));
+        if (i + 1 < end && !call.rank_major) PrefetchRowsOf(call, origin(i + 1));
+        Answer(call, source, i, origin(i));
       }
     });
     buffer.routes.Flush();

@@ -76,6 +76,23 @@ class Receiver {
       call_.recv_stats.data<int32_t>()[expert] += filled[expert];
   }
 
+  // Rank-major: a message's row is that of its number. Experts are told by ids instead.
+  void KeepOrder() {
+    const int ranks = buffer_.routes.world_size();
+    for (int source = 0; source < ranks; ++source) {
+      const int64_t count = Head(source).count;
+      call_.received.num_messages.data<int32_t>()[source] = static_cast<int32_t>(count);
+      call_.recv_count.data<int32_t>()[source] = static_cast<int32_t>(count);
+      first_[static_cast<size_t>(source) + 1] = first_[static_cast<size_t>(source)] + count;
+    }
+    // Rows that did not come must not look like those of an earlier dispatch.
+    std::memset(call_.recv_topk_idx.data(), 0xff,
+                static_cast<size_t>(call_.recv_topk_idx.numel()) * sizeof(int32_t));
+    if (call_.recv_topk_weights)
+      std::memset(call_.recv_topk_weights.data(), 0,
+                  static_cast<size_t>(call_.recv_topk_weights.numel()) * sizeof(float));
+  }
+
   int64_t num_messages() const { return first_.back(); }
 
   // The rows of a message; messages count through all sources.
@@ -83,9 +100,14 @@ class Receiver {
     int source = 0;
     while (first_[static_cast<size_t>(source) + 1] <= message) ++source;
     const int64_t index = message - first_[static_cast<size_t>(source)];
+    MessageHeader& header = buffer_.Message(buffer_.routes.rank(), call_.slot, source, index);
+    const uint8_t* row = buffer_.RowOf(header);
+    if (call_.arguments.rank_major != 0) {
+      std::memcpy(&Origin(source, index), &header, static_cast<size_t>(header_bytes_));
+      PutRouting(header, source * rows_ + index);
+      return PutRow(row, source * rows_ + index);
+    }
     const MessageHeader& origin = Origin(source, index);
-    const uint8_t* row =
-        buffer_.RowOf(buffer_.Message(buffer_.routes.rank(), call_.slot, source, index));
     for (int32_t i = 0; i < origin.count; ++i) {
       const int32_t target = origin.selections()[i].expert;
       if (!SeenBefore(origin, i)) PutRow(row, target);
@@ -122,6 +144,17 @@ class Receiver {
     }
   }
 
+  void PutRouting(const MessageHeader& header, int64_t target) const {
+    const int64_t topk = call_.recv_topk_idx.size(2);
+    call_.src_info.data<int32_t>()[target] = header.token;
+    for (int32_t i = 0; i < header.count; ++i) {
+      const Selection& selection = header.selections()[i];
+      const int64_t at = target * topk + selection.slot;
+      call_.recv_topk_idx.data<int32_t>()[at] = selection.expert;
+      if (call_.recv_topk_weights) call_.recv_topk_weights.data<float>()[at] = selection.weight;
+    }
+  }
+
   void PutRow(const uint8_t* row, int64_t target) const {
     const int64_t hidden = call_.recv_x.size(2);
     if (!call_.recv_scales) {
@@ -132,7 +165,7 @@ class Receiver {
     std::memcpy(call_.recv_x.data<uint8_t>() + target * hidden, row, static_cast<size_t>(hidden));
     const int64_t groups = (hidden + kGroupSize - 1) / kGroupSize;
     const int64_t columns = call_.recv_scales.size(2);
-    const int64_t expert = target / rows_;
+    const int64_t expert = target / rows_;  // or source
     uint8_t* first = call_.recv_scales.data<uint8_t>() +
                      (expert * columns * rows_ + target % rows_) * int64_t{4};
     const bool packed = call_.recv_scales.dtype() == DType::kI32;
@@ -143,7 +176,7 @@ class Receiver {
 
   const DispatchReceiveCall& call_;
   const Buffer& buffer_;
-  int64_t rows_;  // of an expert
+  int64_t rows_;  // of an expert, or of a source
   int64_t header_bytes_;
   std::vector<int64_t> first_;  // message of each source, counted through all
 };
@@ -161,7 +194,11 @@ void DispatchReceive(const Exec& exec, const DispatchReceiveCall& call) {
   const Objection objection = ObjectionOf(call);
   if (objection.code == nullptr) {
     Receiver receiver(call);
-    receiver.PlaceRows();
+    if (call.arguments.rank_major != 0) {
+      receiver.KeepOrder();
+    } else {
+      receiver.PlaceRows();
+    }
     exec.ParallelFor(receiver.num_messages(), 4, [&](int64_t begin, int64_t end) {
       for (int64_t message = begin; message < end; ++message) receiver.Unpack(message);
     });
