@@ -1,5 +1,12 @@
 #include "cpu/kernels.h"
 #include "moe_ep/transport/addon.h"
+#if MOE_EP_CUDA
+#include "cuda/kernels.h"
+#define MOE_EP_ON_DEVICE(Operation, exec, call) \
+  (exec.on_cuda() ? cuda::Operation(exec, call) : cpu::Operation(exec, call))
+#else
+#define MOE_EP_ON_DEVICE(Operation, exec, call) cpu::Operation(exec, call)
+#endif
 
 namespace moe_ep {
 namespace {
@@ -39,6 +46,13 @@ Napi::Value CreateBuffer(const Napi::CallbackInfo& info) {
   auto buffer = std::make_shared<Buffer>();
   buffer->routes = RoutesArgument(args, 0);
   buffer->layout = FromNumbers<BufferLayout>(args, 1);
+#if MOE_EP_CUDA
+  if (buffer->routes.device() >= 0 && buffer->routes.world_size() > cuda::kMostRanks) {
+    Throw(args.env(), "ERR_MOE_EP_UNSUPPORTED",
+          "a low-latency buffer of a cuda device has at most " + std::to_string(cuda::kMostRanks) +
+              " ranks");
+  }
+#endif
   buffer->slots = std::vector<SlotState>(static_cast<size_t>(buffer->layout.slots));
   Napi::Value external =
       Napi::External<BufferHandle>::New(args.env(), new BufferHandle(std::move(buffer)),
@@ -68,7 +82,7 @@ Napi::Value EnqueueDispatchSend(const Napi::CallbackInfo& info) {
       .timeout_ms = args.integer(7),
   };
   return Enqueue(args.env(), args.stream(0),
-                 [call](const Exec& exec) { cpu::DispatchSend(exec, call); });
+                 [call](const Exec& exec) { MOE_EP_ON_DEVICE(DispatchSend, exec, call); });
 }
 
 // dispatchReceive(stream, buffer, slot, sharedArguments, recvX, recvScales, recvCount, srcInfo,
@@ -93,7 +107,7 @@ Napi::Value EnqueueDispatchReceive(const Napi::CallbackInfo& info) {
       .timeout_ms = args.integer(15),
   };
   return Enqueue(args.env(), args.stream(0),
-                 [call](const Exec& exec) { cpu::DispatchReceive(exec, call); });
+                 [call](const Exec& exec) { MOE_EP_ON_DEVICE(DispatchReceive, exec, call); });
 }
 
 // combineSend(stream, buffer, slot, weighted, rankMajor, x, origins, numMessages)
@@ -108,7 +122,7 @@ Napi::Value EnqueueCombineSend(const Napi::CallbackInfo& info) {
       .received = {.origins = args.tensor(6), .num_messages = args.tensor(7)},
   };
   return Enqueue(args.env(), args.stream(0),
-                 [call](const Exec& exec) { cpu::CombineSend(exec, call); });
+                 [call](const Exec& exec) { MOE_EP_ON_DEVICE(CombineSend, exec, call); });
 }
 
 // combineReceive(stream, buffer, slot, weighted, experts, topkIdx, topkWeights, out, waitStats,
@@ -127,7 +141,7 @@ Napi::Value EnqueueCombineReceive(const Napi::CallbackInfo& info) {
       .timeout_ms = args.integer(9),
   };
   return Enqueue(args.env(), args.stream(0),
-                 [call](const Exec& exec) { cpu::CombineReceive(exec, call); });
+                 [call](const Exec& exec) { MOE_EP_ON_DEVICE(CombineReceive, exec, call); });
 }
 
 // messageBytes(hidden, topk), headerBytes(topk): sizes that layouts are made of.
@@ -152,6 +166,7 @@ Napi::Object Initialize(Napi::Env env, Napi::Object exports) {
   Export(env, exports, "messageBytes", MessageBytesOf);
   Export(env, exports, "headerBytes", HeaderBytesOf);
   exports.Set("signalKinds", Napi::Number::New(env, static_cast<double>(kNumSignalKinds)));
+  exports.Set("stateBytes", Napi::Number::New(env, sizeof(SlotState)));
   exports.Set("headBytes", Napi::Number::New(env, sizeof(DispatchHead)));
   return exports;
 }

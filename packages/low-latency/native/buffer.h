@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "failures.h"
 #include "moe_ep/transport/routes.h"
 #include "protocol.h"
 
@@ -77,8 +78,7 @@ struct Buffer {
   // would answer something else. Ranks find it out alike, so nobody waits for this one.
   bool CheckReceived(const Exec& exec, int64_t slot) const {
     if (slots[slot].received == slots[slot].epoch) return true;
-    exec.Fail("ERR_MOE_EP_ARGUMENT", std::string(kCombineOperation) + ", slot " +
-                                         std::to_string(slot) + ": its dispatch failed");
+    FailWith(exec, DescribeNotReceived, slot);
     return false;
   }
 

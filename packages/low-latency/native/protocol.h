@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "moe_ep/host_device.h"
+
 namespace moe_ep {
 
 inline constexpr const char* kDispatchOperation = "low-latency dispatch";
@@ -27,8 +29,10 @@ struct MessageHeader {
   int32_t place;
   int32_t reserved;
 
-  Selection* selections() { return reinterpret_cast<Selection*>(this + 1); }
-  const Selection* selections() const { return reinterpret_cast<const Selection*>(this + 1); }
+  MOE_EP_HOST_DEVICE Selection* selections() { return reinterpret_cast<Selection*>(this + 1); }
+  MOE_EP_HOST_DEVICE const Selection* selections() const {
+    return reinterpret_cast<const Selection*>(this + 1);
+  }
 };
 static_assert(sizeof(MessageHeader) == 16 && sizeof(Selection) == 12);
 
@@ -83,6 +87,7 @@ struct BufferLayout {
   int64_t heads_offset;
   int64_t messages_offset;  // [source, max_tokens]
   int64_t results_offset;   // bf16 [max_tokens, max_topk, max_hidden]
+  int64_t state_offset;     // of a cuda device: what the rank's own kernels remember of the slot
 };
 
 // Bytes of a message of any format.

@@ -37,6 +37,7 @@ export function layoutBuffer(options: LowLatencyBufferSizes, numRanks: number): 
   const heads = slot.reserve(numRanks * native().headBytes)
   const messages = slot.reserve(numRanks * maxTokensPerRank * messageBytes)
   const results = slot.reserve(maxTokensPerRank * topk * hidden * 2)
+  const state = slot.reserve(native().stateBytes)
   // Slots begin on pages of their own.
   const slotBytes = Math.ceil(slot.byteLength / 4096) * 4096
   return {
@@ -45,7 +46,7 @@ export function layoutBuffer(options: LowLatencyBufferSizes, numRanks: number): 
     numSignals: maxInFlight * native().signalKinds * numRanks,
     nativeFields: [
       ...[maxInFlight, slotBytes, hidden, maxTokensPerRank, topk, messageBytes],
-      ...[heads.byteOffset, messages.byteOffset, results.byteOffset],
+      ...[heads.byteOffset, messages.byteOffset, results.byteOffset, state.byteOffset],
     ],
   }
 }

@@ -28,11 +28,11 @@ import type {
   LowLatencyHandle,
 } from './call-types.js'
 import { type BufferHandle, native } from './native.js'
-import { packedRows } from './packed-rows.js'
+import { packedRows, requireAligned } from './packed-rows.js'
 
 /** How a buffer is made. */
 export interface LowLatencyBufferOptions extends LowLatencyBufferSizes {
-  /** @default the default device (`getDefaultDevice()` of core); so far the cpu */
+  /** Whose memory messages lie in, and whose streams run the calls. @default the default device (`getDefaultDevice()` of core) */
   readonly device?: Device
   /** Deadline of every wait for a peer. @default the group's */
   readonly timeoutMs?: number
@@ -82,7 +82,7 @@ export class LowLatencyBuffer implements Disposable {
 
   /**
    * Builds the buffer on all ranks; collective.
-   * @throws ERR_MOE_EP_ARGUMENT; ERR_MOE_EP_UNSUPPORTED for a cuda device, or when a rank lives on another node;
+   * @throws ERR_MOE_EP_ARGUMENT; ERR_MOE_EP_UNSUPPORTED when a rank lives on another node;
    *   ERR_MOE_EP_MISMATCH for sizes that differ; ERR_MOE_EP_OUT_OF_MEMORY; what the group fails with.
    */
   static async create(group: ProcessGroup, options: LowLatencyBufferOptions): Promise<LowLatencyBuffer> {
@@ -91,7 +91,6 @@ export class LowLatencyBuffer implements Disposable {
     const layout = layoutBuffer(sizes, group.worldSize)
     const unsupported = (why: string): MoeEpError =>
       new MoeEpError('ERR_MOE_EP_UNSUPPORTED', `low-latency buffer: ${why}`)
-    if (device.kind !== 'cpu') throw unsupported(`it runs on the cpu device so far, not on ${device}`)
     if (group.topology.nodes > 1) throw unsupported(`it spans one node, the group has ${group.topology.nodes}`)
     const memory = await SymmetricMemory.create(group, {
       ...{ byteLength: layout.byteLength, numSignals: layout.numSignals, timeoutMs, device },
@@ -239,6 +238,7 @@ export class LowLatencyBuffer implements Disposable {
     // One row of each rank comes home, with weights applied.
     const weighted = handle.weighted || rankMajor
     requireTensor('x', x, { dtype: 'bf16', shape: [...srcInfo.shape, hidden], device: this.device })
+    requireAligned('x', x)
     requireTensor('topkIdx', topkIdx, { dtype: ['i32', 'i64'], shape: [numTokens, null], device: this.device })
     if (weighted !== (topkWeights === undefined))
       throw argumentError(
@@ -250,6 +250,7 @@ export class LowLatencyBuffer implements Disposable {
       requireTensor('topkWeights', topkWeights, { dtype: 'f32', shape: topkIdx.shape, device: this.device })
     const combinedX = options.out ?? Tensor.empty([numTokens, hidden], 'bf16', this.device)
     requireTensor('out', combinedX, { dtype: 'bf16', shape: [numTokens, hidden], device: this.device })
+    requireAligned('out', combinedX)
     const { origins, numMessages } = this.#received[lease.slot]!
     const { stream, timeoutMs } = this.#enter(this.#callOf(options))
     stream.wait(received)
@@ -329,6 +330,7 @@ export class LowLatencyBuffer implements Disposable {
     const { device } = this
     const { numExperts, topkWeights, layout = 'expert-major' } = options
     requireTensor('x', x, { dtype: 'bf16', shape: [null, null], device })
+    requireAligned('x', x)
     const [numTokens] = x.shape as [number, number]
     requireInteger('tokens of x', numTokens, 0, this.sizes.maxTokensPerRank)
     requireTensor('topkIdx', topkIdx, { dtype: ['i32', 'i64'], shape: [numTokens, null], device })

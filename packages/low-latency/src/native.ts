@@ -10,6 +10,8 @@ interface LowLatencyNative {
   readonly signalKinds: number
   /** Bytes in which a source tells of its messages. */
   readonly headBytes: number
+  /** Bytes that kernels of a cuda device remember of a slot. */
+  readonly stateBytes: number
   /** Bytes of a message that carries a row in any format. */
   messageBytes(hidden: number, topk: number): number
   /** Bytes that open a message. */

@@ -12,6 +12,12 @@ export interface PackedShape {
   readonly format: 'bf16' | 'fp8' | 'fp8-ue8m0'
 }
 
+/** GPUs move rows in pieces of 16 bytes, from and to addresses that are multiples of that. @throws ERR_MOE_EP_ARGUMENT. */
+export function requireAligned(argument: string, rows: Tensor): void {
+  if (rows.device.kind === 'cuda' && rows.pointer % 16n !== 0n)
+    throw argumentError(argument, 'an address that is a multiple of 16', `0x${rows.pointer.toString(16)} (${rows})`)
+}
+
 /** New tensors, and what the caller gave instead of them. @throws ERR_MOE_EP_ARGUMENT. */
 export function packedRows(shape: PackedShape, out: Partial<PackedRows>, device: Device): PackedRows {
   const { numGroups, rows, hidden, format } = shape
@@ -19,6 +25,7 @@ export function packedRows(shape: PackedShape, out: Partial<PackedRows>, device:
   const recvShape = [numGroups, rows, hidden]
   const packedRecvX = out.packedRecvX ?? Tensor.empty(recvShape, dtype, device)
   requireTensor('out.packedRecvX', packedRecvX, { dtype, shape: recvShape, device })
+  requireAligned('out.packedRecvX', packedRecvX)
   const packedRecvCount = out.packedRecvCount ?? Tensor.empty([numGroups], 'i32', device)
   requireTensor('out.packedRecvCount', packedRecvCount, { dtype: 'i32', shape: [numGroups], device })
   return { packedRecvX, packedRecvXScales: scalesOf(shape, out.packedRecvXScales, device), packedRecvCount }

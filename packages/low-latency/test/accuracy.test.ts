@@ -2,7 +2,7 @@ import { createHash } from 'node:crypto'
 import { Tensor } from '@moe-ep/core'
 import { dequantizePerTokenGroup } from '@moe-ep/quant'
 import { expect, test } from 'vitest'
-import { type Rank, randomInputs, toTensors, withWorld } from './world.js'
+import { numbersOf, type Rank, randomInputs, toTensors, withWorld } from './world.js'
 
 const shape = { numTokens: [8, 5, 0, 8], hidden: 256, topk: 4, numExperts: 12, seed: 0 }
 const rows = 4 * 8
@@ -58,9 +58,9 @@ test.each([
           return values.map((value) => value * weight)
         })
         const hash = createHash('sha256')
-          .update(combinedX.data as Uint16Array)
+          .update((await combinedX.read()) as Uint16Array)
           .digest('hex')
-        return { hash, error: difference(combinedX.toNumbers(), exact) }
+        return { hash, error: difference(await numbersOf(combinedX), exact) }
       }
       const repeats = []
       for (let repeat = 0; repeat < 20; repeat++) repeats.push(await Promise.all(ranks.map(oneRank)))

@@ -1,10 +1,12 @@
-import { encode, Graph, Tensor } from '@moe-ep/core'
+import { copyTensor, Graph, Tensor } from '@moe-ep/core'
 import { expect, test } from 'vitest'
 import { LowLatencyBuffer, type LowLatencyHandle, reference } from '../src/index.js'
 import {
   codeOf,
   failureOf,
   type Input,
+  numbersOf,
+  overwrite,
   type Rank,
   randomInputs,
   resultOf,
@@ -55,7 +57,7 @@ test('two dispatches are in flight, and hooks are called late and in the other o
         for (const { hook } of combines.toReversed()) hook!()
         await stream.synchronize()
         for (const { i, combinedX } of combines)
-          expect(Array.from(combinedX.toNumbers())).toEqual(answers[i]!.combined[rank]!.flat())
+          expect(await numbersOf(combinedX)).toEqual(answers[i]!.combined[rank]!.flat())
         expect(buffer.freeSlots).toBe(2)
       }),
     )
@@ -80,7 +82,7 @@ test('shapes change from call to call', async () => {
           const y = resultsTensor(results[rank]!, packedRecvX.shape[1]!, changed.hidden)
           const { combinedX, event } = buffer.lowLatencyCombine(y, topkIdx, topkWeights, handle, { stream })
           await event.synchronize()
-          expect(Array.from(combinedX.toNumbers())).toEqual(combined[rank]!.flat())
+          expect(await numbersOf(combinedX)).toEqual(combined[rank]!.flat())
         }),
       )
     }
@@ -111,7 +113,7 @@ test('an id that is no expert and arguments that differ fail on all ranks alike,
         const y = resultsTensor(results[rank]!, packedRecvX.shape[1]!, shape.hidden)
         const { combinedX } = buffer.lowLatencyCombine(y, topkIdx, topkWeights, handle, { stream })
         await stream.synchronize()
-        expect(Array.from(combinedX.toNumbers())).toEqual(combined[rank]!.flat())
+        expect(await numbersOf(combinedX)).toEqual(combined[rank]!.flat())
       }),
     )
   })
@@ -179,9 +181,9 @@ test('graphs of 3 and of 2 layers are replayed in turn, with inputs that change'
         const graphs = [layers(3), layers(2)]
         for (const [round, inputs] of rounds.entries()) {
           const input = inputs[rank]!
-          ;(x.data as Uint16Array).set(encode('bf16', input.x.flat()) as Uint16Array)
-          ;(topkIdx.data as BigInt64Array).set(input.topkIdx.flat().map(BigInt))
-          ;(topkWeights.data as Float32Array).set(input.topkWeights.flat())
+          overwrite(x, input.x.flat(), stream)
+          overwrite(topkIdx, input.topkIdx.flat(), stream)
+          overwrite(topkWeights, input.topkWeights.flat(), stream)
           const { graph, outs } = graphs[round % 2]!
           graph.launch(stream)
           await stream.synchronize()
@@ -190,7 +192,7 @@ test('graphs of 3 and of 2 layers are replayed in turn, with inputs that change'
             .dispatch(inputs, shape.numExperts)
             .map((experts) => experts.map((rows) => rows.map((r) => inputs[r.sourceRank]!.x[r.sourceToken]!)))
           const combined = reference.combine(inputs, results, { ...shape, weighted: true })[rank]!.flat()
-          for (const out of outs) expect(Array.from(out.toNumbers())).toEqual(combined)
+          for (const out of outs) expect(await numbersOf(out)).toEqual(combined)
         }
       }),
     )
@@ -212,23 +214,22 @@ test('statistics grow, and a slot has memory for results', async () => {
             ...{ ...bf16, stream, cumulativeLocalExpertRecvStats: received, waitRecvCostStats: waited.dispatch },
           })
           await event.synchronize()
-          expect(Array.from(received.toNumbers())).toEqual(counts[rank]!.map((count) => call * count))
+          expect(await numbersOf(received)).toEqual(counts[rank]!.map((count) => call * count))
           const y = buffer.getNextLowLatencyCombineBuffer(handle)
           expect(y.shape).toEqual(packedRecvX.shape)
-          ;(y.data as Uint16Array).set(
-            resultsTensor(results[rank]!, packedRecvX.shape[1]!, shape.hidden).data as Uint16Array,
-          )
+          copyTensor(resultsTensor(results[rank]!, packedRecvX.shape[1]!, shape.hidden), y, { stream })
           const { combinedX } = buffer.lowLatencyCombine(y, topkIdx, topkWeights, handle, {
             ...{ stream, waitRecvCostStats: waited.combine },
           })
           await stream.synchronize()
-          expect(Array.from(combinedX.toNumbers())).toEqual(combined[rank]!.flat())
+          expect(await numbersOf(combinedX)).toEqual(combined[rank]!.flat())
           buffer.cleanLowLatencyBuffer()
         }
-        const of = (stats: Tensor): number[] => Array.from(stats.data as BigInt64Array, Number)
+
         for (const stats of [waited.dispatch, waited.combine]) {
-          expect(of(stats).every((ns) => ns >= 0)).toBe(true)
-          expect(of(stats).some((ns) => ns > 0)).toBe(true)
+          const ns = await numbersOf(stats)
+          expect(ns.every((one) => one >= 0)).toBe(true)
+          expect(ns.some((one) => one > 0)).toBe(true)
         }
         const wrong = { waitRecvCostStats: Tensor.zeros([2], 'i64') }
         expect(codeOf(() => buffer.lowLatencyDispatch(x, topkIdx, { ...bf16, stream, ...wrong }))).toBe(

@@ -1,4 +1,4 @@
-import type { Tensor } from '@moe-ep/core'
+import { encode, Tensor } from '@moe-ep/core'
 import { linearPlacement } from '@moe-ep/layout'
 import { reference as quantReference } from '@moe-ep/quant'
 import fc from 'fast-check'
@@ -7,6 +7,7 @@ import { type LowLatencyDispatchResult, reference } from '../src/index.js'
 import {
   type Input,
   type InputShape,
+  numbersOf,
   type Rank,
   randomInputs,
   resultOf,
@@ -60,17 +61,19 @@ function resultsOf(inputs: readonly Input[], numExperts: number): number[][][][]
 }
 
 /** Checks rows, scales, counts and handle of one rank. */
-function expectReceived(
+async function expectReceived(
   inputs: readonly Input[],
   rows: readonly (readonly reference.ReferenceRow[])[],
   result: LowLatencyDispatchResult,
   format: Format,
-): void {
+): Promise<void> {
   const { packedRecvX, packedRecvXScales, packedRecvCount, handle } = result
   const [, capacity, hidden] = packedRecvX.shape as [number, number, number]
-  expect(Array.from(packedRecvCount.toNumbers())).toEqual(rows.map((ofExpert) => ofExpert.length))
-  const srcInfo = handle.srcInfo.toNumbers()
-  const ranges = handle.layoutRange!.data as BigInt64Array
+  expect(await numbersOf(packedRecvCount)).toEqual(rows.map((ofExpert) => ofExpert.length))
+  const srcInfo = await handle.srcInfo.readNumbers()
+  const ranges = (await handle.layoutRange!.read()) as BigInt64Array
+  const stored = await packedRecvX.read()
+  const scaleAt = packedRecvXScales && (await scalesOf(packedRecvXScales))
   rows.forEach((ofExpert, expert) => {
     for (let source = 0; source < inputs.length; source++) {
       const range = ranges[expert * inputs.length + source]!
@@ -82,15 +85,16 @@ function expectReceived(
       expect(srcInfo[expert * capacity + row]).toBe(sourceToken)
       const at = expert * capacity + row
       const values = inputs[sourceRank]!.x[sourceToken]!
+      const elements = stored.slice(at * hidden, (at + 1) * hidden)
       if (packedRecvXScales === undefined) {
-        expect(Array.from(rowOf(packedRecvX, at, hidden).toNumbers())).toEqual(values)
+        expect(elements).toEqual(encode('bf16', values))
         return
       }
       const codes = quantReference.quantizePerTokenGroup(values, {
         ...{ hidden, groupSize: 128, numerics: 'deepep' as const, powerOfTwo: format !== 'fp8' },
       })
-      expect(Array.from(rowOf(packedRecvX, at, hidden).data as Uint8Array)).toEqual(Array.from(codes.values))
-      expect(scalesOf(packedRecvXScales, expert, row)).toEqual(
+      expect(elements).toEqual(codes.values)
+      expect(scaleAt!(expert, row)).toEqual(
         format === 'fp8, packed'
           ? Array.from(quantReference.packScales(codes.scales, Math.ceil(hidden / 128)))
           : Array.from(codes.scales),
@@ -99,16 +103,13 @@ function expectReceived(
   })
 }
 
-function rowOf(tensor: Tensor, row: number, hidden: number): Tensor {
-  const [experts, rows] = tensor.shape as [number, number]
-  return tensor.reshape([experts * rows, hidden]).slice(row, row + 1)
-}
-
-function scalesOf(scales: Tensor, expert: number, row: number): number[] {
-  const [, rows, columns] = scales.shape as [number, number, number]
-  const place = [scales.memory.arrayBuffer, scales.byteOffset, scales.numel] as const
-  const words = scales.dtype === 'f32' ? new Float32Array(...place) : new Int32Array(...place)
-  return Array.from({ length: columns }, (_, column) => words[(expert * columns + column) * rows + row]!)
+/** Reads column-major scales; gives those of a row. */
+async function scalesOf(scales: Tensor): Promise<(expert: number, row: number) => number[]> {
+  const [experts, rows, columns] = scales.shape as [number, number, number]
+  const { memory, dtype, byteOffset } = scales
+  const words = await new Tensor({ memory, dtype, byteOffset, shape: [experts, columns, rows] }).readNumbers()
+  return (expert, row) =>
+    Array.from({ length: columns }, (_, column) => words[(expert * columns + column) * rows + row]!)
 }
 
 describe('dispatch and combine', () => {
@@ -131,7 +132,7 @@ describe('dispatch and combine', () => {
           })
           await result.event.synchronize()
           await result.hook?.().synchronize()
-          expectReceived(inputs, received[rank]!, result, c.format)
+          await expectReceived(inputs, received[rank]!, result, c.format)
           const y = resultsTensor(results[rank]!, result.packedRecvX.shape[1]!, c.hidden)
           const weights = weighted ? undefined : topkWeights
           const { combinedX, event, hook } = buffer.lowLatencyCombine(y, topkIdx, weights, result.handle, {
@@ -139,7 +140,7 @@ describe('dispatch and combine', () => {
           })
           await event.synchronize()
           await hook?.().synchronize()
-          expect(Array.from(combinedX.toNumbers())).toEqual(combined[rank]!.flat())
+          expect(await numbersOf(combinedX)).toEqual(combined[rank]!.flat())
           expect(buffer.freeSlots).toBe(2)
         }
         await withWorld(c.numRanks, { hidden: 640, maxTokensPerRank, maxTopk: 9 }, async (ranks) => {

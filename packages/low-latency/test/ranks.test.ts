@@ -1,7 +1,7 @@
 import { existsSync } from 'node:fs'
 import { afterEach, describe, expect, test } from 'vitest'
 import { endsOf, type Launch, launch, type RunningRank } from '../../transport/test/symmetric/launch.js'
-import { countMappings, noSocketStays } from '../../transport/test/symmetric/world.js'
+import { countMappings, eventually, noSocketStays } from '../../transport/test/symmetric/world.js'
 
 const script = new URL('fixtures/rank.mjs', import.meta.url)
 let ranks: RunningRank[] = []
@@ -14,7 +14,7 @@ afterEach(async () => {
   for (const rank of ranks) rank.kill()
   await endsOf(ranks)
   expect(ranks.filter(({ pid }) => pid !== undefined && existsSync(`/proc/${pid}`))).toEqual([])
-  expect(countMappings()).toBe(0)
+  await eventually(() => countMappings() === 0, 'no mapping is left')
   await noSocketStays()
 })
 

@@ -1,11 +1,12 @@
-import { decode, encode, getDevice, MoeEpError, type Stream, Tensor } from '@moe-ep/core'
+import { copyTensor, decode, encode, getDefaultDevice, MoeEpError, type Stream, Tensor } from '@moe-ep/core'
 import type { ProcessGroup } from '@moe-ep/transport'
 import { closeWorld, openWorld } from '../../transport/test/rendezvous/world.js'
 import { LowLatencyBuffer, type LowLatencyBufferOptions, type reference } from '../src/index.js'
 
 export { failureOf } from '../../transport/test/rendezvous/world.js'
 
-export const device = getDevice('cpu')
+/** The same cases on every device: MOE_EP_DEVICE names it. Ranks of one process share a GPU, each with a stream of its own. */
+export const device = getDefaultDevice()
 
 /** One rank of a world inside this process: its own group, stream and buffer. */
 export interface Rank {
@@ -106,4 +107,14 @@ export function resultsTensor(results: readonly (readonly (readonly number[])[])
     return ofExpert.flat().concat(padding)
   })
   return Tensor.from(values, [results.length, rows, hidden], 'bf16')
+}
+
+/** Elements of a tensor as numbers. Await the stream that writes them first. */
+export async function numbersOf(tensor: Tensor): Promise<number[]> {
+  return Array.from(await tensor.readNumbers())
+}
+
+/** Enqueues other elements for a tensor. */
+export function overwrite(tensor: Tensor, values: readonly number[], stream: Stream): void {
+  copyTensor(Tensor.from([...values], tensor.shape, tensor.dtype), tensor, { stream })
 }

@@ -1,45 +1,37 @@
 #include <cstring>
-#include <string>
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "failures.h"
 #include "moe_ep/quant/scales.h"
 
 namespace moe_ep::cpu {
 namespace {
 
-// Empty when all ranks may go on with this dispatch. All find the same, for all see all heads.
-struct Objection {
-  const char* code = nullptr;
-  std::string message;
-};
-
-Objection ObjectionOf(const DispatchReceiveCall& call) {
+// Whether all ranks may go on with this dispatch; else the stream is in failure. All find the same,
+// for all see all heads.
+bool CheckHeads(const Exec& exec, const DispatchReceiveCall& call) {
   const Buffer& buffer = *call.buffer;
   const auto head_of = [&](int source) -> const DispatchHead& {
     return buffer.Head(buffer.routes.rank(), call.slot, source);
   };
-  const std::string where = std::string(kDispatchOperation) + ": ";
+  const auto* first = reinterpret_cast<const int64_t*>(&head_of(0).arguments);
   for (int source = 0; source < buffer.routes.world_size(); ++source) {
-    const auto* own = reinterpret_cast<const int64_t*>(&head_of(0).arguments);
     const auto* others = reinterpret_cast<const int64_t*>(&head_of(source).arguments);
     for (int i = 0; i < kNumSharedArguments; ++i) {
-      if (own[i] == others[i]) continue;
-      return {"ERR_MOE_EP_MISMATCH", where + kSharedArgumentNames[i] + " is " +
-                                         std::to_string(own[i]) + " on rank 0 and " +
-                                         std::to_string(others[i]) + " on rank " +
-                                         std::to_string(source)};
+      if (first[i] == others[i]) continue;
+      FailWith(exec, DescribeMismatch, i, first[i], others[i], source);
+      return false;
     }
   }
   for (int source = 0; source < buffer.routes.world_size(); ++source) {
     const DispatchHead& head = head_of(source);
     if (head.invalid_token < 0) continue;
-    return {"ERR_MOE_EP_ARGUMENT", where + "rank " + std::to_string(source) + ", token " +
-                                       std::to_string(head.invalid_token) + ": expert " +
-                                       std::to_string(head.invalid_id) + " of " +
-                                       std::to_string(head.arguments.experts)};
+    FailWith(exec, DescribeInvalidId, source, head.invalid_token, head.invalid_id,
+             head.arguments.experts);
+    return false;
   }
-  return {};
+  return true;
 }
 
 class Receiver {
@@ -191,8 +183,7 @@ void DispatchReceive(const Exec& exec, const DispatchReceiveCall& call) {
                          DeadlineAfter(call.timeout_ms), kDispatchOperation, "messages",
                          call.wait_stats.data<int64_t>()))
     return;
-  const Objection objection = ObjectionOf(call);
-  if (objection.code == nullptr) {
+  if (CheckHeads(exec, call)) {
     Receiver receiver(call);
     if (call.arguments.rank_major != 0) {
       receiver.KeepOrder();
@@ -203,8 +194,6 @@ void DispatchReceive(const Exec& exec, const DispatchReceiveCall& call) {
       for (int64_t message = begin; message < end; ++message) receiver.Unpack(message);
     });
     state.received = state.epoch;
-  } else {
-    exec.Fail(objection.code, objection.message);
   }
   buffer.SignalAll(call.slot, SignalKind::kFree, state.epoch);
 }

@@ -127,7 +127,8 @@ void DispatchSend(const Exec& exec, const DispatchSendCall& call) {
   const uint64_t epoch = ++buffer.slots[call.slot].epoch;
   // Nobody writes messages over those that a rank has not unpacked yet.
   if (!buffer.WaitForAll(exec, call.slot, SignalKind::kFree, epoch - 1,
-                         DeadlineAfter(call.timeout_ms), kDispatchOperation, "free slot"))
+                         DeadlineAfter(call.timeout_ms), kDispatchOperation,
+                         "word that its slot is free"))
     return;
   const ExpertPlacement placement{call.arguments.experts, buffer.routes.world_size()};
   DispatchHead head = HeadWithoutMessages(call);

@@ -11,6 +11,10 @@ const char* NameOf(Operation operation) {
       return "intranode dispatch";
     case Operation::kIntranodeCombine:
       return "intranode combine";
+    case Operation::kLowLatencyDispatch:
+      return "low-latency dispatch";
+    case Operation::kLowLatencyCombine:
+      return "low-latency combine";
   }
   return "an operation";
 }
@@ -31,6 +35,8 @@ const char* NameOf(Missing missing) {
       return "results";
     case Missing::kCall:
       return "call";
+    case Missing::kMessages:
+      return "messages";
   }
   return "word";
 }

@@ -13,6 +13,8 @@ enum class Operation : uint8_t {
   kWait = 0,  // of SymmetricMemory itself
   kIntranodeDispatch = 1,
   kIntranodeCombine = 2,
+  kLowLatencyDispatch = 3,
+  kLowLatencyCombine = 4,
 };
 enum class Missing : uint8_t {
   kSignal = 0,
@@ -22,6 +24,7 @@ enum class Missing : uint8_t {
   kRows = 4,
   kResults = 5,
   kCall = 6,
+  kMessages = 7,
 };
 
 struct PoisonWord {

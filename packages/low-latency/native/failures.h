@@ -1,0 +1,26 @@
+// The words of what ranks find out together. Kernels only carry the numbers.
+#pragma once
+
+#include <cstdint>
+
+#include "moe_ep/abi.h"
+#include "moe_ep/command.h"
+
+namespace moe_ep {
+
+// Values: field of SharedArguments, what rank 0 passed, what the other passed, the other.
+void DescribeMismatch(const int64_t* values, moe_ep_failure_text* text);
+// Values: source, token, id, number of experts.
+void DescribeInvalidId(const int64_t* values, moe_ep_failure_text* text);
+// Values: slot.
+void DescribeNotReceived(const int64_t* values, moe_ep_failure_text* text);
+
+template <typename... Values>
+void FailWith(const Exec& exec, moe_ep_describe_failure describe, Values... values) {
+  const int64_t all[MOE_EP_FAILURE_VALUES] = {static_cast<int64_t>(values)...};
+  moe_ep_failure_text text = {};
+  describe(all, &text);
+  exec.Fail(text.code, text.message);
+}
+
+}  // namespace moe_ep
