@@ -4,6 +4,7 @@
 #include <string>
 #include <utility>
 
+#include "cuda/driver_use.h"
 #include "cuda/host_failures.h"
 
 namespace moe_ep::cuda {
@@ -14,12 +15,15 @@ namespace {
 cudaError_t WaitFor(cudaEvent_t event, const Aborts& aborts) {
   using Clock = std::chrono::steady_clock;
   const Clock::time_point spin_until = Clock::now() + std::chrono::microseconds(100);
-  cudaError_t status;
-  while ((status = cudaEventQuery(event)) == cudaErrorNotReady) {
-    if (AnyAborted(aborts)) return cudaSuccess;
+  while (true) {
+    {
+      const DriverUse use;
+      const cudaError_t status = cudaEventQuery(event);
+      if (status != cudaErrorNotReady) return status;
+      if (AnyAborted(aborts)) return cudaSuccess;
+    }
     if (Clock::now() >= spin_until) std::this_thread::sleep_for(std::chrono::microseconds(20));
   }
-  return status;
 }
 
 }  // namespace
@@ -58,7 +62,10 @@ void CompletionThread::Stop() {
 }
 
 void CompletionThread::Loop(const std::shared_ptr<State>& state) {
-  state->device.MakeCurrent();
+  {
+    const DriverUse use;
+    state->device.MakeCurrent();
+  }
   while (true) {
     Item item;
     {
@@ -68,7 +75,9 @@ void CompletionThread::Loop(const std::shared_ptr<State>& state) {
       item = std::move(state->items.front());
       state->items.pop_front();
     }
-    item.then(OutcomeOf(WaitFor(item.event.get(), item.aborts), item.failure.get(), item.aborts));
+    const cudaError_t status = WaitFor(item.event.get(), item.aborts);
+    const DriverUse use;
+    item.then(OutcomeOf(status, item.failure.get(), item.aborts));
     item = {};
     state->device.Poll();
   }

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "cuda/completion_thread.h"
+#include "cuda/driver_use.h"
 #include "cuda/host_failures.h"
 #include "moe_ep/cuda/check.h"
 
@@ -48,14 +49,18 @@ bool AnyAborted(const Aborts& aborts) {
 Failure AbortFailure() { return {"ERR_MOE_EP_ABORTED", "the stream was aborted"}; }
 
 MaybeFailure CudaRecording::Wait(const uint32_t* abort) {
-  parts_.device->MakeCurrent();
-  cudaError_t status;
-  while ((status = cudaEventQuery(parts_.done.get())) == cudaErrorNotReady) {
+  while (true) {
+    {
+      const DriverUse use;
+      parts_.device->MakeCurrent();
+      const cudaError_t status = cudaEventQuery(parts_.done.get());
+      if (status != cudaErrorNotReady)
+        return OutcomeOf(status, parts_.failure.get(), parts_.aborts);
+    }
     if (__atomic_load_n(abort, __ATOMIC_ACQUIRE) != 0)
       return Failure{"ERR_MOE_EP_ABORTED", "a stream was aborted while it waited for an event"};
     std::this_thread::sleep_for(std::chrono::microseconds(20));
   }
-  return OutcomeOf(status, parts_.failure.get(), parts_.aborts);
 }
 
 void CudaRecording::WhenComplete(std::function<void(MaybeFailure)> then) {
@@ -63,6 +68,7 @@ void CudaRecording::WhenComplete(std::function<void(MaybeFailure)> then) {
 }
 
 bool CudaRecording::completed() {
+  const DriverUse use;
   // Of an aborted stream nobody waits for the rest.
   if (AnyAborted(parts_.aborts)) return true;
   parts_.device->MakeCurrent();

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "cpu/host_recording.h"
+#include "cuda/driver_use.h"
 #include "cuda/host_failures.h"
 #include "cuda/kernels.h"
 #include "moe_ep/cuda/check.h"
@@ -169,6 +170,7 @@ bool CudaStream::Await(const std::shared_ptr<Recording>& recording, bool take_fa
   // Of a cpu stream: its thread sets a signal that a kernel looks at.
   const auto signal = NewPinned<HostSignal>(device_);
   recording->WhenComplete([signal, take_failure](MaybeFailure failure) {
+    const DriverUse use;
     if (failure && take_failure) signal->failure = RecordOf(*std::move(failure));
     __atomic_store_n(&signal->ready, 1u, __ATOMIC_RELEASE);
   });

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <utility>
 
+#include "cuda/driver_use.h"
 #include "moe_ep/cuda/check.h"
 #include "moe_ep/cuda/launch.h"
 #include "runtime/device_work.h"
@@ -142,6 +143,7 @@ Device::Device(int ordinal)
   Check(cudaStreamSynchronize(auxiliary_), "cudaStreamSynchronize");
   base.recorded_at = base.time = HostNanoseconds();
   bases_.push_back(std::move(base));
+  EndDriverUseAtExit();
 }
 
 void Device::MakeCurrent() const noexcept { cudaSetDevice(ordinal_); }
