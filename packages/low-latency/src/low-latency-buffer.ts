@@ -82,7 +82,7 @@ export class LowLatencyBuffer implements Disposable {
 
   /**
    * Builds the buffer on all ranks; collective.
-   * @throws ERR_MOE_EP_ARGUMENT; ERR_MOE_EP_UNSUPPORTED when a rank lives on another node;
+   * @throws ERR_MOE_EP_ARGUMENT; ERR_MOE_EP_UNSUPPORTED for a cuda device so far, or when a rank lives on another node;
    *   ERR_MOE_EP_MISMATCH for sizes that differ; ERR_MOE_EP_OUT_OF_MEMORY; what the group fails with.
    */
   static async create(group: ProcessGroup, options: LowLatencyBufferOptions): Promise<LowLatencyBuffer> {
@@ -91,6 +91,8 @@ export class LowLatencyBuffer implements Disposable {
     const layout = layoutBuffer(sizes, group.worldSize)
     const unsupported = (why: string): MoeEpError =>
       new MoeEpError('ERR_MOE_EP_UNSUPPORTED', `low-latency buffer: ${why}`)
+    // They are compiled and read through, no more: what was not seen to work is not handed out.
+    if (device.kind !== 'cpu') throw unsupported(`its kernels for GPUs have not run on one yet, so not on ${device}`)
     if (group.topology.nodes > 1) throw unsupported(`it spans one node, the group has ${group.topology.nodes}`)
     const memory = await SymmetricMemory.create(group, {
       ...{ byteLength: layout.byteLength, numSignals: layout.numSignals, timeoutMs, device },
