@@ -25,6 +25,11 @@ function bitsOf(tensor: Tensor): number[] {
   return tensor.dtype === 'f32' ? [...new Uint32Array(buffer, byteOffset, length)] : Array.from(tensor.data, Number)
 }
 
+/** Quicker to compare than elements. */
+function bytesOf({ data: { buffer, byteOffset, byteLength } }: Tensor): Buffer {
+  return Buffer.from(buffer, byteOffset, byteLength)
+}
+
 /** Bits of numbers stored as `dtype`. */
 function storedBits(values: readonly number[], dtype: DType): number[] {
   return dtype === 'f32' ? values.map(f32ToBits) : Array.from(encode(dtype, values), Number)
@@ -172,6 +177,58 @@ describe('unpermuteAndReduce', () => {
     },
   )
 
+  test.each<[FloatDType, FloatDType, number, number, number]>([
+    ['bf16', 'bf16', 8, 2880, 700],
+    ['bf16', 'bf16', 3, 4104, 800],
+    ['bf16', 'f32', 8, 64, 6000],
+    ['f32', 'f16', 32, 1028, 600],
+    ['f16', 'f32', 1, 8, 9000],
+  ])(
+    'sums %s to %s, top-%i, hidden %i, %i tokens, some without slots',
+    async (rows, outDtype, topk, hidden, tokens) => {
+      const sourceRows = 90
+      const slots = [tokens, topk]
+      const expertRows = randomBits([sourceRows, hidden], rows)
+      const ids = Array.from({ length: tokens * topk }, (_, slot) => ((slot * 7919) % 11 < 7 ? slot % 3 : -1))
+      ids.fill(-1, 5 * topk, 7 * topk)
+      const places = ids.map((_, slot) => (slot * 37) % sourceRows)
+      const topkWeights = Tensor.copyOf(randomNumbers(tokens * topk, 6), slots, 'f32')
+      const options = {
+        topkIdx: Tensor.from(ids, slots, 'i32'),
+        topkWeights,
+        inversePermutation: Tensor.from(places, slots, 'i32'),
+        outDtype,
+      }
+      const out = await onHost(unpermuteAndReduce(expertRows, options))
+      const numbers = matrix(hostOf(expertRows).toNumbers(), hidden)
+      const weights = matrix(await topkWeights.readNumbers(), topk)
+      // Some tokens from the beginning, the middle and the end: the reference is slow.
+      const sample = [0, 1, 5, 6, 7, tokens >> 1, tokens - 3, tokens - 1]
+      const expected = reference.unpermuteAndReduce(numbers, {
+        topkIdx: sample.map((token) => ids.slice(token * topk, (token + 1) * topk)),
+        topkWeights: sample.map((token) => weights[token]!),
+        inversePermutation: sample.map((token) => places.slice(token * topk, (token + 1) * topk)),
+        hidden,
+      })
+      for (const [index, token] of sample.entries())
+        expect(bitsOf(out.slice(token, token + 1))).toEqual(storedBits(expected[index]!, outDtype))
+      // The others from sums of a few tokens at a time, which take another way.
+      const part = Math.floor(2000 / topk)
+      for (let token = 0; token < tokens; token += part) {
+        const end = Math.min(tokens, token + part)
+        const some = await onHost(
+          unpermuteAndReduce(expertRows, {
+            topkIdx: options.topkIdx.slice(token, end),
+            topkWeights: options.topkWeights.slice(token, end),
+            inversePermutation: options.inversePermutation.slice(token, end),
+            outDtype,
+          }),
+        )
+        expect(bytesOf(out.slice(token, end)).equals(bytesOf(some))).toBe(true)
+      }
+    },
+  )
+
   test('undoes permute: top-1 with weight 1 gives the rows back', async () => {
     const ids = Array.from({ length: 33 }, (_, token) => (token * 5) % 7)
     const x = Tensor.from(randomNumbers(33 * 96), [33, 96], 'bf16')
@@ -287,5 +344,23 @@ describe('unpermuteAndReduce refuses', () => {
     unpermuteAndReduce(rows, { ...base, ...options, out })
     expect(await failure()).toMatchObject({ code: 'ERR_MOE_EP_ARGUMENT', message: expect.stringContaining(message) })
     expect([...(await out.readNumbers())]).toEqual(Array<number>(16).fill(1))
+  })
+
+  test('one bad slot among thousands, at the next await, and writes nothing', async () => {
+    const slots = [1000, 8]
+    const places = new Int32Array(8000)
+    places[4321] = 4
+    const out = Tensor.from(Array<number>(8000).fill(1), [1000, 8], 'bf16')
+    unpermuteAndReduce(rows, {
+      topkIdx: Tensor.zeros(slots, 'i32'),
+      topkWeights: Tensor.zeros(slots, 'f32'),
+      inversePermutation: Tensor.from(places, slots, 'i32'),
+      out,
+    })
+    expect(await failure()).toMatchObject({
+      code: 'ERR_MOE_EP_ARGUMENT',
+      message: expect.stringContaining('below 4, received 4 for token 540, slot 1'),
+    })
+    expect([...(await out.readNumbers())]).toEqual(Array<number>(8000).fill(1))
   })
 })

@@ -34,6 +34,7 @@ export const operationNames = [
   'deepgemm-permute.countExpertNumTokens',
   'deepgemm-permute.permute-bf16',
   'deepgemm-permute.permute-fp8',
+  'deepgemm-permute.permute-fp8-counting',
   'deepgemm-permute.permute-fp8-column-major',
   'deepgemm-permute.permute-fp8-packed',
   'deepgemm-permute.unpermuteAndReduce',

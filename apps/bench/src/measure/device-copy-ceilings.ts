@@ -9,6 +9,11 @@ import type { TimedCase } from './timed-case.js'
 
 const rowBytes = 8192
 
+/** The driver copies blocks of whole multiples of this up to half as fast again as others. */
+const blockBytes = 2 ** 16
+/** Of a block from which on rounding its size to such a multiple changes nothing that counts. */
+const roundedFrom = 64 * blockBytes
+
 /**
  * Copies inside the GPU's memory that read and write `bytes` in total: `memcpy` is the driver's copy of one contiguous block, `row
  * copy` a permute that changes nothing. The faster one is the ceiling. The bytes are random: copying zeros takes less power.
@@ -16,7 +21,7 @@ const rowBytes = 8192
 export async function deviceCopyCeilings(context: BenchContext, scope: Scope, bytes: number): Promise<TimedCase[]> {
   const { device, stopwatch, options } = context
   const { stream } = stopwatch
-  const half = Math.ceil(bytes / 2)
+  const half = blockOf(bytes / 2)
   const rows = Math.ceil(half / rowBytes)
   const buffers = Array.from({ length: setsOf(device, bytes) }, () => {
     const from = scope.zeros([rows, rowBytes], 'u8')
@@ -44,4 +49,8 @@ export async function deviceCopyCeilings(context: BenchContext, scope: Scope, by
       },
     }),
   ]
+}
+
+function blockOf(bytes: number): number {
+  return bytes < roundedFrom ? Math.ceil(bytes) : Math.round(bytes / blockBytes) * blockBytes
 }

@@ -3,10 +3,11 @@
 
 #include <cstdint>
 
+#include "moe_ep/cuda/lanes.cuh"
+
 namespace moe_ep::cuda {
 
-inline constexpr int kWarp = 32;
-inline constexpr uint32_t kAllLanes = 0xffffffffu;
+inline constexpr int kWarp = kLanes;
 
 __device__ __forceinline__ int Lane() { return static_cast<int>(threadIdx.x % kWarp); }
 __device__ __forceinline__ int WarpOfBlock() { return static_cast<int>(threadIdx.x / kWarp); }

@@ -68,8 +68,7 @@ __global__ void __launch_bounds__(kRingThreads, 1)
       PullRows(a.buffer, a.pieces, PlainRows{a.rows_of_token, a.buffer.ranks()}, cursor, ring,
                me.lane, [](int64_t, uint32_t) { return true; });
     } else {
-      SumRows<dtype, /*kWeighted=*/false, kBias>(ring, a.pieces.row_bytes, a.out, me,
-                                                 [](const Note&) {});
+      SumRows<dtype, dtype, /*kWeighted=*/false, kBias>(ring, a.out, me, [](const Note&) {});
     }
     if (a.out_weights != nullptr) PullWeights(a);
   }
@@ -116,6 +115,7 @@ void Combine(const Exec& exec, const CombineCall& call) {
       .stages = StagesIn(kRingBytes / kGroups, pieces),
       .rows_of_token = call.send_head.data<int32_t>(),
       .out = {call.out.data<uint8_t>(),
+              row_bytes,
               {call.bias[0].data<uint8_t>(), call.bias[1].data<uint8_t>()}},
       .out_weights = call.out_topk_weights.data<float>(),
       .topk = topk,

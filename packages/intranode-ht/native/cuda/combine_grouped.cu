@@ -127,8 +127,8 @@ __global__ void __launch_bounds__(kRingThreads, 1)
       LoadOwnRows(a, ring, window, int64_t{me.group} * a.reducing_blocks + block,
                   int64_t{kGroups} * a.reducing_blocks, me.lane);
     } else {
-      SumRows<dtype, /*kWeighted=*/true, /*kBias=*/false>(
-          ring, a.pieces.row_bytes, {a.reduced, {}}, me, [&](const Note& note) {
+      SumRows<dtype, dtype, /*kWeighted=*/true, /*kBias=*/false>(
+          ring, {a.reduced, a.pieces.row_bytes}, me, [&](const Note& note) {
             FenceGlobalForBulk();
             StoreSignal(buffer.ReducedOf(note.row, buffer.rank(), note.offset), epoch);
           });
@@ -147,8 +147,8 @@ __global__ void __launch_bounds__(kRingThreads, 1)
       return others == 0 || WaitForReduced(a, begin_ns, epoch, run, others, me.lane);
     });
   } else {
-    SumRows<dtype, /*kWeighted=*/false, /*kBias=*/false>(ring, a.pieces.row_bytes, {a.out, {}}, me,
-                                                         [](const Note&) {});
+    SumRows<dtype, dtype, /*kWeighted=*/false, /*kBias=*/false>(ring, {a.out, a.pieces.row_bytes},
+                                                                me, [](const Note&) {});
   }
   if (!IsLastBlock(a.arrived) || threadIdx.x >= kLanes) return;
   EndCombine(buffer, a.patience.failure, a.snapshot, me.lane);

@@ -2,12 +2,11 @@
 #pragma once
 
 #include "buffer.h"
+#include "moe_ep/cuda/lanes.cuh"
 #include "moe_ep/transport/device_routes.cuh"
 
 namespace moe_ep::cuda {
 
-inline constexpr int kLanes = 32;
-inline constexpr uint32_t kAllLanes = 0xffffffffu;
 inline constexpr int kMostRanks = kLanes;  // a lane for each
 
 // A kernel argument. The Buffer that it was made of keeps what it refers to.

@@ -5,11 +5,18 @@
 #include <algorithm>
 
 #include "cuda/places.cuh"
-#include "cuda/sum_rows.cuh"
+#include "moe_ep/deepgemm_permute/cuda/sum_rows.cuh"
 #include "moe_ep/layout/placement.h"
 #include "moe_ep/layout/topk_ids.h"
 
 namespace moe_ep::cuda {
+
+// Of a block.
+inline constexpr int kGroups = 4;
+inline constexpr int kRingThreads = kGroups * kGroupThreads;
+// Shared memory of a block for stages and whatever else its kernel needs, of the 227 KiB that there
+// are.
+inline constexpr int64_t kRingBytes = int64_t{216} << 10;
 
 // Who works on what. A block takes a span of tokens at a time, its groups their parts in turn; a
 // part is a whole token, or some of its pieces where there are few tokens.
@@ -130,18 +137,8 @@ __device__ void PullRows(const DeviceBuffer& buffer, const RowPieces& pieces, co
     const int32_t row = rows.Find(raw, lane);
     const uint32_t lanes = __ballot_sync(kAllLanes, row >= 0);
     if (!ready(token, lanes)) break;
-    if (lanes != 0) {
-      ring.PushSums(pieces, first_piece, end_piece, static_cast<int32_t>(token), row >= 0,
-                    {base + row * pieces.row_bytes, 1.0f}, lane);
-      continue;
-    }
-    for (int piece = first_piece; piece < end_piece; ++piece) {
-      const int64_t offset = piece * pieces.bytes;
-      const uint32_t bytes = pieces.BytesAt(offset) << Note::kBytesShift;
-      ring.PushNote({Note::kFirst | Note::kEmpty | Note::kLast | bytes, 0.0f,
-                     static_cast<int32_t>(token), static_cast<uint32_t>(offset)},
-                    lane);
-    }
+    ring.PushSums(pieces, first_piece, end_piece, static_cast<int32_t>(token), row >= 0,
+                  {base + row * pieces.row_bytes, 1.0f}, lane);
   }
   ring.PushNote({Note::kEnd, 0.0f, 0, 0}, lane);
 }

@@ -5,9 +5,9 @@
 
 #include "cuda/kernels.h"
 #include "cuda/meeting.cuh"
-#include "cuda/row_pieces.cuh"
 #include "moe_ep/cuda/launch.h"
 #include "moe_ep/cuda/move_stages.cuh"
+#include "moe_ep/deepgemm_permute/cuda/row_pieces.cuh"
 #include "moe_ep/layout/placement.h"
 #include "moe_ep/layout/topk_ids.h"
 

@@ -8,10 +8,10 @@
 #include "cuda/kernels.h"
 #include "cuda/meeting.cuh"
 #include "cuda/places.cuh"
-#include "cuda/row_pieces.cuh"
 #include "cuda/run_units.cuh"
 #include "moe_ep/cuda/launch.h"
 #include "moe_ep/cuda/move_stages.cuh"
+#include "moe_ep/deepgemm_permute/cuda/row_pieces.cuh"
 
 namespace moe_ep::cuda {
 namespace {

@@ -9,6 +9,7 @@ export const permuteOperations = {
   'deepgemm-permute.countExpertNumTokens': countTokens,
   'deepgemm-permute.permute-bf16': permuteOf('bf16'),
   'deepgemm-permute.permute-fp8': permuteOf('fp8'),
+  'deepgemm-permute.permute-fp8-counting': permuteOf('fp8', 'counted'),
   'deepgemm-permute.permute-fp8-column-major': permuteOf('fp8-column-major'),
   'deepgemm-permute.permute-fp8-packed': permuteOf('fp8-packed'),
   'deepgemm-permute.unpermuteAndReduce': unpermuteOf('contiguous'),

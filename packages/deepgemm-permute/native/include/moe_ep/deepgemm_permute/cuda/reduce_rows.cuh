@@ -40,6 +40,11 @@ struct ReducedElement<DType::kF16> {
 template <DType dtype>
 inline constexpr int kVectorElements = 16 / sizeof(typename ReducedElement<dtype>::Storage);
 
+// Of the sums that come from a vector.
+template <DType in, DType out>
+inline constexpr int kSumBytes =
+    kVectorElements<in> * static_cast<int>(sizeof(typename ReducedElement<out>::Storage));
+
 __device__ __forceinline__ float AddProduct(float sum, float weight, float value) {
   return __fadd_rn(sum, __fmul_rn(weight, value));
 }

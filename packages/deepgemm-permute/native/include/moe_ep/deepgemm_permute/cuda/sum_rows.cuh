@@ -2,16 +2,17 @@
 // comes, rounded once when they are stored.
 #pragma once
 
-#include "cuda/row_ring.cuh"
 #include "moe_ep/cuda/access.cuh"
 #include "moe_ep/deepgemm_permute/cuda/reduce_rows.cuh"
+#include "moe_ep/deepgemm_permute/cuda/row_ring.cuh"
 
 namespace moe_ep::cuda {
 
 // Where sums go, and what is added last.
 struct SumOutput {
-  uint8_t* rows;
-  const uint8_t* bias[2];  // rows like the output's, or null; looked at with kBias only
+  uint8_t* rows;  // null: nowhere
+  int64_t row_bytes;
+  const uint8_t* bias[2] = {};  // rows like the output's, or null; looked at with kBias only
 };
 
 // The first thing that is added. Alone, a row is its own sum, but weighted rows are added to +0.
@@ -41,13 +42,13 @@ __device__ __forceinline__ void SyncSummers(int group) {
 
 // Until the note of the end. With kWeighted every row counts as often as its note says; without it
 // once. `publish(note)` is called by one thread, when all threads have stored what came before.
-template <DType dtype, bool kWeighted, bool kBias, typename Publish>
-__device__ void SumRows(Ring ring, int64_t row_bytes, const SumOutput& out, const GroupPlace& me,
+template <DType in, DType out, bool kWeighted, bool kBias, typename Publish>
+__device__ void SumRows(Ring ring, const SumOutput& to, const GroupPlace& me,
                         const Publish& publish) {
-  constexpr int kElements = kVectorElements<dtype>;
+  static_assert(!kBias || in == out);
   constexpr uint32_t kStride = kSumThreads * 16;
   const uint32_t own = static_cast<uint32_t>(me.thread) * 16;
-  float sums[kVectors][kElements];
+  float sums[kVectors][kVectorElements<in>];
   while (true) {
     WaitBarrier(ring.Full(), ring.parity);
     const Note note = ring.shared.notes[ring.stage];
@@ -72,22 +73,24 @@ __device__ void SumRows(Ring ring, int64_t row_bytes, const SumOutput& out, cons
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
       if (note.Has(Note::kFirst)) {
-        BeginVector<dtype, kWeighted>(sums[v], note.weight, vectors[v]);
+        BeginVector<in, kWeighted>(sums[v], note.weight, vectors[v]);
       } else {
-        ContinueVector<dtype, kWeighted>(sums[v], note.weight, vectors[v]);
+        ContinueVector<in, kWeighted>(sums[v], note.weight, vectors[v]);
       }
     }
-    if (!note.Has(Note::kLast)) continue;
-    const int64_t at = note.row * row_bytes + note.offset + own;
+    if (!note.Has(Note::kLast) || to.rows == nullptr) continue;
+    const int64_t at =
+        note.row * to.row_bytes + int64_t{(note.offset + own) / 16} * kSumBytes<in, out>;
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
       if (own + v * kStride >= note.bytes()) continue;
+      const int64_t place = at + v * kSumThreads * kSumBytes<in, out>;
       if constexpr (kBias) {
-        for (const uint8_t* bias : out.bias) {
-          if (bias != nullptr) AddVector<dtype>(sums[v], LoadOnce(bias + at + v * kStride));
+        for (const uint8_t* bias : to.bias) {
+          if (bias != nullptr) AddVector<in>(sums[v], LoadOnce(bias + place));
         }
       }
-      StoreSums<dtype>(out.rows + at + v * kStride, sums[v]);
+      StoreSums<out>(to.rows + place, sums[v]);
     }
   }
 }

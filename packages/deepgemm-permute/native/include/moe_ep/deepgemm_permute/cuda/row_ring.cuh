@@ -3,27 +3,24 @@
 // links are busy while sums are made; what is to be done with a piece is told by a note beside it.
 #pragma once
 
-#include "cuda/device_buffer.cuh"
-#include "cuda/row_pieces.cuh"
+#include <cstdint>
+
 #include "moe_ep/cuda/bulk_copy.cuh"
+#include "moe_ep/cuda/lanes.cuh"
+#include "moe_ep/deepgemm_permute/cuda/row_pieces.cuh"
 
 namespace moe_ep::cuda {
 
 // A block is groups that work by themselves, each a loader and some warps that add up.
-inline constexpr int kGroups = 4;
 inline constexpr int kSumWarps = 4;
 inline constexpr int kSumThreads = kSumWarps * kLanes;
 inline constexpr int kGroupThreads = kSumThreads + kLanes;
-inline constexpr int kRingThreads = kGroups * kGroupThreads;
 inline constexpr int kMostStages = 16;
 // What a group adds up at once: every thread some vectors of 16 bytes. What comes with each piece
 // costs more instructions than a vector, so there are several.
 inline constexpr int kVectors = 4;
 inline constexpr int64_t kMostSumBytes = int64_t{kVectors} * kSumThreads * 16;
 inline constexpr int64_t kSumGranule = 128;
-// Shared memory of a block for stages and whatever else its kernel needs, of the 227 KiB that there
-// are.
-inline constexpr int64_t kRingBytes = int64_t{216} << 10;
 
 struct Note {
   enum Flag : uint32_t {
@@ -97,6 +94,18 @@ struct Ring {
     Advance();
   }
 
+  // Of the loader: hands on that these pieces of a row are the sum of nothing. A warp calls it.
+  __device__ void PushZeros(const RowPieces& pieces, int first_piece, int end_piece, int32_t row,
+                            int lane) {
+    for (int piece = first_piece; piece < end_piece; ++piece) {
+      const int64_t offset = piece * pieces.bytes;
+      PushNote(
+          {Note::kFirst | Note::kEmpty | Note::kLast | pieces.BytesAt(offset) << Note::kBytesShift,
+           0.0f, row, static_cast<uint32_t>(offset)},
+          lane);
+    }
+  }
+
   // Of the loader: asks for these pieces of one row's sum. Each lane's `has` says whether it has a
   // term of the sum; lower lanes come first. What one lane does takes a while, so lanes ask
   // together, though for a part of the ring only: the others' stages need not be free yet. A warp
@@ -104,6 +113,7 @@ struct Ring {
   __device__ void PushSums(const RowPieces& pieces, int first_piece, int end_piece, int32_t row,
                            bool has, const Term& term, int lane) {
     const uint32_t lanes = __ballot_sync(kAllLanes, has);
+    if (lanes == 0) return PushZeros(pieces, first_piece, end_piece, row, lane);
     const int terms = __popc(lanes);
     if (has) shared.terms[__popc(lanes & ((1u << lane) - 1))] = term;
     __syncwarp();
