@@ -13,6 +13,12 @@ void Put(moe_ep_failure_text* text, const char* code, const std::string& message
   std::strncpy(text->message, message.c_str(), sizeof(text->message) - 1);
 }
 
+std::string WrongId(const char* operation, const int64_t* values) {
+  return std::string(operation) + ": rank " + std::to_string(values[0]) + ", token " +
+         std::to_string(values[1]) + ": expert " + std::to_string(values[2]) + " of " +
+         std::to_string(values[3]);
+}
+
 }  // namespace
 
 void DescribeMismatch(const int64_t* values, moe_ep_failure_text* text) {
@@ -23,10 +29,11 @@ void DescribeMismatch(const int64_t* values, moe_ep_failure_text* text) {
 }
 
 void DescribeInvalidId(const int64_t* values, moe_ep_failure_text* text) {
-  Put(text, "ERR_MOE_EP_ARGUMENT",
-      std::string(kDispatchOperation) + ": rank " + std::to_string(values[0]) + ", token " +
-          std::to_string(values[1]) + ": expert " + std::to_string(values[2]) + " of " +
-          std::to_string(values[3]));
+  Put(text, "ERR_MOE_EP_ARGUMENT", WrongId(kDispatchOperation, values));
+}
+
+void DescribeCombineId(const int64_t* values, moe_ep_failure_text* text) {
+  Put(text, "ERR_MOE_EP_ARGUMENT", WrongId(kCombineOperation, values));
 }
 
 void DescribeNotReceived(const int64_t* values, moe_ep_failure_text* text) {

@@ -12,6 +12,8 @@ namespace moe_ep {
 void DescribeMismatch(const int64_t* values, moe_ep_failure_text* text);
 // Values: source, token, id, number of experts.
 void DescribeInvalidId(const int64_t* values, moe_ep_failure_text* text);
+// Of a combine, whose ids only this rank looks at. Values as before.
+void DescribeCombineId(const int64_t* values, moe_ep_failure_text* text);
 // Values: slot.
 void DescribeNotReceived(const int64_t* values, moe_ep_failure_text* text);
 

@@ -11,6 +11,7 @@ namespace moe_ep {
 inline constexpr const char* kDispatchOperation = "low-latency dispatch";
 inline constexpr const char* kCombineOperation = "low-latency combine";
 
+inline constexpr int kMaxTopk = 32;
 inline constexpr int64_t kGroupSize = 128;  // elements that share a scale
 
 // One slot of a token whose expert lives at the receiver.

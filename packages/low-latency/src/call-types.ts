@@ -29,7 +29,7 @@ export interface LowLatencyDispatchOptions extends CallOptions {
   readonly roundScale?: boolean
   /** Packs four exponents of scales into an i32; needs `roundScale`. @default false */
   readonly useUe8m0?: boolean
-  /** i32 [L]: grows by packedRecvCount, to find out which experts are popular. */
+  /** i32 [L], rank-major [R]: grows by packedRecvCount, to find out which experts are popular. */
   readonly cumulativeLocalExpertRecvStats?: Tensor
   /**
    * `'expert-major'` packs rows by expert. `'rank-major'` leaves them by source rank, each once however many experts of this rank it
@@ -43,7 +43,10 @@ export interface LowLatencyDispatchOptions extends CallOptions {
   readonly out?: Partial<PackedRows>
 }
 
-/** Received rows, by local expert; rank-major by source rank, with R in place of L and maxTokensPerRank in place of N. L experts of this rank, R ranks, N = R * maxTokensPerRank. */
+/**
+ * Received rows, by local expert; rank-major by source rank, with R in place of L and maxTokensPerRank in place of N. L experts of
+ * this rank, R ranks, N = R * maxTokensPerRank.
+ */
 export interface PackedRows {
   /** fp8e4m3 or bf16 [L, N, hidden]. Rows of an expert are packed from the front; those past its count are undefined. */
   readonly packedRecvX: Tensor
@@ -64,6 +67,8 @@ export interface LowLatencyHandle {
   readonly layout: RecvLayout
   readonly slot: number
   readonly numTokens: number
+  /** Slots of a token. */
+  readonly topk: number
   readonly hidden: number
   readonly numExperts: number
   /** Whether weights came with the dispatch. */

@@ -169,6 +169,23 @@ export class LowLatencyBuffer implements Disposable {
     ]
     const lease = this.#slots.acquire(slot)
     try {
+      // What may fail comes first: once rows are sent, the other ranks count on this one.
+      const handle: LowLatencyHandle = {
+        srcInfo: Tensor.empty([groups, rows], 'i32', this.device),
+        layoutRange: rankMajor ? undefined : Tensor.empty([groups, numRanks], 'i64', this.device),
+        ...{
+          layout,
+          slot: lease.slot,
+          topk: topkIdx.shape[1]!,
+          numTokens,
+          hidden,
+          numExperts,
+          weighted: topkWeights !== undefined,
+        },
+      }
+      const routingShape = [groups, rows, topkIdx.shape[1]!]
+      const recvTopkIdx = rankMajor ? Tensor.empty(routingShape, 'i32', this.device) : undefined
+      const recvTopkWeights = rankMajor && topkWeights ? Tensor.empty(routingShape, 'f32', this.device) : undefined
       const { stream, timeoutMs } = this.#enter(call)
       if (lease.previous !== undefined) stream.follow(lease.previous)
       traceOperation('low-latency.dispatchSend', stream, x.byteLength, () =>
@@ -177,14 +194,6 @@ export class LowLatencyBuffer implements Disposable {
           ...([topkWeights?.handle, timeoutMs] as const),
         ),
       )
-      const handle: LowLatencyHandle = {
-        srcInfo: Tensor.empty([groups, rows], 'i32', this.device),
-        layoutRange: rankMajor ? undefined : Tensor.empty([groups, numRanks], 'i64', this.device),
-        ...{ layout, slot: lease.slot, numTokens, hidden, numExperts, weighted: topkWeights !== undefined },
-      }
-      const routingShape = [groups, rows, topkIdx.shape[1]!]
-      const recvTopkIdx = rankMajor ? Tensor.empty(routingShape, 'i32', this.device) : undefined
-      const recvTopkWeights = rankMajor && topkWeights ? Tensor.empty(routingShape, 'f32', this.device) : undefined
       const { origins, numMessages } = this.#received[lease.slot]!
       const receive = (): Event => {
         traceOperation('low-latency.dispatchReceive', stream, undefined, () =>
@@ -223,7 +232,7 @@ export class LowLatencyBuffer implements Disposable {
    * @param topkIdx the ids of the dispatch.
    * @param topkWeights f32 [T, topk]; undefined where they came with the dispatch, and rank-major.
    * @throws ERR_MOE_EP_ARGUMENT, also for a handle whose receive hook was not called; ERR_MOE_EP_RELEASED when the handle has ended. On
-   *   await as in dispatch.
+   *   await as in dispatch; an id that is no expert's fails this rank alone.
    */
   lowLatencyCombine(
     x: Tensor,
@@ -235,13 +244,13 @@ export class LowLatencyBuffer implements Disposable {
     this.#requireOpen()
     const { lease, received } = this.#dispatchOf(handle)
     if (received === undefined) throw argumentError('handle', 'one whose receive hook was called', 'one before it')
-    const { hidden, numTokens, numExperts, srcInfo } = handle
+    const { hidden, topk, numTokens, numExperts, srcInfo } = handle
     const rankMajor = handle.layout === 'rank-major'
     // One row of each rank comes home, with weights applied.
     const weighted = handle.weighted || rankMajor
     requireTensor('x', x, { dtype: 'bf16', shape: [...srcInfo.shape, hidden], device: this.device })
     requireAligned('x', x)
-    requireTensor('topkIdx', topkIdx, { dtype: ['i32', 'i64'], shape: [numTokens, null], device: this.device })
+    requireTensor('topkIdx', topkIdx, { dtype: ['i32', 'i64'], shape: [numTokens, topk], device: this.device })
     if (weighted !== (topkWeights === undefined))
       throw argumentError(
         'topkWeights',

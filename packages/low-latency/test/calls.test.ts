@@ -119,6 +119,31 @@ test('an id that is no expert and arguments that differ fail on all ranks alike,
   })
 })
 
+test('ids that are not those of the dispatch are refused in combine', async () => {
+  const inputs = randomInputs({ ...shape, numTokens: [4, 4] })
+  // Fewer experts than ranks: placement has nothing to say of other ids.
+  await withWorld(2, sizes, async (ranks) => {
+    await Promise.all(
+      ranks.map(async ({ rank, stream, buffer }) => {
+        const { x, topkWeights } = toTensors(inputs[rank]!, shape)
+        const topkIdx = Tensor.zeros([4, 2], 'i64')
+        const { packedRecvX, handle } = buffer.lowLatencyDispatch(x, topkIdx, { numExperts: 1, useFp8: false, stream })
+        const y = Tensor.zeros(packedRecvX.shape, 'bf16')
+        const wide = Tensor.zeros([4, 40], 'i64')
+        const weights = Tensor.zeros([4, 40], 'f32')
+        expect(codeOf(() => buffer.lowLatencyCombine(y, wide, weights, handle, { stream }))).toBe('ERR_MOE_EP_ARGUMENT')
+        const wrong = Tensor.from([0, 0, 0, 0, 0, 7, 0, 0], [4, 2], 'i64')
+        buffer.lowLatencyCombine(y, wrong, topkWeights, handle, { stream })
+        const error = await failureOf(stream.synchronize())
+        expect(`${error.code} ${error.message}`).toMatch(
+          new RegExp(`^ERR_MOE_EP_ARGUMENT .*combine: rank ${rank}, token 2: expert 7 of 1`),
+        )
+        expect(buffer.freeSlots).toBe(2)
+      }),
+    )
+  })
+})
+
 test('a rank that does not come is named at the deadline', async () => {
   const inputs = randomInputs(shape)
   await withWorld(3, { ...sizes, timeoutMs: 300 }, async (ranks) => {

@@ -6,7 +6,15 @@
 namespace moe_ep::cpu {
 namespace {
 
-constexpr int kMaxTopk = 32;
+// Whether all ids are experts' or -1; else the stream is in failure. Placement knows no others.
+bool CheckIds(const Exec& exec, const CombineReceiveCall& call) {
+  const TopkIds ids(call.topk_idx);
+  const int64_t wrong = FindInvalidId(ids, call.topk_idx.numel(), call.experts);
+  if (wrong < 0) return true;
+  FailWith(exec, DescribeCombineId, call.buffer->routes.rank(), wrong / call.topk_idx.size(1),
+           ids[wrong], call.experts);
+  return false;
+}
 
 class Summer {
  public:
@@ -68,6 +76,7 @@ void CombineReceive(const Exec& exec, const CombineReceiveCall& call) {
                          DeadlineAfter(call.timeout_ms), kCombineOperation, "rows",
                          call.wait_stats.data<int64_t>()))
     return;
+  if (!CheckIds(exec, call)) return;
   const Summer summer(call);
   exec.ParallelFor(call.out.size(0), 2, [&](int64_t begin, int64_t end) {
     for (int64_t token = begin; token < end; ++token) summer.Sum(token);

@@ -8,8 +8,6 @@
 namespace moe_ep::cpu {
 namespace {
 
-constexpr int kMaxTopk = 32;
-
 // The first bytes of the rows that the next message asks for.
 void PrefetchRowsOf(const CombineSendCall& call, const MessageHeader& origin) {
   const int64_t hidden = call.x.size(2);

@@ -93,10 +93,22 @@ struct SumArguments {
   int64_t* wait_stats;
   unsigned int* arrived;
   Patience patience;
+  moe_ep_describe_failure describe_id;
   moe_ep_describe_failure describe_not_received;
   moe_ep_failure_record* failure;
   moe_ep_failure_record* snapshot;
 };
+
+// Placement knows no ids but experts' and -1.
+__device__ bool CheckIds(const SumArguments& a) {
+  for (int64_t i = threadIdx.x; i < a.tokens * a.topk; i += kThreads) {
+    if (!IsInvalidId(a.ids[i], a.placement.experts)) continue;
+    if (blockIdx.x == 0)
+      Fail(a.failure, a.describe_id, a.buffer.rank(), i / a.topk, a.ids[i], a.placement.experts);
+    return false;
+  }
+  return true;
+}
 
 // All threads of the block call it. `slots` is the block's shared memory.
 __device__ void SumToken(const SumArguments& a, int64_t token, int* slots) {
@@ -132,7 +144,8 @@ __global__ void __launch_bounds__(kThreads) SumKernel(const __grid_constant__ Su
       WaitForAll(buffer, a.patience, begin_ns,
                  {SignalKind::kResults, buffer.State().epoch, Operation::kLowLatencyCombine,
                   Missing::kRows},
-                 blockIdx.x == 0 ? a.wait_stats : nullptr)) {
+                 blockIdx.x == 0 ? a.wait_stats : nullptr) &&
+      __syncthreads_and(CheckIds(a)) != 0) {
     for (int64_t token = blockIdx.x; token < a.tokens; token += gridDim.x)
       SumToken(a, token, slots);
   }
@@ -173,6 +186,7 @@ void CombineReceive(const Exec& exec, const CombineReceiveCall& call) {
       .wait_stats = call.wait_stats.data<int64_t>(),
       .arrived = exec.CudaScratch<unsigned int>(kScratchKey, 1),
       .patience = PatienceOf(exec, call.timeout_ms),
+      .describe_id = DescribeCombineId,
       .describe_not_received = DescribeNotReceived,
       .failure = exec.cuda_failure(),
       .snapshot = exec.cuda_snapshot(),
