@@ -32,20 +32,6 @@ const BufferHandle& BufferArgument(const Arguments& args, size_t index) {
   return handle;
 }
 
-// Fields of a plain struct of i64, in order, from an array of numbers.
-template <typename Struct>
-Struct FromNumbers(const Arguments& args, size_t index) {
-  const auto numbers = args.value(index).As<Napi::Array>();
-  if (numbers.Length() * sizeof(int64_t) != sizeof(Struct)) {
-    Throw(args.env(), "ERR_MOE_EP_INTERNAL", "native and JavaScript disagree about a record");
-  }
-  Struct result;
-  for (uint32_t i = 0; i < numbers.Length(); ++i) {
-    reinterpret_cast<int64_t*>(&result)[i] = numbers.Get(i).As<Napi::Number>().Int64Value();
-  }
-  return result;
-}
-
 // createBuffer(routes, layout) -> buffer
 Napi::Value CreateBuffer(const Napi::CallbackInfo& info) {
   const Arguments args(info);

@@ -4,7 +4,6 @@
 #include <cstdint>
 
 #include "moe_ep/abi.h"
-#include "moe_ep/command.h"
 
 namespace moe_ep {
 
@@ -21,14 +20,6 @@ void DescribeUnsettled(const int64_t* values, moe_ep_failure_text* text);
 
 inline int64_t PackPair(int64_t high, int64_t low) {
   return static_cast<int64_t>(static_cast<uint64_t>(high) << 32 | static_cast<uint32_t>(low));
-}
-
-template <typename... Values>
-void FailWith(const Exec& exec, moe_ep_describe_failure describe, Values... values) {
-  const int64_t all[MOE_EP_FAILURE_VALUES] = {static_cast<int64_t>(values)...};
-  moe_ep_failure_text text = {};
-  describe(all, &text);
-  exec.Fail(text.code, text.message);
 }
 
 }  // namespace moe_ep

@@ -1,5 +1,5 @@
-import { argumentError, MoeEpError, requireInteger } from '@moe-ep/core'
-import { type CollectiveOptions, type ProcessGroup, type Region, RegionLayout } from '@moe-ep/transport'
+import { argumentError, requireInteger } from '@moe-ep/core'
+import { type Region, RegionLayout } from '@moe-ep/transport'
 import { native } from './native.js'
 
 /** Sizes that a buffer is built for. They never grow; all ranks pass the same. */
@@ -114,22 +114,6 @@ function withDefaults(options: IntranodeBufferSizes, numRanks: number): Required
 
 function align(bytes: number, alignment: number): number {
   return Math.ceil(bytes / alignment) * alignment
-}
-
-/** Different sizes may happen to need as many bytes, so the places themselves are compared. */
-export async function requireSameLayout(
-  group: ProcessGroup,
-  layout: BufferLayout,
-  wait: CollectiveOptions,
-): Promise<void> {
-  const own = layout.nativeFields.join(' ')
-  const all = (await group.allGather(Buffer.from(own), wait)).map((bytes) => Buffer.from(bytes).toString())
-  const different = all.findIndex((fields) => fields !== all[0])
-  if (different < 0) return
-  throw new MoeEpError(
-    'ERR_MOE_EP_MISMATCH',
-    `intranode buffer: rank ${different} was built with other sizes than rank 0`,
-  )
 }
 
 /** Rows that a grouped dispatch can need at the worst: every selection of every token on one rank, and padding. */

@@ -8,8 +8,8 @@ import {
   type Stream,
   Tensor,
 } from '@moe-ep/core'
-import { type Lease, type ProcessGroup, SlotRing, SymmetricMemory } from '@moe-ep/transport'
-import { type BufferLayout, type IntranodeBufferSizes, layoutBuffer, requireSameLayout } from './buffer-layout.js'
+import { type Lease, type ProcessGroup, requireSameLayout, SlotRing, SymmetricMemory } from '@moe-ep/transport'
+import { type BufferLayout, type IntranodeBufferSizes, layoutBuffer } from './buffer-layout.js'
 import { checkOut, copyOut, roomFor } from './copy-out.js'
 import {
   type CheckContext,
@@ -120,7 +120,7 @@ export class IntranodeBuffer implements Disposable {
       ...(signal !== undefined && { signal }),
     })
     try {
-      await requireSameLayout(group, layout, { timeoutMs, signal, label: 'intranode buffer' })
+      await requireSameLayout(group, layout.nativeFields, { timeoutMs, signal, label: 'intranode buffer' })
       return new IntranodeBuffer(memory, layout, timeoutMs)
     } catch (error) {
       memory.close()

@@ -4,7 +4,6 @@
 #include <cstdint>
 
 #include "moe_ep/abi.h"
-#include "moe_ep/command.h"
 
 namespace moe_ep {
 
@@ -16,13 +15,5 @@ void DescribeInvalidId(const int64_t* values, moe_ep_failure_text* text);
 void DescribeCombineId(const int64_t* values, moe_ep_failure_text* text);
 // Values: slot.
 void DescribeNotReceived(const int64_t* values, moe_ep_failure_text* text);
-
-template <typename... Values>
-void FailWith(const Exec& exec, moe_ep_describe_failure describe, Values... values) {
-  const int64_t all[MOE_EP_FAILURE_VALUES] = {static_cast<int64_t>(values)...};
-  moe_ep_failure_text text = {};
-  describe(all, &text);
-  exec.Fail(text.code, text.message);
-}
 
 }  // namespace moe_ep

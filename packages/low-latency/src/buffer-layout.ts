@@ -1,6 +1,6 @@
-import { argumentError, MoeEpError, requireInteger } from '@moe-ep/core'
+import { argumentError, requireInteger } from '@moe-ep/core'
 import { maxTopk } from '@moe-ep/layout'
-import { type CollectiveOptions, type ProcessGroup, RegionLayout } from '@moe-ep/transport'
+import { RegionLayout } from '@moe-ep/transport'
 import { native } from './native.js'
 
 /** Sizes that a buffer is built for. They never grow; all ranks pass the same. */
@@ -55,20 +55,4 @@ export function layoutBuffer(options: LowLatencyBufferSizes, numRanks: number): 
 export function requireHidden(argument: string, hidden: number, multiple: 8 | 16, most?: number): void {
   requireInteger(argument, hidden, multiple, most)
   if (hidden % multiple !== 0) throw argumentError(argument, `a multiple of ${multiple}`, hidden)
-}
-
-/** Different sizes may happen to need as many bytes, so the places themselves are compared. */
-export async function requireSameLayout(
-  group: ProcessGroup,
-  layout: BufferLayout,
-  wait: CollectiveOptions,
-): Promise<void> {
-  const own = layout.nativeFields.join(' ')
-  const all = (await group.allGather(Buffer.from(own), wait)).map((bytes) => Buffer.from(bytes).toString())
-  const different = all.findIndex((fields) => fields !== all[0])
-  if (different < 0) return
-  throw new MoeEpError(
-    'ERR_MOE_EP_MISMATCH',
-    `low-latency buffer: rank ${different} was built with other sizes than rank 0`,
-  )
 }

@@ -11,14 +11,8 @@ import {
   traceOperation,
 } from '@moe-ep/core'
 import { linearPlacement } from '@moe-ep/layout'
-import { type Lease, type ProcessGroup, SlotRing, SymmetricMemory } from '@moe-ep/transport'
-import {
-  type BufferLayout,
-  layoutBuffer,
-  type LowLatencyBufferSizes,
-  requireHidden,
-  requireSameLayout,
-} from './buffer-layout.js'
+import { type Lease, type ProcessGroup, requireSameLayout, SlotRing, SymmetricMemory } from '@moe-ep/transport'
+import { type BufferLayout, layoutBuffer, type LowLatencyBufferSizes, requireHidden } from './buffer-layout.js'
 import type {
   CallOptions,
   LowLatencyCombineOptions,
@@ -99,7 +93,7 @@ export class LowLatencyBuffer implements Disposable {
       ...(signal !== undefined && { signal }),
     })
     try {
-      await requireSameLayout(group, layout, { timeoutMs, signal, label: 'low-latency buffer' })
+      await requireSameLayout(group, layout.nativeFields, { timeoutMs, signal, label: 'low-latency buffer' })
       return new LowLatencyBuffer(memory, layout, timeoutMs)
     } catch (error) {
       memory.close()

@@ -3,6 +3,7 @@
 
 #include "buffer.h"
 #include "moe_ep/cuda/lanes.cuh"
+#include "moe_ep/cuda/last_block.cuh"
 #include "moe_ep/transport/device_routes.cuh"
 
 namespace moe_ep::cuda {
@@ -139,22 +140,6 @@ __device__ __forceinline__ void EndCombine(const DeviceBuffer& buffer,
   if (!FailedForWarp(failure))
     return SignalAll(buffer, SignalKind::kCombineRead, buffer.Epochs().combine, lane);
   if (lane == 0) SnapshotFailure(failure, snapshot);
-}
-
-// Counts the blocks of a grid that have come here, as all of them must, whatever they did before;
-// true for all threads of the last one, which then sees what the others wrote. `arrived` is zero
-// before and after.
-__device__ __forceinline__ bool IsLastBlock(unsigned int* arrived) {
-  __shared__ bool last;
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    last = atomicAdd(arrived, 1u) == gridDim.x - 1;
-    if (last) *arrived = 0;
-    __threadfence();
-  }
-  __syncthreads();
-  return last;
 }
 
 }  // namespace moe_ep::cuda

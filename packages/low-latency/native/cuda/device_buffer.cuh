@@ -3,12 +3,12 @@
 
 #include "buffer.h"
 #include "cuda/kernels.h"
+#include "moe_ep/cuda/lanes.cuh"
+#include "moe_ep/cuda/last_block.cuh"
 #include "moe_ep/transport/device_routes.cuh"
 
 namespace moe_ep::cuda {
 
-inline constexpr int kLanes = 32;
-inline constexpr uint32_t kAllLanes = 0xffffffffu;
 inline constexpr int kThreads = 256;
 inline constexpr int kWarps = kThreads / kLanes;
 // Ranks that share a GPU wait for one another, so that the blocks of all of them must have room.
@@ -95,22 +95,6 @@ __device__ inline bool MayBegin(const DeviceBuffer& buffer, moe_ep_failure_recor
   if (FailedForBlock(failure)) return false;
   const bool ok = threadIdx.x != 0 || CheckNotPoisoned(buffer.routes, failure);
   return __syncthreads_and(ok) != 0;
-}
-
-// Counts the blocks of a grid that have come here, as all of them must, whatever they did before;
-// true for all threads of the last one, which then sees what the others wrote. `arrived` is zero
-// before and after.
-__device__ __forceinline__ bool IsLastBlock(unsigned int* arrived) {
-  __shared__ bool last;
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    last = atomicAdd(arrived, 1u) == gridDim.x - 1;
-    if (last) *arrived = 0;
-    __threadfence();
-  }
-  __syncthreads();
-  return last;
 }
 
 // Copies whole vectors of 16 bytes; all threads of a block, or of a warp, call it.

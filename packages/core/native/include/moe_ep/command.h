@@ -129,4 +129,13 @@ moe_ep_command MakeCommand(Body body) {
   };
 }
 
+// Fails the stream with the words that kernels of a cuda device would carry to the host as values.
+template <typename... Values>
+void FailWith(const Exec& exec, moe_ep_describe_failure describe, Values... values) {
+  const int64_t all[MOE_EP_FAILURE_VALUES] = {static_cast<int64_t>(values)...};
+  moe_ep_failure_text text = {};
+  describe(all, &text);
+  exec.Fail(text.code, text.message);
+}
+
 }  // namespace moe_ep
