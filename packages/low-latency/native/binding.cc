@@ -55,102 +55,83 @@ Napi::Value CloseBuffer(const Napi::CallbackInfo& info) {
   return args.env().Undefined();
 }
 
-// dispatchSend(stream, buffer, slot, sharedArguments, x, topkIdx, topkWeights, timeoutMs)
-Napi::Value EnqueueDispatchSend(const Napi::CallbackInfo& info) {
+Phases PhasesArgument(const Arguments& args, size_t index) {
+  const int64_t bits = args.integer(index);
+  return {.send = (bits & 1) != 0, .receive = (bits & 2) != 0};
+}
+
+// dispatch(stream, buffer, slot, phases, sharedArguments, timeoutMs, sms, x, topkIdx, topkWeights,
+//          recvX, recvScales, recvCount, srcInfo, layoutRange, rows, messages, first, recvTopkIdx,
+//          recvTopkWeights, recvStats, waitStats)
+Napi::Value EnqueueDispatch(const Napi::CallbackInfo& info) {
   const Arguments args(info);
-  const DispatchSendCall call{
+  const DispatchCall call{
       .buffer = BufferArgument(args, 1),
       .slot = args.integer(2),
-      .arguments = FromNumbers<SharedArguments>(args, 3),
-      .x = args.tensor(4),
-      .topk_idx = args.tensor(5),
-      .topk_weights = args.optional_tensor(6),
+      .phases = PhasesArgument(args, 3),
+      .arguments = FromNumbers<SharedArguments>(args, 4),
+      .timeout_ms = args.integer(5),
+      .sms = args.integer(6),
+      .x = args.tensor(7),
+      .topk_idx = args.tensor(8),
+      .topk_weights = args.optional_tensor(9),
+      .recv_x = args.tensor(10),
+      .recv_scales = args.optional_tensor(11),
+      .recv_count = args.tensor(12),
+      .src_info = args.tensor(13),
+      .layout_range = args.optional_tensor(14),
+      .received = {.rows = args.tensor(15), .messages = args.tensor(16), .first = args.tensor(17)},
+      .recv_topk_idx = args.optional_tensor(18),
+      .recv_topk_weights = args.optional_tensor(19),
+      .recv_stats = args.optional_tensor(20),
+      .wait_stats = args.optional_tensor(21),
+  };
+  return Enqueue(args.env(), args.stream(0),
+                 [call](const Exec& exec) { MOE_EP_ON_DEVICE(Dispatch, exec, call); });
+}
+
+// combine(stream, buffer, slot, phases, weighted, rankMajor, experts, timeoutMs, sms, x, rows,
+//         messages, first, topkIdx, topkWeights, out, waitStats)
+Napi::Value EnqueueCombine(const Napi::CallbackInfo& info) {
+  const Arguments args(info);
+  const CombineCall call{
+      .buffer = BufferArgument(args, 1),
+      .slot = args.integer(2),
+      .phases = PhasesArgument(args, 3),
+      .weighted = args.boolean(4),
+      .rank_major = args.boolean(5),
+      .experts = args.integer(6),
       .timeout_ms = args.integer(7),
+      .sms = args.integer(8),
+      .x = args.tensor(9),
+      .received = {.rows = args.tensor(10), .messages = args.tensor(11), .first = args.tensor(12)},
+      .topk_idx = args.tensor(13),
+      .topk_weights = args.optional_tensor(14),
+      .out = args.tensor(15),
+      .wait_stats = args.optional_tensor(16),
   };
   return Enqueue(args.env(), args.stream(0),
-                 [call](const Exec& exec) { MOE_EP_ON_DEVICE(DispatchSend, exec, call); });
+                 [call](const Exec& exec) { MOE_EP_ON_DEVICE(Combine, exec, call); });
 }
 
-// dispatchReceive(stream, buffer, slot, sharedArguments, recvX, recvScales, recvCount, srcInfo,
-//                 layoutRange, origins, numMessages, recvTopkIdx, recvTopkWeights, recvStats,
-//                 waitStats, timeoutMs)
-Napi::Value EnqueueDispatchReceive(const Napi::CallbackInfo& info) {
-  const Arguments args(info);
-  const DispatchReceiveCall call{
-      .buffer = BufferArgument(args, 1),
-      .slot = args.integer(2),
-      .arguments = FromNumbers<SharedArguments>(args, 3),
-      .recv_x = args.tensor(4),
-      .recv_scales = args.optional_tensor(5),
-      .recv_count = args.tensor(6),
-      .src_info = args.tensor(7),
-      .layout_range = args.optional_tensor(8),
-      .received = {.origins = args.tensor(9), .num_messages = args.tensor(10)},
-      .recv_topk_idx = args.optional_tensor(11),
-      .recv_topk_weights = args.optional_tensor(12),
-      .recv_stats = args.optional_tensor(13),
-      .wait_stats = args.optional_tensor(14),
-      .timeout_ms = args.integer(15),
-  };
-  return Enqueue(args.env(), args.stream(0),
-                 [call](const Exec& exec) { MOE_EP_ON_DEVICE(DispatchReceive, exec, call); });
-}
-
-// combineSend(stream, buffer, slot, weighted, rankMajor, x, origins, numMessages)
-Napi::Value EnqueueCombineSend(const Napi::CallbackInfo& info) {
-  const Arguments args(info);
-  const CombineSendCall call{
-      .buffer = BufferArgument(args, 1),
-      .slot = args.integer(2),
-      .weighted = args.boolean(3),
-      .rank_major = args.boolean(4),
-      .x = args.tensor(5),
-      .received = {.origins = args.tensor(6), .num_messages = args.tensor(7)},
-  };
-  return Enqueue(args.env(), args.stream(0),
-                 [call](const Exec& exec) { MOE_EP_ON_DEVICE(CombineSend, exec, call); });
-}
-
-// combineReceive(stream, buffer, slot, weighted, experts, topkIdx, topkWeights, out, waitStats,
-//                timeoutMs)
-Napi::Value EnqueueCombineReceive(const Napi::CallbackInfo& info) {
-  const Arguments args(info);
-  const CombineReceiveCall call{
-      .buffer = BufferArgument(args, 1),
-      .slot = args.integer(2),
-      .weighted = args.boolean(3),
-      .experts = args.integer(4),
-      .topk_idx = args.tensor(5),
-      .topk_weights = args.optional_tensor(6),
-      .out = args.tensor(7),
-      .wait_stats = args.optional_tensor(8),
-      .timeout_ms = args.integer(9),
-  };
-  return Enqueue(args.env(), args.stream(0),
-                 [call](const Exec& exec) { MOE_EP_ON_DEVICE(CombineReceive, exec, call); });
-}
-
-// messageBytes(hidden, topk), headerBytes(topk): sizes that layouts are made of.
+// messageBytes(hidden), paddedTopk(topk): sizes that layouts are made of.
 Napi::Value MessageBytesOf(const Napi::CallbackInfo& info) {
   const Arguments args(info);
-  return Napi::Number::New(args.env(),
-                           static_cast<double>(MessageBytes(args.integer(0), args.integer(1))));
+  return Napi::Number::New(args.env(), static_cast<double>(MessageBytes(args.integer(0))));
 }
-Napi::Value HeaderBytesOf(const Napi::CallbackInfo& info) {
+Napi::Value PaddedTopkOf(const Napi::CallbackInfo& info) {
   const Arguments args(info);
-  return Napi::Number::New(args.env(), static_cast<double>(HeaderBytes(args.integer(0))));
+  return Napi::Number::New(args.env(), static_cast<double>(PaddedTopk(args.integer(0))));
 }
 
 Napi::Object Initialize(Napi::Env env, Napi::Object exports) {
   ExportInitialize(env, exports);
   Export(env, exports, "createBuffer", CreateBuffer);
   Export(env, exports, "closeBuffer", CloseBuffer);
-  Export(env, exports, "dispatchSend", EnqueueDispatchSend);
-  Export(env, exports, "dispatchReceive", EnqueueDispatchReceive);
-  Export(env, exports, "combineSend", EnqueueCombineSend);
-  Export(env, exports, "combineReceive", EnqueueCombineReceive);
+  Export(env, exports, "dispatch", EnqueueDispatch);
+  Export(env, exports, "combine", EnqueueCombine);
   Export(env, exports, "messageBytes", MessageBytesOf);
-  Export(env, exports, "headerBytes", HeaderBytesOf);
+  Export(env, exports, "paddedTopk", PaddedTopkOf);
   exports.Set("signalKinds", Napi::Number::New(env, static_cast<double>(kNumSignalKinds)));
   exports.Set("stateBytes", Napi::Number::New(env, sizeof(SlotState)));
   exports.Set("headBytes", Napi::Number::New(env, sizeof(DispatchHead)));

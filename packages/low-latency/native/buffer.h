@@ -27,14 +27,17 @@ struct Buffer {
   DispatchHead& Head(int rank, int64_t slot, int source) const {
     return reinterpret_cast<DispatchHead*>(At(rank, slot, layout.heads_offset))[source];
   }
-  MessageHeader& Message(int rank, int64_t slot, int source, int64_t index) const {
-    const int64_t place = source * layout.max_tokens + index;
-    return *reinterpret_cast<MessageHeader*>(
-        At(rank, slot, layout.messages_offset + place * layout.message_bytes));
+  // Tables of a source's tokens: rows of PaddedTopk(topk).
+  int32_t* Ids(int rank, int64_t slot, int source) const {
+    return reinterpret_cast<int32_t*>(At(rank, slot, layout.ids_offset)) + TableOf(source);
   }
-  // The row of a message; its scales follow.
-  uint8_t* RowOf(MessageHeader& message) const {
-    return reinterpret_cast<uint8_t*>(&message) + HeaderBytes(layout.max_topk);
+  float* Weights(int rank, int64_t slot, int source) const {
+    return reinterpret_cast<float*>(At(rank, slot, layout.weights_offset)) + TableOf(source);
+  }
+  // `selection`: 0 where a rank gets a row once.
+  uint8_t* Message(int rank, int64_t slot, int source, int64_t token, int64_t selection) const {
+    const int64_t place = (source * layout.max_tokens + token) * layout.messages_per_token;
+    return At(rank, slot, layout.messages_offset + (place + selection) * layout.message_bytes);
   }
   uint16_t* Result(int rank, int64_t slot, int64_t token, int64_t place) const {
     const int64_t row = token * layout.max_topk + place;
@@ -83,6 +86,9 @@ struct Buffer {
   }
 
  private:
+  int64_t TableOf(int source) const {
+    return source * layout.max_tokens * PaddedTopk(layout.max_topk);
+  }
   uint8_t* At(int rank, int64_t slot, int64_t offset) const {
     return routes.payload(rank, static_cast<uint64_t>(slot * layout.slot_bytes + offset));
   }

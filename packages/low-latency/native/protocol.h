@@ -1,4 +1,7 @@
-// What ranks leave in one another's memory: messages with their headers, and what signals mean.
+// What ranks leave in one another's memory, and what signals mean.
+//
+// A source tells every rank the ids of all its tokens, and puts rows at places that follow from the
+// token. So nobody counts before rows travel, and receivers find order and places in the ids.
 #pragma once
 
 #include <cstddef>
@@ -14,34 +17,9 @@ inline constexpr const char* kCombineOperation = "low-latency combine";
 inline constexpr int kMaxTopk = 32;
 inline constexpr int64_t kGroupSize = 128;  // elements that share a scale
 
-// One slot of a token whose expert lives at the receiver.
-struct Selection {
-  int32_t expert;  // local to the receiver; once received, the row among all experts' rows
-  int32_t slot;    // of the token
-  float weight;
-};
-
-// Opens a message: a token's row travels once to each rank that has one of its experts.
-struct MessageHeader {
-  int32_t token;  // at its source
-  int32_t count;  // selections that follow, in the order of slots
-  // How many lower ranks get this token, too: where the receiver's sum goes in the source's
-  // results.
-  int32_t place;
-  int32_t reserved;
-
-  MOE_EP_HOST_DEVICE Selection* selections() { return reinterpret_cast<Selection*>(this + 1); }
-  MOE_EP_HOST_DEVICE const Selection* selections() const {
-    return reinterpret_cast<const Selection*>(this + 1);
-  }
-};
-static_assert(sizeof(MessageHeader) == 16 && sizeof(Selection) == 12);
-
-constexpr int64_t HeaderBytes(int64_t topk) {
-  return (static_cast<int64_t>(sizeof(MessageHeader)) +
-          topk * static_cast<int64_t>(sizeof(Selection)) + 15) /
-         16 * 16;
-}
+// Tables of ids and weights have rows of whole vectors of 16 bytes; what is past the last slot is
+// -1.
+MOE_EP_HOST_DEVICE constexpr int64_t PaddedTopk(int64_t topk) { return (topk + 3) / 4 * 4; }
 
 // How rows travel.
 enum class RowFormat : int64_t { kBF16 = 0, kFp8 = 1, kFp8PowerOfTwo = 2 };
@@ -61,17 +39,18 @@ inline constexpr const char* kSharedArgumentNames[] = {
 inline constexpr int kNumSharedArguments = sizeof(SharedArguments) / sizeof(int64_t);
 static_assert(kNumSharedArguments == sizeof(kSharedArgumentNames) / sizeof(const char*));
 
-// What a source tells of its messages.
+// What a source tells every rank of a dispatch, beside the ids and weights of all its tokens.
 struct DispatchHead {
   SharedArguments arguments;
-  int64_t count;          // messages
+  int64_t tokens;         // of the source
   int64_t invalid_token;  // -1, or the first token with an id that is no expert's: no rows then
   int64_t invalid_id;
 };
+inline constexpr int kNumHeadFields = sizeof(DispatchHead) / sizeof(int64_t);
 
 // Of a slot, from each source. Epochs count a slot's dispatches.
 enum class SignalKind : int64_t {
-  kMessages = 0,  // a dispatch's messages are there
+  kMessages = 0,  // a dispatch's head, tables and rows are there
   kFree = 1,      // the source has unpacked what this rank sent
   kResults = 2,   // a combine's rows are there
 };
@@ -84,19 +63,27 @@ struct BufferLayout {
   int64_t max_hidden;
   int64_t max_tokens;
   int64_t max_topk;
-  int64_t message_bytes;  // distance between two messages
-  int64_t heads_offset;
-  int64_t messages_offset;  // [source, max_tokens]
-  int64_t results_offset;   // bf16 [max_tokens, max_topk, max_hidden]
-  int64_t state_offset;     // of a cuda device: what the rank's own kernels remember of the slot
+  int64_t messages_per_token;  // 1: a row for each rank; max_topk: one for each selection
+  int64_t message_bytes;       // distance between two messages
+  int64_t heads_offset;        // [source]
+  int64_t ids_offset;          // i32 [source, max_tokens, PaddedTopk(max_topk)]
+  int64_t weights_offset;      // f32 of the same shape
+  int64_t messages_offset;     // [source, max_tokens, messages_per_token]
+  int64_t results_offset;      // bf16 [max_tokens, max_topk, max_hidden]
+  int64_t state_offset;        // of a cuda device: what the rank's own kernels remember of the slot
 };
 
+// Where the scales of a row of fp8 begin.
+MOE_EP_HOST_DEVICE constexpr int64_t ScalesOffset(int64_t hidden) { return (hidden + 3) / 4 * 4; }
+MOE_EP_HOST_DEVICE constexpr int64_t NumGroups(int64_t hidden) {
+  return (hidden + kGroupSize - 1) / kGroupSize;
+}
+
 // Bytes of a message of any format.
-constexpr int64_t MessageBytes(int64_t hidden, int64_t topk) {
+constexpr int64_t MessageBytes(int64_t hidden) {
   const int64_t bf16 = hidden * 2;
-  const int64_t groups = (hidden + kGroupSize - 1) / kGroupSize;
-  const int64_t fp8 = (hidden + 3) / 4 * 4 + groups * 4;
-  return HeaderBytes(topk) + ((bf16 > fp8 ? bf16 : fp8) + 15) / 16 * 16;
+  const int64_t fp8 = ScalesOffset(hidden) + NumGroups(hidden) * 4;
+  return ((bf16 > fp8 ? bf16 : fp8) + 15) / 16 * 16;
 }
 
 }  // namespace moe_ep

@@ -13,7 +13,15 @@ export interface LowLatencyBufferSizes {
   readonly maxTopk?: number
   /** Dispatches whose combine has not come yet. @default 2 */
   readonly maxInFlight?: number
+  /**
+   * `'rank'` sends a row once to each rank that has one of its experts. `'expert'` sends it for each expert, as the first low-latency
+   * kernels of the field did: more bytes, and {@link maxTopk} times the room for rows; topkWeights then go to combine.
+   * @default 'rank'
+   */
+  readonly protocol?: LowLatencyProtocol
 }
+
+export type LowLatencyProtocol = 'rank' | 'expert'
 
 /** Sizes with their defaults, and what they need of symmetric memory. */
 export interface BufferLayout {
@@ -26,16 +34,21 @@ export interface BufferLayout {
 
 /** @throws ERR_MOE_EP_ARGUMENT. */
 export function layoutBuffer(options: LowLatencyBufferSizes, numRanks: number): BufferLayout {
-  const { hidden, maxTokensPerRank, maxTopk: topk = maxTopk, maxInFlight = 2 } = options
-  const sizes = { hidden, maxTokensPerRank, maxTopk: topk, maxInFlight }
+  const { hidden, maxTokensPerRank, maxTopk: topk = maxTopk, maxInFlight = 2, protocol = 'rank' } = options
+  const sizes = { hidden, maxTokensPerRank, maxTopk: topk, maxInFlight, protocol }
   requireHidden('hidden', hidden, 8)
   requireInteger('maxTokensPerRank', maxTokensPerRank, 0, 1024)
   requireInteger('maxTopk', topk, 1, maxTopk)
   requireInteger('maxInFlight', maxInFlight, 1, 64)
-  const messageBytes = native().messageBytes(hidden, topk)
+  if (protocol !== 'rank' && protocol !== 'expert') throw argumentError('protocol', "'rank' or 'expert'", protocol)
+  const messageBytes = native().messageBytes(hidden)
+  const messagesPerToken = protocol === 'rank' ? 1 : topk
+  const tableBytes = numRanks * maxTokensPerRank * native().paddedTopk(topk) * 4
   const slot = new RegionLayout()
   const heads = slot.reserve(numRanks * native().headBytes)
-  const messages = slot.reserve(numRanks * maxTokensPerRank * messageBytes)
+  const ids = slot.reserve(tableBytes)
+  const weights = slot.reserve(tableBytes)
+  const messages = slot.reserve(numRanks * maxTokensPerRank * messagesPerToken * messageBytes)
   const results = slot.reserve(maxTokensPerRank * topk * hidden * 2)
   const state = slot.reserve(native().stateBytes)
   // Slots begin on pages of their own.
@@ -45,8 +58,8 @@ export function layoutBuffer(options: LowLatencyBufferSizes, numRanks: number): 
     byteLength: slotBytes * maxInFlight,
     numSignals: maxInFlight * native().signalKinds * numRanks,
     nativeFields: [
-      ...[maxInFlight, slotBytes, hidden, maxTokensPerRank, topk, messageBytes],
-      ...[heads.byteOffset, messages.byteOffset, results.byteOffset, state.byteOffset],
+      ...[maxInFlight, slotBytes, hidden, maxTokensPerRank, topk, messagesPerToken, messageBytes],
+      ...[heads, ids, weights, messages, results, state].map(({ byteOffset }) => byteOffset),
     ],
   }
 }

@@ -8,6 +8,8 @@ export interface CallOptions {
   readonly previousEvent?: Event
   /** Deadline of every wait for a peer. @default the buffer's */
   readonly timeoutMs?: number
+  /** Multiprocessors of a cuda device for this call, the same result for any number. @default the buffer's */
+  readonly numSms?: number
   /**
    * Enqueues the send phase only; `hook()` enqueues the receive phase, on the same stream, and results are undefined until then.
    * Between the two the stream is free for other work.

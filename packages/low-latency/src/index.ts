@@ -1,4 +1,4 @@
-export type { LowLatencyBufferSizes } from './buffer-layout.js'
+export type { LowLatencyBufferSizes, LowLatencyProtocol } from './buffer-layout.js'
 export type {
   CallOptions,
   LowLatencyCombineOptions,

@@ -1,28 +1,28 @@
 import {
   argumentError,
+  type CudaDevice,
   type Device,
   type Event,
   getDefaultDevice,
   MoeEpError,
   requireInteger,
   requireTensor,
-  type Stream,
   Tensor,
   traceOperation,
 } from '@moe-ep/core'
 import { linearPlacement } from '@moe-ep/layout'
 import { type Lease, type ProcessGroup, requireSameLayout, SlotRing, SymmetricMemory } from '@moe-ep/transport'
-import { type BufferLayout, layoutBuffer, type LowLatencyBufferSizes, requireHidden } from './buffer-layout.js'
+import { type BufferLayout, layoutBuffer, type LowLatencyBufferSizes } from './buffer-layout.js'
 import type {
-  CallOptions,
   LowLatencyCombineOptions,
   LowLatencyCombineResult,
   LowLatencyDispatchOptions,
   LowLatencyDispatchResult,
   LowLatencyHandle,
 } from './call-types.js'
-import { type BufferHandle, native } from './native.js'
-import { packedRows, requireAligned } from './packed-rows.js'
+import { type Call, callOf, checkCombine, checkDispatch } from './call-checks.js'
+import { type BufferHandle, native, phase, type Phases } from './native.js'
+import { packedRows } from './packed-rows.js'
 
 /** How a buffer is made. */
 export interface LowLatencyBufferOptions extends LowLatencyBufferSizes {
@@ -30,6 +30,11 @@ export interface LowLatencyBufferOptions extends LowLatencyBufferSizes {
   readonly device?: Device
   /** Deadline of every wait for a peer. @default the group's */
   readonly timeoutMs?: number
+  /**
+   * Multiprocessors of a cuda device that a call takes, without effect on results. Kernels wait for those of other ranks, so that the
+   * blocks of all ranks that share a GPU must find room there. @default all, divided by the ranks that share the GPU
+   */
+  readonly numSms?: number
   /** Gives up the collective set-up. */
   readonly signal?: AbortSignal
 }
@@ -42,6 +47,8 @@ export class LowLatencyBuffer implements Disposable {
   readonly group: ProcessGroup
   readonly device: Device
   readonly timeoutMs: number
+  /** Multiprocessors that calls take where they do not say otherwise; 1 on the cpu, where it means nothing. */
+  readonly numSms: number
   readonly #memory: SymmetricMemory
   readonly #layout: BufferLayout
   readonly #slots: SlotRing
@@ -52,19 +59,21 @@ export class LowLatencyBuffer implements Disposable {
   readonly #dispatches = new WeakMap<LowLatencyHandle, Dispatch>()
   #closed = false
 
-  private constructor(memory: SymmetricMemory, layout: BufferLayout, timeoutMs: number) {
+  private constructor(memory: SymmetricMemory, layout: BufferLayout, timeoutMs: number, numSms: number | undefined) {
     this.group = memory.group
     this.device = memory.device
     this.timeoutMs = timeoutMs
+    this.numSms = numSms ?? Math.max(1, Math.floor(multiprocessorsOf(memory.device) / memory.ranksOnDevice))
     this.#memory = memory
     this.#layout = layout
     this.#slots = new SlotRing(layout.sizes.maxInFlight)
     this.#handle = native().createBuffer(memory.routes, layout.nativeFields)
     const { maxInFlight, maxTokensPerRank, maxTopk } = layout.sizes
-    const { worldSize } = memory.group
+    const numMessages = memory.group.worldSize * maxTokensPerRank
     this.#received = Array.from({ length: maxInFlight }, () => ({
-      origins: Tensor.empty([worldSize * maxTokensPerRank, native().headerBytes(maxTopk)], 'u8', this.device),
-      numMessages: Tensor.empty([worldSize], 'i32', this.device),
+      rows: Tensor.empty([numMessages, native().paddedTopk(maxTopk)], 'i32', this.device),
+      messages: Tensor.empty([numMessages], 'i32', this.device),
+      first: Tensor.empty([memory.group.worldSize + 1], 'i32', this.device),
     }))
   }
 
@@ -76,17 +85,17 @@ export class LowLatencyBuffer implements Disposable {
 
   /**
    * Builds the buffer on all ranks; collective.
-   * @throws ERR_MOE_EP_ARGUMENT; ERR_MOE_EP_UNSUPPORTED for a cuda device so far, or when a rank lives on another node;
+   * @throws ERR_MOE_EP_ARGUMENT; ERR_MOE_EP_UNSUPPORTED when a rank lives on another node, and for more than
+   *   32 ranks of cuda devices;
    *   ERR_MOE_EP_MISMATCH for sizes that differ; ERR_MOE_EP_OUT_OF_MEMORY; what the group fails with.
    */
   static async create(group: ProcessGroup, options: LowLatencyBufferOptions): Promise<LowLatencyBuffer> {
-    const { device = getDefaultDevice(), timeoutMs = group.timeoutMs, signal, ...sizes } = options
+    const { device = getDefaultDevice(), timeoutMs = group.timeoutMs, signal, numSms, ...sizes } = options
     requireInteger('timeoutMs', timeoutMs, 1)
+    if (numSms !== undefined) requireInteger('numSms', numSms, 1, 1024)
     const layout = layoutBuffer(sizes, group.worldSize)
     const unsupported = (why: string): MoeEpError =>
       new MoeEpError('ERR_MOE_EP_UNSUPPORTED', `low-latency buffer: ${why}`)
-    // They are compiled and read through, no more: what was not seen to work is not handed out.
-    if (device.kind !== 'cpu') throw unsupported(`its kernels for GPUs have not run on one yet, so not on ${device}`)
     if (group.topology.nodes > 1) throw unsupported(`it spans one node, the group has ${group.topology.nodes}`)
     const memory = await SymmetricMemory.create(group, {
       ...{ byteLength: layout.byteLength, numSignals: layout.numSignals, timeoutMs, device },
@@ -94,7 +103,7 @@ export class LowLatencyBuffer implements Disposable {
     })
     try {
       await requireSameLayout(group, layout.nativeFields, { timeoutMs, signal, label: 'low-latency buffer' })
-      return new LowLatencyBuffer(memory, layout, timeoutMs)
+      return new LowLatencyBuffer(memory, layout, timeoutMs, numSms)
     } catch (error) {
       memory.close()
       throw error
@@ -130,35 +139,27 @@ export class LowLatencyBuffer implements Disposable {
    */
   lowLatencyDispatch(x: Tensor, topkIdx: Tensor, options: LowLatencyDispatchOptions): LowLatencyDispatchResult {
     this.#requireOpen()
-    const { topkWeights, numExperts, slot, out = {} } = options
+    checkDispatch(this, x, topkIdx, options)
+    const { topkWeights, numExperts, slot, out = {}, returnRecvHook = false } = options
     const { useFp8 = true, useUe8m0 = false, roundScale = useUe8m0, layout = 'expert-major' } = options
-    this.#checkInputs(x, topkIdx, options)
-    if (useUe8m0 && !(useFp8 && roundScale))
-      throw argumentError('useUe8m0', 'false without useFp8 and roundScale', useUe8m0)
-    const [numTokens, hidden] = x.shape as [number, number]
-    requireHidden('hidden', hidden, useFp8 ? 16 : 8, this.sizes.hidden)
-    const call = this.#callOf(options)
+    const call = callOf(this, options)
     const { cumulativeLocalExpertRecvStats: recvStats, waitRecvCostStats: waitStats } = options
+    const [numTokens, hidden] = x.shape as [number, number]
+    const topk = topkIdx.shape[1]!
     const { begin, end } = linearPlacement(numExperts, this.group.worldSize).rangeOf(this.group.rank)
     const numRanks = this.group.worldSize
     const rankMajor = layout === 'rank-major'
     const [groups, rows] = rankMajor
       ? [numRanks, this.sizes.maxTokensPerRank]
       : [end - begin, numRanks * this.sizes.maxTokensPerRank]
-    const packed = packedRows(
-      {
-        ...{ numGroups: groups, rows, hidden },
-        format: useFp8 ? (useUe8m0 ? 'fp8-ue8m0' : 'fp8') : 'bf16',
-      },
-      out,
-      this.device,
-    )
+    const format = useFp8 ? (useUe8m0 ? 'fp8-ue8m0' : 'fp8') : 'bf16'
+    const packed = packedRows({ numGroups: groups, rows, hidden, format }, out, this.device)
     if (recvStats !== undefined) {
       const required = { dtype: 'i32', shape: [groups], device: this.device } as const
       requireTensor('cumulativeLocalExpertRecvStats', recvStats, required)
     }
     const shared = [
-      ...[hidden, useFp8 ? (roundScale ? 2 : 1) : 0, topkIdx.shape[1]!, numExperts],
+      ...[hidden, useFp8 ? (roundScale ? 2 : 1) : 0, topk, numExperts],
       ...[topkWeights === undefined ? 0 : 1, rankMajor ? 1 : 0],
     ]
     const lease = this.#slots.acquire(slot)
@@ -167,46 +168,38 @@ export class LowLatencyBuffer implements Disposable {
       const handle: LowLatencyHandle = {
         srcInfo: Tensor.empty([groups, rows], 'i32', this.device),
         layoutRange: rankMajor ? undefined : Tensor.empty([groups, numRanks], 'i64', this.device),
-        ...{
-          layout,
-          slot: lease.slot,
-          topk: topkIdx.shape[1]!,
-          numTokens,
-          hidden,
-          numExperts,
-          weighted: topkWeights !== undefined,
-        },
+        ...{ layout, slot: lease.slot, topk, numTokens, hidden, numExperts, weighted: topkWeights !== undefined },
       }
-      const routingShape = [groups, rows, topkIdx.shape[1]!]
+      const routingShape = [groups, rows, topk]
       const recvTopkIdx = rankMajor ? Tensor.empty(routingShape, 'i32', this.device) : undefined
       const recvTopkWeights = rankMajor && topkWeights ? Tensor.empty(routingShape, 'f32', this.device) : undefined
-      const { stream, timeoutMs } = this.#enter(call)
+      const { stream, timeoutMs, numSms } = enter(call)
       if (lease.previous !== undefined) stream.follow(lease.previous)
-      traceOperation('low-latency.dispatchSend', stream, x.byteLength, () =>
-        native().dispatchSend(
-          ...([stream.handle, this.#handle, lease.slot, shared, x.handle, topkIdx.handle] as const),
-          ...([topkWeights?.handle, timeoutMs] as const),
-        ),
-      )
-      const { origins, numMessages } = this.#received[lease.slot]!
-      const receive = (): Event => {
-        traceOperation('low-latency.dispatchReceive', stream, undefined, () =>
-          native().dispatchReceive(
-            ...([stream.handle, this.#handle, lease.slot, shared, packed.packedRecvX.handle] as const),
-            ...([packed.packedRecvXScales?.handle, packed.packedRecvCount.handle] as const),
-            ...([handle.srcInfo.handle, handle.layoutRange?.handle, origins.handle] as const),
-            ...([numMessages.handle, recvTopkIdx?.handle, recvTopkWeights?.handle] as const),
-            ...([recvStats?.handle, waitStats?.handle, timeoutMs] as const),
+      const received = this.#received[lease.slot]!
+      const enqueue = (name: string, phases: Phases, bytes?: number): Event => {
+        traceOperation(name, stream, bytes, () =>
+          native().dispatch(
+            ...([stream.handle, this.#handle, lease.slot, phases, shared, timeoutMs, numSms] as const),
+            ...([x.handle, topkIdx.handle, topkWeights?.handle, packed.packedRecvX.handle] as const),
+            ...([packed.packedRecvXScales?.handle, packed.packedRecvCount.handle, handle.srcInfo.handle] as const),
+            ...([handle.layoutRange?.handle, received.rows.handle, received.messages.handle] as const),
+            ...([received.first.handle, recvTopkIdx?.handle, recvTopkWeights?.handle] as const),
+            ...([recvStats?.handle, waitStats?.handle] as const),
           ),
         )
         return stream.record()
       }
-      const dispatch: Dispatch = { lease, receive: once(receive, 'dispatch'), received: undefined }
-      this.#dispatches.set(handle, dispatch)
-      const hook = (): Event => (dispatch.received = dispatch.receive())
       const result = { ...packed, handle, recvTopkIdx, recvTopkWeights }
-      if (options.returnRecvHook === true) return { ...result, event: stream.record(), hook }
-      return { ...result, event: hook(), hook: undefined }
+      if (!returnRecvHook) {
+        const event = enqueue('low-latency.dispatch', phase.both, x.byteLength)
+        this.#dispatches.set(handle, { lease, receive: () => event, received: event })
+        return { ...result, event, hook: undefined }
+      }
+      const event = enqueue('low-latency.dispatchSend', phase.send, x.byteLength)
+      const receive = once(() => enqueue('low-latency.dispatchReceive', phase.receive), 'dispatch')
+      const dispatch: Dispatch = { lease, receive, received: undefined }
+      this.#dispatches.set(handle, dispatch)
+      return { ...result, event, hook: () => (dispatch.received = dispatch.receive()) }
     } catch (error) {
       lease.release()
       throw error
@@ -238,47 +231,38 @@ export class LowLatencyBuffer implements Disposable {
     this.#requireOpen()
     const { lease, received } = this.#dispatchOf(handle)
     if (received === undefined) throw argumentError('handle', 'one whose receive hook was called', 'one before it')
-    const { hidden, topk, numTokens, numExperts, srcInfo } = handle
+    const { hidden, numTokens, numExperts } = handle
     const rankMajor = handle.layout === 'rank-major'
-    // One row of each rank comes home, with weights applied.
     const weighted = handle.weighted || rankMajor
-    requireTensor('x', x, { dtype: 'bf16', shape: [...srcInfo.shape, hidden], device: this.device })
-    requireAligned('x', x)
-    requireTensor('topkIdx', topkIdx, { dtype: ['i32', 'i64'], shape: [numTokens, topk], device: this.device })
-    if (weighted !== (topkWeights === undefined))
-      throw argumentError(
-        'topkWeights',
-        weighted ? 'nothing: they were applied where experts are' : 'a Tensor',
-        topkWeights,
-      )
-    if (topkWeights !== undefined)
-      requireTensor('topkWeights', topkWeights, { dtype: 'f32', shape: topkIdx.shape, device: this.device })
+    checkCombine(this, { x, topkIdx, topkWeights, handle, weighted }, options)
+    const call = callOf(this, options)
     const combinedX = options.out ?? Tensor.empty([numTokens, hidden], 'bf16', this.device)
-    requireTensor('out', combinedX, { dtype: 'bf16', shape: [numTokens, hidden], device: this.device })
-    requireAligned('out', combinedX)
-    const { origins, numMessages } = this.#received[lease.slot]!
-    const { stream, timeoutMs } = this.#enter(this.#callOf(options))
+    const { rows, messages, first } = this.#received[lease.slot]!
+    const { stream, timeoutMs, numSms } = enter(call)
     stream.wait(received)
-    traceOperation('low-latency.combineSend', stream, undefined, () =>
-      native().combineSend(
-        ...([stream.handle, this.#handle, lease.slot, weighted, rankMajor, x.handle] as const),
-        ...([origins.handle, numMessages.handle] as const),
-      ),
-    )
-    const hook = once(() => {
-      traceOperation('low-latency.combineReceive', stream, combinedX.byteLength, () =>
-        native().combineReceive(
-          ...([stream.handle, this.#handle, lease.slot, weighted, numExperts, topkIdx.handle] as const),
-          ...([topkWeights?.handle, combinedX.handle, options.waitRecvCostStats?.handle, timeoutMs] as const),
+    const enqueue = (name: string, phases: Phases): Event => {
+      traceOperation(name, stream, combinedX.byteLength, () =>
+        native().combine(
+          ...([stream.handle, this.#handle, lease.slot, phases, weighted, rankMajor, numExperts] as const),
+          ...([timeoutMs, numSms, x.handle, rows.handle, messages.handle, first.handle, topkIdx.handle] as const),
+          ...([topkWeights?.handle, combinedX.handle, options.waitRecvCostStats?.handle] as const),
         ),
       )
-      const event = stream.record()
-      lease.release(event)
-      return event
-    }, 'combine')
+      return stream.record()
+    }
     this.#dispatches.delete(handle)
-    if (options.returnRecvHook === true) return { combinedX, event: stream.record(), hook }
-    return { combinedX, event: hook(), hook: undefined }
+    if (options.returnRecvHook !== true) {
+      const event = enqueue('low-latency.combine', phase.both)
+      lease.release(event)
+      return { combinedX, event, hook: undefined }
+    }
+    const event = enqueue('low-latency.combineSend', phase.send)
+    const hook = once(() => {
+      const received = enqueue('low-latency.combineReceive', phase.receive)
+      lease.release(received)
+      return received
+    }, 'combine')
+    return { combinedX, event, hook }
   }
 
   /**
@@ -331,44 +315,6 @@ export class LowLatencyBuffer implements Disposable {
     this.close()
   }
 
-  #checkInputs(x: Tensor, topkIdx: Tensor, options: LowLatencyDispatchOptions): void {
-    const { device } = this
-    const { numExperts, topkWeights, layout = 'expert-major' } = options
-    requireTensor('x', x, { dtype: 'bf16', shape: [null, null], device })
-    requireAligned('x', x)
-    const [numTokens] = x.shape as [number, number]
-    requireInteger('tokens of x', numTokens, 0, this.sizes.maxTokensPerRank)
-    requireTensor('topkIdx', topkIdx, { dtype: ['i32', 'i64'], shape: [numTokens, null], device })
-    requireInteger('topk', topkIdx.shape[1], 1, this.sizes.maxTopk)
-    if (!['expert-major', 'rank-major'].includes(layout))
-      throw argumentError('layout', "'expert-major' or 'rank-major'", layout)
-    if (topkWeights !== undefined)
-      requireTensor('topkWeights', topkWeights, { dtype: 'f32', shape: topkIdx.shape, device })
-    // Rows of all experts of a rank are numbered by i32.
-    const rows = this.group.worldSize * this.sizes.maxTokensPerRank
-    const numRanks = this.group.worldSize
-    requireInteger('numExperts', numExperts, 1, Math.floor((2 ** 31 - 1) / Math.max(rows, 1)) * numRanks)
-  }
-
-  #callOf(options: CallOptions): Call {
-    const { stream = this.device.defaultStream, timeoutMs = this.timeoutMs, previousEvent, waitRecvCostStats } = options
-    if (waitRecvCostStats !== undefined) {
-      const required = { dtype: 'i64', shape: [this.group.worldSize], device: this.device } as const
-      requireTensor('waitRecvCostStats', waitRecvCostStats, required)
-    }
-    if (typeof stream !== 'object' || stream === null || !('follow' in stream))
-      throw argumentError('stream', 'a Stream', stream)
-    if (stream.device.name !== this.device.name)
-      throw argumentError('stream', `a stream of ${this.device}`, `one of ${stream.device}`)
-    requireInteger('timeoutMs', timeoutMs, 1)
-    return { stream, timeoutMs, previousEvent }
-  }
-
-  #enter(call: Call): Call {
-    if (call.previousEvent !== undefined) call.stream.wait(call.previousEvent)
-    return call
-  }
-
   #dispatchOf(handle: LowLatencyHandle): Dispatch {
     const dispatch = this.#dispatches.get(handle)
     if (dispatch !== undefined) return dispatch
@@ -380,18 +326,15 @@ export class LowLatencyBuffer implements Disposable {
   }
 }
 
-interface Call {
-  readonly stream: Stream
-  readonly timeoutMs: number
-  readonly previousEvent: Event | undefined
+/** What combine must know of the messages that a dispatch received: native/calls.h says what is in them. */
+interface ReceivedMessages {
+  readonly rows: Tensor
+  readonly messages: Tensor
+  readonly first: Tensor
 }
 
-/** What combine must know of the messages that a dispatch received. */
-interface ReceivedMessages {
-  /** u8 [R * maxTokensPerRank, bytes]: their headers, with the rows that selections got. */
-  readonly origins: Tensor
-  /** i32 [R]. */
-  readonly numMessages: Tensor
+function multiprocessorsOf(device: Device): number {
+  return device.kind === 'cuda' ? (device as CudaDevice).multiprocessors : 1
 }
 
 /** A dispatch whose handle has not ended. */
@@ -400,6 +343,11 @@ interface Dispatch {
   readonly receive: () => Event
   /** When its rows are there; undefined before the receive phase was enqueued. */
   received: Event | undefined
+}
+
+function enter(call: Call): Call {
+  if (call.previousEvent !== undefined) call.stream.wait(call.previousEvent)
+  return call
 }
 
 /** A phase is enqueued once: a second time would wait for what nobody sends. */

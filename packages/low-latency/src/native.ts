@@ -4,6 +4,10 @@ import type { RoutesHandle } from '@moe-ep/transport'
 export type BufferHandle = NativeHandle<'lowLatencyBuffer'>
 type Optional = TensorHandle | undefined
 
+/** Phases of a call, as bits. */
+export const phase = { send: 1, receive: 2, both: 3 } as const
+export type Phases = (typeof phase)[keyof typeof phase]
+
 /** Typed view of this package's addon; the only file that touches it. */
 interface LowLatencyNative {
   /** Signals that one slot needs from every source. */
@@ -12,61 +16,54 @@ interface LowLatencyNative {
   readonly headBytes: number
   /** Bytes that kernels of a cuda device remember of a slot. */
   readonly stateBytes: number
-  /** Bytes of a message that carries a row in any format. */
-  messageBytes(hidden: number, topk: number): number
-  /** Bytes that open a message. */
-  headerBytes(topk: number): number
+  /** Bytes of a row in any format. */
+  messageBytes(hidden: number): number
+  /** Slots of a row of the tables of ids. */
+  paddedTopk(topk: number): number
   createBuffer(routes: RoutesHandle, layout: readonly number[]): BufferHandle
   closeBuffer(buffer: BufferHandle): void
-  dispatchSend(
+  dispatch(
     stream: StreamHandle,
     buffer: BufferHandle,
     slot: number,
+    phases: Phases,
     sharedArguments: readonly number[],
+    timeoutMs: number,
+    numSms: number,
     x: TensorHandle,
     topkIdx: TensorHandle,
     topkWeights: Optional,
-    timeoutMs: number,
-  ): void
-  dispatchReceive(
-    stream: StreamHandle,
-    buffer: BufferHandle,
-    slot: number,
-    sharedArguments: readonly number[],
     packedRecvX: TensorHandle,
     packedRecvXScales: Optional,
     packedRecvCount: TensorHandle,
     srcInfo: TensorHandle,
     layoutRange: Optional,
-    origins: TensorHandle,
-    numMessages: TensorHandle,
+    rows: TensorHandle,
+    messages: TensorHandle,
+    first: TensorHandle,
     recvTopkIdx: Optional,
     recvTopkWeights: Optional,
     recvStats: Optional,
     waitStats: Optional,
-    timeoutMs: number,
   ): void
-  combineSend(
+  combine(
     stream: StreamHandle,
     buffer: BufferHandle,
     slot: number,
+    phases: Phases,
     weighted: boolean,
     rankMajor: boolean,
-    x: TensorHandle,
-    origins: TensorHandle,
-    numMessages: TensorHandle,
-  ): void
-  combineReceive(
-    stream: StreamHandle,
-    buffer: BufferHandle,
-    slot: number,
-    weighted: boolean,
     experts: number,
+    timeoutMs: number,
+    numSms: number,
+    x: TensorHandle,
+    rows: TensorHandle,
+    messages: TensorHandle,
+    first: TensorHandle,
     topkIdx: TensorHandle,
     topkWeights: Optional,
     out: TensorHandle,
     waitStats: Optional,
-    timeoutMs: number,
   ): void
 }
 

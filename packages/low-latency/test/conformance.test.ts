@@ -24,27 +24,35 @@ const formats = {
 } as const
 type Format = keyof typeof formats
 
-const cases = fc
-  .record({
-    numRanks: fc.integer({ min: 1, max: 8 }),
-    hidden: fc.constantFrom(16, 48, 144, 272, 640),
-    topk: fc.integer({ min: 1, max: 9 }),
-    numExperts: fc.integer({ min: 1, max: 20 }),
-    seed: fc.nat(1e6),
-    routing: fc.constantFrom('random', 'one expert', 'nowhere'),
-    idDtype: fc.constantFrom('i32' as const, 'i64' as const),
-    format: fc.constantFrom(...(Object.keys(formats) as Format[])),
-    weighted: fc.boolean(),
-    hooks: fc.boolean(),
-  })
-  .chain((shape) =>
-    fc.record({
-      shape: fc.constant(shape),
-      numTokens: fc.array(fc.nat(6), { minLength: shape.numRanks, maxLength: shape.numRanks }),
-    }),
-  )
+/** Few tokens of long rows, or many of short ones: what is found by bits of words, and split between blocks of a kernel. */
+const sizes = {
+  'few tokens': { maxTokensPerRank: 6, maxTopk: 9, hidden: [16, 48, 144, 272, 640], experts: 20, numRuns: 60 },
+  'many tokens': { maxTokensPerRank: 75, maxTopk: 32, hidden: [16], experts: 40, numRuns: 12 },
+} as const
 
-const maxTokensPerRank = 6
+function casesOf({ maxTokensPerRank, maxTopk, hidden, experts }: (typeof sizes)[keyof typeof sizes]) {
+  return fc
+    .record({
+      numRanks: fc.integer({ min: 1, max: 8 }),
+      hidden: fc.constantFrom(...hidden),
+      topk: fc.integer({ min: 1, max: maxTopk }),
+      numExperts: fc.integer({ min: 1, max: experts }),
+      seed: fc.nat(1e6),
+      routing: fc.constantFrom('random', 'one expert', 'nowhere'),
+      idDtype: fc.constantFrom('i32' as const, 'i64' as const),
+      format: fc.constantFrom(...(Object.keys(formats) as Format[])),
+      // What the rows' own messages carry, combine is told later.
+      weights: fc.constantFrom('at dispatch', 'at combine', 'at combine, a message for each expert'),
+      hooks: fc.boolean(),
+      numSms: fc.constantFrom(undefined, 1, 2, 7),
+    })
+    .chain((shape) =>
+      fc.record({
+        shape: fc.constant(shape),
+        numTokens: fc.array(fc.nat(maxTokensPerRank), { minLength: shape.numRanks, maxLength: shape.numRanks }),
+      }),
+    )
+}
 
 /** What every expert of every rank answers: [rank][local expert][row]. */
 function resultsOf(inputs: readonly Input[], numExperts: number): number[][][][] {
@@ -112,22 +120,26 @@ async function scalesOf(scales: Tensor): Promise<(expert: number, row: number) =
     Array.from({ length: columns }, (_, column) => words[(expert * columns + column) * rows + row]!)
 }
 
-describe('dispatch and combine', () => {
-  test('equal the reference bit for bit', { timeout: 120_000 }, async () => {
+describe('dispatch and combine equal the reference bit for bit', () => {
+  test.each(Object.entries(sizes))('%s', { timeout: 120_000 }, async (_, limits) => {
+    const { maxTokensPerRank, maxTopk, numRuns } = limits
     await fc.assert(
-      fc.asyncProperty(cases, async ({ shape: c, numTokens }) => {
+      fc.asyncProperty(casesOf(limits), async ({ shape: c, numTokens }) => {
         const hot = c.numExperts - 1
         const choose = { random: undefined, 'one expert': () => hot, nowhere: () => -1 }[c.routing]
         const shape: InputShape = { ...c, numTokens, choose }
+        const weighted = c.weights === 'at dispatch'
+        const protocol = c.weights === 'at combine, a message for each expert' ? 'expert' : 'rank'
         const inputs = randomInputs(shape)
         const received = reference.dispatch(inputs, c.numExperts)
         const results = resultsOf(inputs, c.numExperts)
-        const combined = reference.combine(inputs, results, c)
+        const combined = reference.combine(inputs, results, { ...c, weighted })
         const oneRank = async ({ rank, stream, buffer }: Rank): Promise<void> => {
           const { x, topkIdx, topkWeights } = toTensors(inputs[rank]!, shape, c.idDtype)
-          const { numExperts, weighted, hooks } = c
+          const { numExperts, hooks } = c
+          const options = { stream, returnRecvHook: hooks, ...(c.numSms && { numSms: c.numSms }) }
           const result = buffer.lowLatencyDispatch(x, topkIdx, {
-            ...{ numExperts, stream, returnRecvHook: hooks, ...formats[c.format] },
+            ...{ numExperts, ...options, ...formats[c.format] },
             ...(weighted && { topkWeights }),
           })
           await result.event.synchronize()
@@ -135,20 +147,18 @@ describe('dispatch and combine', () => {
           await expectReceived(inputs, received[rank]!, result, c.format)
           const y = resultsTensor(results[rank]!, result.packedRecvX.shape[1]!, c.hidden)
           const weights = weighted ? undefined : topkWeights
-          const { combinedX, event, hook } = buffer.lowLatencyCombine(y, topkIdx, weights, result.handle, {
-            ...{ stream, returnRecvHook: hooks },
-          })
+          const { combinedX, event, hook } = buffer.lowLatencyCombine(y, topkIdx, weights, result.handle, options)
           await event.synchronize()
           await hook?.().synchronize()
           expect(await numbersOf(combinedX)).toEqual(combined[rank]!.flat())
           expect(buffer.freeSlots).toBe(2)
         }
-        await withWorld(c.numRanks, { hidden: 640, maxTokensPerRank, maxTopk: 9 }, async (ranks) => {
+        await withWorld(c.numRanks, { hidden: 640, maxTokensPerRank, maxTopk, protocol }, async (ranks) => {
           // Twice through each slot: nothing of an earlier call may be left.
           for (let repeat = 0; repeat < 4; repeat++) await Promise.all(ranks.map(oneRank))
         })
       }),
-      { numRuns: 60 },
+      { numRuns },
     )
   })
 })

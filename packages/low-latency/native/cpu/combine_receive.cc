@@ -7,7 +7,7 @@ namespace moe_ep::cpu {
 namespace {
 
 // Whether all ids are experts' or -1; else the stream is in failure. Placement knows no others.
-bool CheckIds(const Exec& exec, const CombineReceiveCall& call) {
+bool CheckIds(const Exec& exec, const CombineCall& call) {
   const TopkIds ids(call.topk_idx);
   const int64_t wrong = FindInvalidId(ids, call.topk_idx.numel(), call.experts);
   if (wrong < 0) return true;
@@ -18,7 +18,7 @@ bool CheckIds(const Exec& exec, const CombineReceiveCall& call) {
 
 class Summer {
  public:
-  explicit Summer(const CombineReceiveCall& call)
+  explicit Summer(const CombineCall& call)
       : call_(call),
         ids_(call.topk_idx),
         placement_(call.experts, call.buffer->routes.world_size()) {}
@@ -62,14 +62,14 @@ class Summer {
     return count;
   }
 
-  const CombineReceiveCall& call_;
+  const CombineCall& call_;
   TopkIds ids_;
   ExpertPlacement placement_;
 };
 
 }  // namespace
 
-void CombineReceive(const Exec& exec, const CombineReceiveCall& call) {
+void CombineReceive(const Exec& exec, const CombineCall& call) {
   const Buffer& buffer = *call.buffer;
   if (!buffer.routes.CheckNotPoisoned(exec) || !buffer.CheckReceived(exec, call.slot)) return;
   if (!buffer.WaitForAll(exec, call.slot, SignalKind::kResults, buffer.slots[call.slot].epoch,

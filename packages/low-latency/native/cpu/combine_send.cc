@@ -3,73 +3,114 @@
 
 #include "cpu/kernels.h"
 #include "cpu/weighted_sum.h"
+#include "moe_ep/layout/placement.h"
 #include "moe_ep/prefetch_row.h"
 
 namespace moe_ep::cpu {
 namespace {
 
-// The first bytes of the rows that the next message asks for.
-void PrefetchRowsOf(const CombineSendCall& call, const MessageHeader& origin) {
-  const int64_t hidden = call.x.size(2);
-  for (int32_t i = 0; i < origin.count; ++i)
-    PrefetchRow(call.x.data<uint16_t>() + int64_t{origin.selections()[i].expert} * hidden,
-                std::min<int64_t>(hidden * 2, 1024));
-}
+class Answerer {
+ public:
+  explicit Answerer(const CombineCall& call)
+      : call_(call),
+        buffer_(*call.buffer),
+        placement_(call.experts, buffer_.routes.world_size()),
+        hidden_(call.x.size(2)),
+        topk_(call.topk_idx.size(1)),
+        stride_(PaddedTopk(topk_)) {}
 
-// What this rank owes one token of a source: its row, rank-major; else the sum of its rows where
-// weights are known here, and without them a row for each selection.
-void Answer(const CombineSendCall& call, int source, int64_t index, const MessageHeader& origin) {
-  const Buffer& buffer = *call.buffer;
-  const int64_t hidden = call.x.size(2);
-  const auto row_of = [&](int32_t i) {
-    return call.x.data<uint16_t>() + int64_t{origin.selections()[i].expert} * hidden;
-  };
-  if (call.rank_major) {
-    const auto* row =
-        call.x.data<uint16_t>() + (source * buffer.layout.max_tokens + index) * hidden;
-    std::memcpy(buffer.Result(source, call.slot, origin.token, origin.place), row,
-                static_cast<size_t>(hidden) * 2);
-    return;
+  // The first bytes of the rows that a message asks for.
+  void Prefetch(int64_t message) const {
+    const int32_t* rows = RowsOf(message);
+    for (int64_t slot = 0; slot < topk_; ++slot)
+      if (rows[slot] >= 0) PrefetchRow(Row(rows[slot]), std::min<int64_t>(hidden_ * 2, 1024));
   }
-  if (!call.weighted) {
-    for (int32_t i = 0; i < origin.count; ++i) {
-      const int32_t slot = origin.selections()[i].slot;
-      std::memcpy(buffer.Result(source, call.slot, origin.token, slot), row_of(i),
-                  static_cast<size_t>(hidden) * 2);
+
+  // What this rank owes one token of a source: its row, rank-major; else the sum of its rows where
+  // weights are known here, and without them a row for each selection.
+  void Answer(int source, int64_t message) const {
+    const int64_t token = OriginOf(message) % buffer_.layout.max_tokens;
+    if (call_.rank_major) {
+      const int64_t index = message - call_.received.first.data<int32_t>()[source];
+      return Copy(Row(source * buffer_.layout.max_tokens + index),
+                  Result(source, token, PlaceOf(source, token)));
     }
-    return;
+    const int32_t* rows = RowsOf(message);
+    Term terms[kMaxTopk];
+    int64_t count = 0;
+    const float* weights =
+        buffer_.Weights(buffer_.routes.rank(), call_.slot, source) + token * stride_;
+    for (int64_t slot = 0; slot < topk_; ++slot) {
+      if (rows[slot] < 0) continue;
+      if (call_.weighted) {
+        terms[count++] = {Row(rows[slot]), weights[slot]};
+      } else {
+        Copy(Row(rows[slot]), Result(source, token, slot));
+      }
+    }
+    if (call_.weighted)
+      SumRows<true>(terms, count, hidden_, Result(source, token, PlaceOf(source, token)));
   }
-  Term terms[kMaxTopk];
-  for (int32_t i = 0; i < origin.count; ++i) terms[i] = {row_of(i), origin.selections()[i].weight};
-  SumRows<true>(terms, origin.count, hidden,
-                buffer.Result(source, call.slot, origin.token, origin.place));
-}
+
+ private:
+  int32_t OriginOf(int64_t message) const {
+    return call_.received.messages.data<int32_t>()[message];
+  }
+  const int32_t* RowsOf(int64_t message) const {
+    return call_.received.rows.data<int32_t>() + OriginOf(message) * stride_;
+  }
+  const uint16_t* Row(int64_t row) const { return call_.x.data<uint16_t>() + row * hidden_; }
+  uint16_t* Result(int source, int64_t token, int64_t place) const {
+    return buffer_.Result(source, call_.slot, token, place);
+  }
+  void Copy(const uint16_t* from, uint16_t* to) const {
+    std::memcpy(to, from, static_cast<size_t>(hidden_) * 2);
+  }
+
+  // How many lower ranks answer for this token, too.
+  int64_t PlaceOf(int source, int64_t token) const {
+    const int rank = buffer_.routes.rank();
+    const int32_t* ids = buffer_.Ids(rank, call_.slot, source) + token * stride_;
+    int64_t ranks[kMaxTopk];
+    int64_t count = 0;
+    for (int64_t slot = 0; slot < topk_; ++slot) {
+      if (ids[slot] < 0) continue;
+      const int64_t other = placement_.RankOf(ids[slot]);
+      if (other < rank && std::find(ranks, ranks + count, other) == ranks + count)
+        ranks[count++] = other;
+    }
+    return count;
+  }
+
+  const CombineCall& call_;
+  const Buffer& buffer_;
+  ExpertPlacement placement_;
+  int64_t hidden_;
+  int64_t topk_;
+  int64_t stride_;
+};
 
 }  // namespace
 
-void CombineSend(const Exec& exec, const CombineSendCall& call) {
+bool CombineSend(const Exec& exec, const CombineCall& call) {
   const Buffer& buffer = *call.buffer;
-  if (!buffer.routes.CheckNotPoisoned(exec) || !buffer.CheckReceived(exec, call.slot)) return;
-  const int64_t header_bytes = HeaderBytes(buffer.layout.max_topk);
+  if (!buffer.routes.CheckNotPoisoned(exec) || !buffer.CheckReceived(exec, call.slot)) return false;
   const uint64_t epoch = buffer.slots[call.slot].epoch;
+  const auto* first = call.received.first.data<int32_t>();
+  const Answerer answerer(call);
   for (int step = 0; step < buffer.routes.world_size(); ++step) {
     const int source = buffer.PeerAt(step);
-    const uint8_t* origins =
-        call.received.origins.data<uint8_t>() + source * buffer.layout.max_tokens * header_bytes;
-    const int64_t count = call.received.num_messages.data<int32_t>()[source];
-    const auto origin = [&](int64_t i) -> const MessageHeader& {
-      return *reinterpret_cast<const MessageHeader*>(origins + i * header_bytes);
-    };
-    exec.ParallelFor(count, 4, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        if (i + 1 < end && !call.rank_major) PrefetchRowsOf(call, origin(i + 1));
-        Answer(call, source, i, origin(i));
+    exec.ParallelFor(first[source + 1] - first[source], 4, [&](int64_t begin, int64_t end) {
+      for (int64_t i = first[source] + begin; i < first[source] + end; ++i) {
+        if (i + 1 < first[source] + end && !call.rank_major) answerer.Prefetch(i + 1);
+        answerer.Answer(source, i);
       }
     });
     buffer.routes.Flush();
     buffer.routes.Signal(
         source, buffer.SignalIndex(call.slot, SignalKind::kResults, buffer.routes.rank()), epoch);
   }
+  return true;
 }
 
 }  // namespace moe_ep::cpu

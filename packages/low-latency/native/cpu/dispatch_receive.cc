@@ -1,8 +1,10 @@
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
 #include "cpu/kernels.h"
 #include "failures.h"
+#include "moe_ep/layout/placement.h"
 #include "moe_ep/quant/scales.h"
 
 namespace moe_ep::cpu {
@@ -10,7 +12,7 @@ namespace {
 
 // Whether all ranks may go on with this dispatch; else the stream is in failure. All find the same,
 // for all see all heads.
-bool CheckHeads(const Exec& exec, const DispatchReceiveCall& call) {
+bool CheckHeads(const Exec& exec, const DispatchCall& call) {
   const Buffer& buffer = *call.buffer;
   const auto head_of = [&](int source) -> const DispatchHead& {
     return buffer.Head(buffer.routes.rank(), call.slot, source);
@@ -34,50 +36,50 @@ bool CheckHeads(const Exec& exec, const DispatchReceiveCall& call) {
   return true;
 }
 
+// What this rank finds in the tables of all sources.
 class Receiver {
  public:
-  explicit Receiver(const DispatchReceiveCall& call)
+  explicit Receiver(const DispatchCall& call)
       : call_(call),
         buffer_(*call.buffer),
         rows_(call.src_info.size(1)),
-        header_bytes_(HeaderBytes(buffer_.layout.max_topk)),
-        first_(static_cast<size_t>(buffer_.routes.world_size()) + 1) {}
+        topk_(call.arguments.topk),
+        stride_(PaddedTopk(topk_)) {
+    const ExpertPlacement placement(call.arguments.experts, buffer_.routes.world_size());
+    begin_ = static_cast<int32_t>(placement.BeginOf(buffer_.routes.rank()));
+    end_ = begin_ + static_cast<int32_t>(placement.CountOf(buffer_.routes.rank()));
+  }
 
   // Gives every selection its row: inside an expert by source rank, then by token. An expert gets a
   // token's row once, however often the token names it.
   void PlaceRows() {
     const int ranks = buffer_.routes.world_size();
-    const int64_t experts = call_.recv_count.size(0);
-    std::vector<int32_t> filled(static_cast<size_t>(experts));
+    std::vector<int32_t> filled(static_cast<size_t>(end_ - begin_));
     std::vector<int32_t> begin(filled.size());
     for (int source = 0; source < ranks; ++source) {
       begin = filled;
-      const int64_t count = Head(source).count;
-      call_.received.num_messages.data<int32_t>()[source] = static_cast<int32_t>(count);
-      first_[static_cast<size_t>(source) + 1] = first_[static_cast<size_t>(source)] + count;
-      for (int64_t index = 0; index < count; ++index) PlaceMessage(source, index, &filled);
-      for (int64_t expert = 0; expert < experts; ++expert) {
-        const auto e = static_cast<size_t>(expert);
-        call_.layout_range.data<int64_t>()[expert * ranks + source] =
+      const int64_t tokens = Head(source).tokens;
+      const int32_t messages_before = num_messages_;
+      for (int64_t token = 0; token < tokens; ++token) PlaceToken(source, token, &filled);
+      call_.received.first.data<int32_t>()[source + 1] = num_messages_;
+      if (call_.arguments.rank_major != 0) {
+        Count(source, num_messages_ - messages_before);
+        continue;
+      }
+      for (size_t e = 0; e < filled.size(); ++e) {
+        call_.layout_range.data<int64_t>()[static_cast<int64_t>(e) * ranks + source] =
             (int64_t{begin[e]} << 32) | (filled[e] - begin[e]);
       }
     }
-    std::memcpy(call_.recv_count.data(), filled.data(), filled.size() * sizeof(int32_t));
-    if (!call_.recv_stats) return;
-    for (size_t expert = 0; expert < filled.size(); ++expert)
-      call_.recv_stats.data<int32_t>()[expert] += filled[expert];
+    call_.received.first.data<int32_t>()[0] = 0;
+    if (call_.arguments.rank_major != 0) return;
+    for (size_t e = 0; e < filled.size(); ++e) Count(static_cast<int64_t>(e), filled[e]);
   }
 
-  // Rank-major: a message's row is that of its number. Experts are told by ids instead.
-  void KeepOrder() {
-    const int ranks = buffer_.routes.world_size();
-    for (int source = 0; source < ranks; ++source) {
-      const int64_t count = Head(source).count;
-      call_.received.num_messages.data<int32_t>()[source] = static_cast<int32_t>(count);
-      call_.recv_count.data<int32_t>()[source] = static_cast<int32_t>(count);
-      first_[static_cast<size_t>(source) + 1] = first_[static_cast<size_t>(source)] + count;
-    }
-    // Rows that did not come must not look like those of an earlier dispatch.
+  int64_t num_messages() const { return num_messages_; }
+
+  // Rank-major: rows that did not come must not look like those of an earlier dispatch.
+  void ClearRouting() const {
     std::memset(call_.recv_topk_idx.data(), 0xff,
                 static_cast<size_t>(call_.recv_topk_idx.numel()) * sizeof(int32_t));
     if (call_.recv_topk_weights)
@@ -85,24 +87,22 @@ class Receiver {
                   static_cast<size_t>(call_.recv_topk_weights.numel()) * sizeof(float));
   }
 
-  int64_t num_messages() const { return first_.back(); }
-
   // The rows of a message; messages count through all sources.
   void Unpack(int64_t message) const {
-    int source = 0;
-    while (first_[static_cast<size_t>(source) + 1] <= message) ++source;
-    const int64_t index = message - first_[static_cast<size_t>(source)];
-    MessageHeader& header = buffer_.Message(buffer_.routes.rank(), call_.slot, source, index);
-    const uint8_t* row = buffer_.RowOf(header);
+    const int32_t origin = call_.received.messages.data<int32_t>()[message];
+    const auto source = static_cast<int>(origin / buffer_.layout.max_tokens);
+    const int64_t token = origin % buffer_.layout.max_tokens;
     if (call_.arguments.rank_major != 0) {
-      std::memcpy(&Origin(source, index), &header, static_cast<size_t>(header_bytes_));
-      PutRouting(header, source * rows_ + index);
-      return PutRow(row, source * rows_ + index);
+      const int64_t target =
+          source * rows_ + message - call_.received.first.data<int32_t>()[source];
+      PutRouting(source, token, target);
+      return PutRow(MessageOf(source, token, 0), target);
     }
-    const MessageHeader& origin = Origin(source, index);
-    for (int32_t i = 0; i < origin.count; ++i) {
-      const int32_t target = origin.selections()[i].expert;
-      if (!SeenBefore(origin, i)) PutRow(row, target);
+    const int32_t* rows = RowsOf(source, token);
+    const bool per_selection = buffer_.layout.messages_per_token > 1;
+    for (int64_t slot = 0; slot < topk_; ++slot) {
+      if (rows[slot] < 0 || SeenBefore(rows, slot)) continue;
+      PutRow(MessageOf(source, token, per_selection ? slot : 0), rows[slot]);
     }
   }
 
@@ -110,40 +110,57 @@ class Receiver {
   const DispatchHead& Head(int source) const {
     return buffer_.Head(buffer_.routes.rank(), call_.slot, source);
   }
-  MessageHeader& Origin(int source, int64_t index) const {
-    const int64_t place = source * buffer_.layout.max_tokens + index;
-    return *reinterpret_cast<MessageHeader*>(call_.received.origins.data<uint8_t>() +
-                                             place * header_bytes_);
+  const uint8_t* MessageOf(int source, int64_t token, int64_t selection) const {
+    return buffer_.Message(buffer_.routes.rank(), call_.slot, source, token, selection);
   }
-  static bool SeenBefore(const MessageHeader& header, int32_t selection) {
-    for (int32_t i = 0; i < selection; ++i)
-      if (header.selections()[i].expert == header.selections()[selection].expert) return true;
-    return false;
+  const int32_t* IdsOf(int source, int64_t token) const {
+    return buffer_.Ids(buffer_.routes.rank(), call_.slot, source) + token * stride_;
+  }
+  int32_t* RowsOf(int source, int64_t token) const {
+    return call_.received.rows.data<int32_t>() +
+           (source * buffer_.layout.max_tokens + token) * stride_;
+  }
+  static bool SeenBefore(const int32_t* values, int64_t slot) {
+    return std::find(values, values + slot, values[slot]) != values + slot;
   }
 
-  void PlaceMessage(int source, int64_t index, std::vector<int32_t>* filled) {
-    const MessageHeader& header = buffer_.Message(buffer_.routes.rank(), call_.slot, source, index);
-    MessageHeader& origin = Origin(source, index);
-    std::memcpy(&origin, &header, static_cast<size_t>(header_bytes_));
-    for (int32_t i = 0; i < header.count; ++i) {
-      const int32_t expert = header.selections()[i].expert;
+  void Count(int64_t group, int32_t count) const {
+    call_.recv_count.data<int32_t>()[group] = count;
+    if (call_.recv_stats) call_.recv_stats.data<int32_t>()[group] += count;
+  }
+
+  void PlaceToken(int source, int64_t token, std::vector<int32_t>* filled) {
+    const int32_t* ids = IdsOf(source, token);
+    int32_t* rows = RowsOf(source, token);
+    bool any = false;
+    for (int64_t slot = 0; slot < topk_; ++slot) {
+      rows[slot] = -1;
+      if (ids[slot] < begin_ || ids[slot] >= end_) continue;
+      any = true;
+      if (call_.arguments.rank_major != 0) continue;
+      const int32_t expert = ids[slot] - begin_;
       int32_t& end = (*filled)[static_cast<size_t>(expert)];
       const int64_t first = expert * rows_;
-      // A repeated expert was the last one that this message gave a row of that expert.
-      const int32_t row = SeenBefore(header, i) ? end - 1 : end++;
-      origin.selections()[i].expert = static_cast<int32_t>(first + row);
-      call_.src_info.data<int32_t>()[first + row] = header.token;
+      // A repeated expert was given this token's row last.
+      const int32_t row = SeenBefore(ids, slot) ? end - 1 : end++;
+      rows[slot] = static_cast<int32_t>(first + row);
+      call_.src_info.data<int32_t>()[first + row] = static_cast<int32_t>(token);
     }
+    if (!any) return;
+    call_.received.messages.data<int32_t>()[num_messages_++] =
+        static_cast<int32_t>(source * buffer_.layout.max_tokens + token);
   }
 
-  void PutRouting(const MessageHeader& header, int64_t target) const {
-    const int64_t topk = call_.recv_topk_idx.size(2);
-    call_.src_info.data<int32_t>()[target] = header.token;
-    for (int32_t i = 0; i < header.count; ++i) {
-      const Selection& selection = header.selections()[i];
-      const int64_t at = target * topk + selection.slot;
-      call_.recv_topk_idx.data<int32_t>()[at] = selection.expert;
-      if (call_.recv_topk_weights) call_.recv_topk_weights.data<float>()[at] = selection.weight;
+  void PutRouting(int source, int64_t token, int64_t target) const {
+    call_.src_info.data<int32_t>()[target] = static_cast<int32_t>(token);
+    const int32_t* ids = IdsOf(source, token);
+    const float* weights =
+        buffer_.Weights(buffer_.routes.rank(), call_.slot, source) + token * stride_;
+    for (int64_t slot = 0; slot < topk_; ++slot) {
+      if (ids[slot] < begin_ || ids[slot] >= end_) continue;
+      const int64_t at = target * topk_ + slot;
+      call_.recv_topk_idx.data<int32_t>()[at] = ids[slot] - begin_;
+      if (call_.recv_topk_weights) call_.recv_topk_weights.data<float>()[at] = weights[slot];
     }
   }
 
@@ -155,27 +172,30 @@ class Receiver {
       return;
     }
     std::memcpy(call_.recv_x.data<uint8_t>() + target * hidden, row, static_cast<size_t>(hidden));
-    const int64_t groups = (hidden + kGroupSize - 1) / kGroupSize;
+    const int64_t groups = NumGroups(hidden);
     const int64_t columns = call_.recv_scales.size(2);
     const int64_t expert = target / rows_;  // or source
     uint8_t* first = call_.recv_scales.data<uint8_t>() +
                      (expert * columns * rows_ + target % rows_) * int64_t{4};
     const bool packed = call_.recv_scales.dtype() == DType::kI32;
     const ScaleRow scales = {first, rows_ * int64_t{4}, packed};
-    scales.Store(0, groups, reinterpret_cast<const float*>(row + (hidden + 3) / 4 * 4));
+    scales.Store(0, groups, reinterpret_cast<const float*>(row + ScalesOffset(hidden)));
     scales.StorePadding(groups);
   }
 
-  const DispatchReceiveCall& call_;
+  const DispatchCall& call_;
   const Buffer& buffer_;
   int64_t rows_;  // of an expert, or of a source
-  int64_t header_bytes_;
-  std::vector<int64_t> first_;  // message of each source, counted through all
+  int64_t topk_;
+  int64_t stride_;  // of tables
+  int32_t begin_;   // experts of this rank
+  int32_t end_;
+  int32_t num_messages_ = 0;
 };
 
 }  // namespace
 
-void DispatchReceive(const Exec& exec, const DispatchReceiveCall& call) {
+void DispatchReceive(const Exec& exec, const DispatchCall& call) {
   Buffer& buffer = *call.buffer;
   if (!buffer.routes.CheckNotPoisoned(exec)) return;
   SlotState& state = buffer.slots[call.slot];
@@ -185,11 +205,8 @@ void DispatchReceive(const Exec& exec, const DispatchReceiveCall& call) {
     return;
   if (CheckHeads(exec, call)) {
     Receiver receiver(call);
-    if (call.arguments.rank_major != 0) {
-      receiver.KeepOrder();
-    } else {
-      receiver.PlaceRows();
-    }
+    receiver.PlaceRows();
+    if (call.arguments.rank_major != 0) receiver.ClearRouting();
     exec.ParallelFor(receiver.num_messages(), 4, [&](int64_t begin, int64_t end) {
       for (int64_t message = begin; message < end; ++message) receiver.Unpack(message);
     });

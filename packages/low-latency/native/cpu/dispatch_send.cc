@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -11,104 +12,102 @@
 namespace moe_ep::cpu {
 namespace {
 
-constexpr int32_t kNowhere = -1;
+// What travels of a row as fp8: its codes and then its scales.
+MOE_EP_CLONES void CastRow(const uint16_t* x, int64_t hidden, bool power_of_two, uint8_t* row) {
+  const ScaleRule rule = {GroupNumerics::kDeepEp, power_of_two};
+  const ScaleRow scales = {row + ScalesOffset(hidden), sizeof(float), /*packed=*/false};
+  QuantizeRowPerGroup<BF16Element, Encoding::kMultiply>(x, hidden, kGroupSize, rule, row, scales);
+}
 
-// Which message of which rank a token becomes: by token, so that the order of rows depends on
-// nothing else.
-struct Messages {
-  std::vector<int32_t> index;  // [T, ranks], kNowhere where no expert of the rank is chosen
-  std::vector<int64_t> count;  // [ranks]
+// Ids and weights as they travel.
+struct Tables {
+  std::vector<int32_t> ids;  // [T, PaddedTopk]
+  std::vector<float> weights;
 
-  Messages(const DispatchSendCall& call, const ExpertPlacement& placement)
-      : index(static_cast<size_t>(call.x.size(0) * placement.ranks), kNowhere),
-        count(static_cast<size_t>(placement.ranks)) {
-    const TopkIds ids(call.topk_idx);
+  explicit Tables(const DispatchCall& call)
+      : ids(static_cast<size_t>(call.x.size(0) * PaddedTopk(call.arguments.topk)), -1),
+        weights(call.topk_weights ? ids.size() : 0) {
+    const TopkIds given(call.topk_idx);
     const int64_t topk = call.arguments.topk;
     for (int64_t token = 0; token < call.x.size(0); ++token) {
       for (int64_t slot = 0; slot < topk; ++slot) {
-        const int64_t id = ids[token * topk + slot];
-        if (id < 0) continue;
-        const auto rank = static_cast<size_t>(placement.RankOf(id));
-        int32_t& of_token = index[static_cast<size_t>(token * placement.ranks) + rank];
-        if (of_token == kNowhere) of_token = static_cast<int32_t>(count[rank]++);
+        const auto at = static_cast<size_t>(token * PaddedTopk(topk) + slot);
+        ids[at] = static_cast<int32_t>(given[token * topk + slot]);
+        if (call.topk_weights) weights[at] = call.topk_weights.data<float>()[token * topk + slot];
       }
     }
   }
 };
 
-// What travels of a row: x as it is, or its codes and then its scales.
-MOE_EP_CLONES void CastRow(const uint16_t* x, int64_t hidden, bool power_of_two, uint8_t* row) {
-  const ScaleRule rule = {GroupNumerics::kDeepEp, power_of_two};
-  const ScaleRow scales = {row + (hidden + 3) / 4 * 4, sizeof(float), /*packed=*/false};
-  QuantizeRowPerGroup<BF16Element, Encoding::kMultiply>(x, hidden, kGroupSize, rule, row, scales);
-}
-
 class Sender {
  public:
-  Sender(const DispatchSendCall& call, const ExpertPlacement& placement, const Messages& messages)
+  Sender(const DispatchCall& call, const ExpertPlacement& placement, const Tables& tables)
       : call_(call),
+        buffer_(*call.buffer),
         placement_(placement),
-        messages_(messages),
-        ids_(call.topk_idx),
-        header_bytes_(HeaderBytes(call.buffer->layout.max_topk)),
-        message_(static_cast<size_t>(call.buffer->layout.message_bytes)) {}
+        tables_(tables),
+        cast_(static_cast<size_t>(buffer_.layout.message_bytes)) {}
 
-  // The row is cast once, behind the header, which differs from rank to rank.
+  // The row is cast once, and written to each rank that has one of the token's experts; where every
+  // selection has a message of its own, to each expert.
   void Send(int64_t token) {
-    const Buffer& buffer = *call_.buffer;
-    const int64_t ranks = placement_.ranks;
-    const int32_t* index = messages_.index.data() + token * ranks;
-    const int64_t row_bytes = PutRow(token);
-    int32_t place = 0;
-    for (int rank = 0; rank < ranks; ++rank) {
-      if (index[rank] == kNowhere) continue;
-      PutHeader(token, rank, place++);
-      MessageHeader& target = buffer.Message(rank, call_.slot, buffer.routes.rank(), index[rank]);
-      std::memcpy(&target, message_.data(), static_cast<size_t>(header_bytes_ + row_bytes));
+    const int64_t topk = call_.arguments.topk;
+    const int32_t* ids = tables_.ids.data() + token * PaddedTopk(topk);
+    int32_t sent[kMaxTopk];  // to these experts, or ranks
+    int count = 0;
+    const bool per_selection = buffer_.layout.messages_per_token > 1;
+    for (int64_t slot = 0; slot < topk; ++slot) {
+      if (ids[slot] < 0) continue;
+      const auto rank = static_cast<int32_t>(placement_.RankOf(ids[slot]));
+      const int32_t target = per_selection ? ids[slot] : rank;
+      if (std::find(sent, sent + count, target) != sent + count) continue;
+      if (count == 0) MakeRow(token);
+      sent[count++] = target;
+      std::memcpy(
+          buffer_.Message(rank, call_.slot, buffer_.routes.rank(), token, per_selection ? slot : 0),
+          row_, static_cast<size_t>(row_bytes_));
     }
   }
 
  private:
-  int64_t PutRow(int64_t token) {
+  void MakeRow(int64_t token) {
     const int64_t hidden = call_.arguments.hidden;
     const auto* x = call_.x.data<uint16_t>() + token * hidden;
-    uint8_t* row = message_.data() + header_bytes_;
     const auto format = static_cast<RowFormat>(call_.arguments.format);
     if (format == RowFormat::kBF16) {
-      std::memcpy(row, x, static_cast<size_t>(hidden) * 2);
-      return hidden * 2;
+      row_ = reinterpret_cast<const uint8_t*>(x);
+      row_bytes_ = hidden * 2;
+      return;
     }
-    CastRow(x, hidden, format == RowFormat::kFp8PowerOfTwo, row);
-    return (hidden + 3) / 4 * 4 + (hidden + kGroupSize - 1) / kGroupSize * 4;
+    CastRow(x, hidden, format == RowFormat::kFp8PowerOfTwo, cast_.data());
+    row_ = cast_.data();
+    row_bytes_ = ScalesOffset(hidden) + NumGroups(hidden) * 4;
   }
 
-  void PutHeader(int64_t token, int rank, int32_t place) {
-    auto* header = reinterpret_cast<MessageHeader*>(message_.data());
-    *header = {static_cast<int32_t>(token), 0, place, 0};
-    const int64_t topk = call_.arguments.topk;
-    const int64_t begin = placement_.BeginOf(rank);
-    const int64_t end = begin + placement_.CountOf(rank);
-    for (int64_t slot = 0; slot < topk; ++slot) {
-      const int64_t id = ids_[token * topk + slot];
-      if (id < begin || id >= end) continue;
-      const float weight =
-          call_.topk_weights ? call_.topk_weights.data<float>()[token * topk + slot] : 0.0f;
-      header->selections()[header->count++] = {static_cast<int32_t>(id - begin),
-                                               static_cast<int32_t>(slot), weight};
-    }
-  }
-
-  const DispatchSendCall& call_;
+  const DispatchCall& call_;
+  const Buffer& buffer_;
   const ExpertPlacement& placement_;
-  const Messages& messages_;
-  TopkIds ids_;
-  int64_t header_bytes_;
-  std::vector<uint8_t> message_;
+  const Tables& tables_;
+  std::vector<uint8_t> cast_;
+  const uint8_t* row_ = nullptr;
+  int64_t row_bytes_ = 0;
 };
 
+void PutTables(const DispatchCall& call, const Tables& tables, int rank) {
+  const Buffer& buffer = *call.buffer;
+  const int source = buffer.routes.rank();
+  // Without tokens there is nothing to point at.
+  if (tables.ids.empty()) return;
+  std::memcpy(buffer.Ids(rank, call.slot, source), tables.ids.data(), tables.ids.size() * 4);
+  if (!tables.weights.empty()) {
+    std::memcpy(buffer.Weights(rank, call.slot, source), tables.weights.data(),
+                tables.weights.size() * 4);
+  }
+}
+
 // A token with an id that is no expert's refuses the whole dispatch, on all ranks alike.
-DispatchHead HeadWithoutMessages(const DispatchSendCall& call) {
-  DispatchHead head = {call.arguments, 0, -1, 0};
+DispatchHead HeadOf(const DispatchCall& call) {
+  DispatchHead head = {call.arguments, call.x.size(0), -1, 0};
   const TopkIds ids(call.topk_idx);
   const int64_t topk = call.arguments.topk;
   const int64_t wrong = FindInvalidId(ids, call.x.size(0) * topk, call.arguments.experts);
@@ -121,32 +120,31 @@ DispatchHead HeadWithoutMessages(const DispatchSendCall& call) {
 
 }  // namespace
 
-void DispatchSend(const Exec& exec, const DispatchSendCall& call) {
+bool DispatchSend(const Exec& exec, const DispatchCall& call) {
   Buffer& buffer = *call.buffer;
-  if (!buffer.routes.CheckNotPoisoned(exec)) return;
+  if (!buffer.routes.CheckNotPoisoned(exec)) return false;
   const uint64_t epoch = ++buffer.slots[call.slot].epoch;
   // Nobody writes messages over those that a rank has not unpacked yet.
   if (!buffer.WaitForAll(exec, call.slot, SignalKind::kFree, epoch - 1,
                          DeadlineAfter(call.timeout_ms), kDispatchOperation,
                          "word that its slot is free"))
-    return;
-  const ExpertPlacement placement{call.arguments.experts, buffer.routes.world_size()};
-  DispatchHead head = HeadWithoutMessages(call);
-  std::vector<int64_t> counts(static_cast<size_t>(placement.ranks));
+    return false;
+  const int ranks = buffer.routes.world_size();
+  const ExpertPlacement placement{call.arguments.experts, ranks};
+  const DispatchHead head = HeadOf(call);
   if (head.invalid_token < 0) {
-    const Messages messages(call, placement);
-    counts = messages.count;
+    const Tables tables(call);
     exec.ParallelFor(call.x.size(0), 4, [&](int64_t begin, int64_t end) {
-      Sender sender(call, placement, messages);
+      Sender sender(call, placement, tables);
       for (int64_t token = begin; token < end; ++token) sender.Send(token);
     });
+    for (int rank = 0; rank < ranks; ++rank) PutTables(call, tables, rank);
   }
-  for (int rank = 0; rank < placement.ranks; ++rank) {
-    head.count = counts[static_cast<size_t>(rank)];
+  for (int rank = 0; rank < ranks; ++rank)
     buffer.Head(rank, call.slot, buffer.routes.rank()) = head;
-  }
   buffer.routes.Flush();
   buffer.SignalAll(call.slot, SignalKind::kMessages, epoch);
+  return true;
 }
 
 }  // namespace moe_ep::cpu

@@ -1,13 +1,17 @@
-// The two phases of dispatch and of combine on the cpu.
+// Dispatch and combine on the cpu.
 #pragma once
 
 #include "calls.h"
 
 namespace moe_ep::cpu {
 
-void DispatchSend(const Exec& exec, const DispatchSendCall& call);
-void DispatchReceive(const Exec& exec, const DispatchReceiveCall& call);
-void CombineSend(const Exec& exec, const CombineSendCall& call);
-void CombineReceive(const Exec& exec, const CombineReceiveCall& call);
+void Dispatch(const Exec& exec, const DispatchCall& call);
+void Combine(const Exec& exec, const CombineCall& call);
+
+// Their phases; false, with the stream in failure, when there is nothing to go on with.
+bool DispatchSend(const Exec& exec, const DispatchCall& call);
+void DispatchReceive(const Exec& exec, const DispatchCall& call);
+bool CombineSend(const Exec& exec, const CombineCall& call);
+void CombineReceive(const Exec& exec, const CombineCall& call);
 
 }  // namespace moe_ep::cpu

@@ -1,8 +1,9 @@
-// Combine: a block answers a message, straight into the results of its source; then, once all ranks
-// have answered, a block sums up a token.
+// Combine: warps answer messages, straight into the results of their sources; once all ranks have
+// answered, warps sum up tokens. One kernel, or one for each phase where a receive hook parts them.
 #include <algorithm>
 
 #include "cuda/device_buffer.cuh"
+#include "cuda/kernels.h"
 #include "cuda/weighted_sum.cuh"
 #include "moe_ep/cuda/launch.h"
 #include "moe_ep/layout/placement.h"
@@ -11,189 +12,249 @@
 namespace moe_ep::cuda {
 namespace {
 
-constexpr uint64_t kScratchKey = 0x6c6c636f6d62303a;  // this file's
+constexpr uint64_t kScratchKey = 0x6c6c636f6d623032;  // this file's
 
-struct AnswerArguments {
+constexpr int kAnswered = 4;  // vectors of a lane that are answered at a time
+constexpr int kAtOnce = 4;    // rows of a token that are asked for together
+
+struct CombineArguments {
   DeviceBuffer buffer;
+  ExpertPlacement placement;
+  Patience patience;
+  moe_ep_failure_record* snapshot;
+  unsigned int* arrived;  // [2]: a counter for each phase
   bool weighted;
   bool rank_major;
+  int hidden;
+  int topk;
   const uint16_t* x;
-  int64_t hidden;
-  const uint8_t* origins;
-  const int32_t* num_messages;
-  unsigned int* arrived;
+  const int32_t* rows;
+  const int32_t* messages;
+  const int32_t* first;
+  TopkIds ids;
+  const float* weights;  // null when weighted
+  int64_t tokens;
+  uint16_t* out;
+  int64_t* wait_stats;
+  moe_ep_describe_failure describe_id;
   moe_ep_describe_failure describe_not_received;
-  moe_ep_failure_record* failure;
-  moe_ep_failure_record* snapshot;
+
+  __device__ int stride() const { return static_cast<int>(PaddedTopk(topk)); }
+  __device__ int vectors() const { return hidden / 8; }
 };
 
 // Whether the slot's newest dispatch was received, the same for all threads of the block; else the
 // stream is in failure. Ranks find it out alike, so nobody waits for this one.
-__device__ bool CheckReceived(const DeviceBuffer& buffer, moe_ep_describe_failure describe,
-                              moe_ep_failure_record* failure) {
-  const SlotState state = buffer.State();
+__device__ bool CheckReceived(const CombineArguments& a) {
+  const SlotState state = a.buffer.State();
   if (state.received == state.epoch) return true;
-  if (blockIdx.x == 0 && threadIdx.x == 0) Fail(failure, describe, buffer.slot);
+  if (blockIdx.x == 0 && threadIdx.x == 0)
+    Fail(a.patience.failure, a.describe_not_received, a.buffer.slot);
   return false;
 }
 
-__device__ void Answer(const AnswerArguments& a, int source, int64_t index) {
+// A piece of what this rank owes one token of a source: its row, rank-major; else the sum of its
+// rows where weights are known here, and without them a row for each selection. A warp calls it.
+__device__ void Answer(const CombineArguments& a, int source, int message, int piece) {
   const DeviceBuffer& buffer = a.buffer;
-  const int64_t place = source * buffer.layout.max_tokens + index;
-  const auto& origin =
-      *reinterpret_cast<const MessageHeader*>(a.origins + place * buffer.row_offset());
-  const Selection* const selections = origin.selections();
-  const int thread = static_cast<int>(threadIdx.x);
-  if (a.rank_major)
-    return CopyVectors(buffer.Result(source, origin.token, origin.place), a.x + place * a.hidden,
-                       a.hidden * 2, thread, kThreads);
-  const auto row_of = [&](int i) { return a.x + int64_t{selections[i].expert} * a.hidden; };
-  if (a.weighted)
-    return SumRows<true>(origin.count, a.hidden, buffer.Result(source, origin.token, origin.place),
-                         row_of, [&](int i) { return selections[i].weight; });
-  for (int i = 0; i < origin.count; ++i)
-    CopyVectors(buffer.Result(source, origin.token, selections[i].slot), row_of(i), a.hidden * 2,
-                thread, kThreads);
-}
-
-__global__ void __launch_bounds__(kThreads)
-    AnswerKernel(const __grid_constant__ AnswerArguments a) {
-  const DeviceBuffer& buffer = a.buffer;
-  if (MayBegin(buffer, a.failure) && CheckReceived(buffer, a.describe_not_received, a.failure)) {
-    // Messages in turns of sources, from the own rank on, so that not all ranks write to one.
-    int64_t most = 0;
-    for (int source = 0; source < buffer.ranks(); ++source)
-      most = max(most, int64_t{a.num_messages[source]});
-    for (int64_t i = blockIdx.x; i < most * buffer.ranks(); i += gridDim.x) {
-      const int source = static_cast<int>((buffer.rank() + i) % buffer.ranks());
-      const int64_t index = i / buffer.ranks();
-      if (index < a.num_messages[source]) Answer(a, source, index);
+  const int lane = threadIdx.x % kLanes;
+  const int at = piece * kAnswered * kLanes + lane;
+  const int64_t token = a.messages[message] - source * buffer.layout.max_tokens;
+  const int rank = buffer.rank();
+  const int64_t entry = token * a.stride() + lane;
+  const int64_t of_source = source * buffer.layout.max_tokens * a.stride();
+  const int id = lane < a.topk ? __ldcg(buffer.Ids(rank, source) + entry) : -1;
+  const int row = lane < a.topk && !a.rank_major ? a.rows[of_source + entry] : -1;
+  const float weight =
+      lane < a.topk && a.weighted ? __ldcg(buffer.Weights(rank, source) + entry) : 0.0f;
+  // How many lower ranks answer for this token, too.
+  const int64_t owner = id >= 0 ? a.placement.RankOf(id) : rank;
+  const int place = __popc(__reduce_or_sync(kAllLanes, owner < rank ? 1u << owner : 0u));
+  if (a.rank_major) {
+    const int64_t from = source * buffer.layout.max_tokens + message - a.first[source];
+    return CopyPiece<kAnswered>(buffer.Result(source, token, place), a.x + from * a.hidden, at,
+                                a.vectors());
+  }
+  uint32_t left = __ballot_sync(kAllLanes, row >= 0);
+  ColumnSum sums[kAnswered];
+  for (bool first = true; left != 0; left &= left - 1, first = false) {
+    const int slot = __ffs(static_cast<int>(left)) - 1;
+    const int64_t from = __shfl_sync(kAllLanes, row, slot);
+    const uint16_t* const own = a.x + from * a.hidden;
+    if (!a.weighted) {
+      CopyPiece<kAnswered>(buffer.Result(source, token, slot), own, at, a.vectors());
+      continue;
     }
-    __threadfence_system();
+    const float factor = __shfl_sync(kAllLanes, weight, slot);
+    uint4 v[kAnswered];
+#pragma unroll
+    for (int i = 0; i < kAnswered; ++i)
+      if (at + i * kLanes < a.vectors())
+        v[i] = __ldg(reinterpret_cast<const uint4*>(own) + at + i * kLanes);
+#pragma unroll
+    for (int i = 0; i < kAnswered; ++i) sums[i].Add<true>(v[i], factor, first);
   }
-  if (!IsLastBlock(a.arrived) || threadIdx.x >= kLanes) return;
-  if (FailedForWarp(a.failure)) {
-    if (threadIdx.x == 0) SnapshotFailure(a.failure, a.snapshot);
-    return;
-  }
-  __threadfence_system();
-  SignalAll(buffer, SignalKind::kResults, buffer.State().epoch);
+  if (!a.weighted) return;
+  auto* const to = reinterpret_cast<uint4*>(buffer.Result(source, token, place));
+#pragma unroll
+  for (int i = 0; i < kAnswered; ++i)
+    if (at + i * kLanes < a.vectors()) to[at + i * kLanes] = sums[i].Rounded();
 }
 
-struct SumArguments {
-  DeviceBuffer buffer;
-  bool weighted;
-  ExpertPlacement placement;
-  TopkIds ids;
-  int64_t topk;
-  const float* weights;  // null when weighted
-  int64_t tokens;
-  uint16_t* out;
-  int64_t hidden;
-  int64_t* wait_stats;
-  unsigned int* arrived;
-  Patience patience;
-  moe_ep_describe_failure describe_id;
-  moe_ep_describe_failure describe_not_received;
-  moe_ep_failure_record* failure;
-  moe_ep_failure_record* snapshot;
-};
+__device__ void AnswerAll(const CombineArguments& a) {
+  const int ranks = a.buffer.ranks();
+  const int pieces = (a.vectors() + kAnswered * kLanes - 1) / (kAnswered * kLanes);
+  const int lane = threadIdx.x % kLanes;
+  const unsigned count = lane < ranks ? a.first[lane + 1] - a.first[lane] : 0;
+  const auto most = static_cast<int>(__reduce_max_sync(kAllLanes, count));
+  const int warp =
+      threadIdx.x / kLanes * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
+  // In turns of sources, from the own rank on, so that not all ranks write to one.
+  for (int unit = warp; unit < most * ranks * pieces;
+       unit += kWarps * static_cast<int>(gridDim.x)) {
+    const int turn = unit / pieces;
+    const int source = (a.buffer.rank() + turn) % ranks;
+    const int index = turn / ranks;
+    if (index < static_cast<int>(__shfl_sync(kAllLanes, count, source)))
+      Answer(a, source, a.first[source] + index, unit % pieces);
+  }
+}
+
+// Whether to go on with the other phase; the same for all threads of the block.
+__device__ bool SendAnswers(const CombineArguments& a) {
+  const bool ok =
+      __syncthreads_and(MayBegin(a.buffer, a.patience.failure)) != 0 && CheckReceived(a);
+  if (ok) AnswerAll(a);
+  if (!IsLastBlock(a.arrived) || threadIdx.x >= kLanes) return ok;
+  if (!FailedForWarp(a.patience.failure)) {
+    SignalAll(a.buffer, SignalKind::kResults, a.buffer.State().epoch);
+  } else if (threadIdx.x == 0) {
+    SnapshotFailure(a.patience.failure, a.snapshot);
+  }
+  return ok;
+}
 
 // Placement knows no ids but experts' and -1.
-__device__ bool CheckIds(const SumArguments& a) {
+__device__ bool CheckIds(const CombineArguments& a) {
   for (int64_t i = threadIdx.x; i < a.tokens * a.topk; i += kThreads) {
     if (!IsInvalidId(a.ids[i], a.placement.experts)) continue;
     if (blockIdx.x == 0)
-      Fail(a.failure, a.describe_id, a.buffer.rank(), i / a.topk, a.ids[i], a.placement.experts);
+      Fail(a.patience.failure, a.describe_id, a.buffer.rank(), i / a.topk, a.ids[i],
+           a.placement.experts);
     return false;
   }
   return true;
 }
 
-// All threads of the block call it. `slots` is the block's shared memory.
-__device__ void SumToken(const SumArguments& a, int64_t token, int* slots) {
-  const DeviceBuffer& buffer = a.buffer;
-  uint16_t* const out = a.out + token * a.hidden;
-  uint32_t ranks = 0;
-  int count = 0;
-  for (int slot = 0; slot < a.topk; ++slot) {
-    const int64_t id = a.ids[token * a.topk + slot];
-    if (id < 0) continue;
-    ranks |= 1u << a.placement.RankOf(id);
-    if (threadIdx.x == 0) slots[count] = slot;
-    ++count;
-  }
-  __syncthreads();
-  const auto row_at = [&](int place) { return buffer.Result(buffer.rank(), token, place); };
+// 8 columns a lane of a token's sum. A warp calls it.
+__device__ void SumPiece(const CombineArguments& a, int64_t token, int piece) {
+  const int lane = threadIdx.x % kLanes;
+  const int64_t id = lane < a.topk ? a.ids[token * a.topk + lane] : -1;
+  uint32_t terms;
+  float weight = 1.0f;
   if (a.weighted) {
     // One row from each rank that the token went to, in the order of ranks.
-    SumRows<false>(__popc(ranks), a.hidden, out, row_at, [](int) { return 1.0f; });
+    const uint32_t ranks = __reduce_or_sync(kAllLanes, id >= 0 ? 1u << a.placement.RankOf(id) : 0u);
+    const int count = __popc(ranks);
+    terms = count == kLanes ? kAllLanes : (1u << count) - 1u;
   } else {
-    SumRows<true>(
-        count, a.hidden, out, [&](int i) { return row_at(slots[i]); },
-        [&](int i) { return a.weights[token * a.topk + slots[i]]; });
+    terms = __ballot_sync(kAllLanes, id >= 0);
+    if (id >= 0) weight = a.weights[token * a.topk + lane];
   }
-  __syncthreads();  // before the next token takes the shared memory
+  const int at = piece * kLanes + lane;
+  const auto* const rows =
+      reinterpret_cast<const uint4*>(a.buffer.Result(a.buffer.rank(), token, 0));
+  const int64_t distance = a.buffer.layout.max_hidden / 8;
+  ColumnSum sum;
+  bool first = true;
+  while (terms != 0) {
+    uint4 v[kAtOnce];
+    uint32_t left = terms;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int term = __ffs(static_cast<int>(left)) - 1;
+      if (left != 0 && at < a.vectors()) v[i] = __ldcg(rows + term * distance + at);
+      left &= left - 1;
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (terms == 0) break;
+      const int term = __ffs(static_cast<int>(terms)) - 1;
+      terms &= terms - 1;
+      if (a.weighted) {
+        sum.Add<false>(v[i], 1.0f, first);
+      } else {
+        sum.Add<true>(v[i], __shfl_sync(kAllLanes, weight, term), first);
+      }
+      first = false;
+    }
+  }
+  if (at < a.vectors()) reinterpret_cast<uint4*>(a.out + token * a.hidden)[at] = sum.Rounded();
 }
 
-__global__ void __launch_bounds__(kThreads) SumKernel(const __grid_constant__ SumArguments a) {
-  __shared__ int slots[kLanes];
-  const uint64_t begin_ns = Nanoseconds();
-  const DeviceBuffer& buffer = a.buffer;
-  if (MayBegin(buffer, a.failure) && CheckReceived(buffer, a.describe_not_received, a.failure) &&
-      WaitForAll(buffer, a.patience, begin_ns,
-                 {SignalKind::kResults, buffer.State().epoch, Operation::kLowLatencyCombine,
-                  Missing::kRows},
-                 blockIdx.x == 0 ? a.wait_stats : nullptr) &&
-      __syncthreads_and(CheckIds(a)) != 0) {
-    for (int64_t token = blockIdx.x; token < a.tokens; token += gridDim.x)
-      SumToken(a, token, slots);
+__device__ void SumAll(const CombineArguments& a, uint64_t begin_ns, bool ok) {
+  ok = WaitForAll(
+      a.buffer, a.patience, begin_ns,
+      {SignalKind::kResults, a.buffer.State().epoch, Operation::kLowLatencyCombine, Missing::kRows},
+      blockIdx.x == 0 ? a.wait_stats : nullptr, ok);
+  if (ok && __syncthreads_and(CheckIds(a)) != 0) {
+    const int pieces = (a.vectors() + kLanes - 1) / kLanes;
+    const int warp =
+        threadIdx.x / kLanes * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
+    const auto units = static_cast<int>(a.tokens * pieces);
+    for (int unit = warp; unit < units; unit += kWarps * static_cast<int>(gridDim.x))
+      SumPiece(a, unit / pieces, unit % pieces);
   }
-  if (IsLastBlock(a.arrived) && threadIdx.x == 0) SnapshotFailure(a.failure, a.snapshot);
+  if (IsLastBlock(a.arrived + 1) && threadIdx.x == 0)
+    SnapshotFailure(a.patience.failure, a.snapshot);
+}
+
+template <bool kSend, bool kReceive>
+__global__ void __launch_bounds__(kThreads, 2)
+    CombineKernel(const __grid_constant__ CombineArguments a) {
+  const uint64_t begin_ns = Nanoseconds();
+  bool ok = true;
+  if constexpr (kSend) {
+    ok = SendAnswers(a);
+  } else {
+    ok = __syncthreads_and(MayBegin(a.buffer, a.patience.failure)) != 0 && CheckReceived(a);
+  }
+  if constexpr (kReceive) SumAll(a, begin_ns, ok);
 }
 
 }  // namespace
 
-void CombineSend(const Exec& exec, const CombineSendCall& call) {
-  const AnswerArguments a = {
+void Combine(const Exec& exec, const CombineCall& call) {
+  const CombineArguments a = {
       .buffer = ToDevice(*call.buffer, call.slot),
+      .placement = {call.experts, call.buffer->routes.world_size()},
+      .patience = PatienceOf(exec, call.timeout_ms),
+      .snapshot = exec.cuda_snapshot(),
+      .arrived = exec.CudaScratch<unsigned int>(kScratchKey, 2),
       .weighted = call.weighted,
       .rank_major = call.rank_major,
+      .hidden = static_cast<int>(call.x.size(2)),
+      .topk = static_cast<int>(call.topk_idx.size(1)),
       .x = call.x.data<uint16_t>(),
-      .hidden = call.x.size(2),
-      .origins = call.received.origins.data<uint8_t>(),
-      .num_messages = call.received.num_messages.data<int32_t>(),
-      .arrived = exec.CudaScratch<unsigned int>(kScratchKey, 1),
-      .describe_not_received = DescribeNotReceived,
-      .failure = exec.cuda_failure(),
-      .snapshot = exec.cuda_snapshot(),
-  };
-  Launch(AnswerKernel, {.grid = dim3(static_cast<unsigned>(kMostBlocks)), .block = kThreads},
-         exec.cuda_stream(), a);
-}
-
-void CombineReceive(const Exec& exec, const CombineReceiveCall& call) {
-  const SumArguments a = {
-      .buffer = ToDevice(*call.buffer, call.slot),
-      .weighted = call.weighted,
-      .placement = {call.experts, call.buffer->routes.world_size()},
+      .rows = call.received.rows.data<int32_t>(),
+      .messages = call.received.messages.data<int32_t>(),
+      .first = call.received.first.data<int32_t>(),
       .ids = TopkIds(call.topk_idx),
-      .topk = call.topk_idx.size(1),
       .weights = call.topk_weights.data<float>(),
       .tokens = call.out.size(0),
       .out = call.out.data<uint16_t>(),
-      .hidden = call.out.size(1),
       .wait_stats = call.wait_stats.data<int64_t>(),
-      .arrived = exec.CudaScratch<unsigned int>(kScratchKey, 1),
-      .patience = PatienceOf(exec, call.timeout_ms),
       .describe_id = DescribeCombineId,
       .describe_not_received = DescribeNotReceived,
-      .failure = exec.cuda_failure(),
-      .snapshot = exec.cuda_snapshot(),
   };
-  const int64_t grid = std::clamp<int64_t>(a.tokens, 1, kMostBlocks);
-  Launch(SumKernel, {.grid = dim3(static_cast<unsigned>(grid)), .block = kThreads},
-         exec.cuda_stream(), a);
+  const LaunchShape shape = {.grid = dim3(static_cast<unsigned>(call.sms)), .block = kThreads};
+  if (call.phases.send && call.phases.receive) {
+    Launch(CombineKernel<true, true>, shape, exec.cuda_stream(), a);
+  } else if (call.phases.send) {
+    Launch(CombineKernel<true, false>, shape, exec.cuda_stream(), a);
+  } else {
+    Launch(CombineKernel<false, true>, shape, exec.cuda_stream(), a);
+  }
 }
 
 }  // namespace moe_ep::cuda

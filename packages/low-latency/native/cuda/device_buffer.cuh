@@ -9,10 +9,9 @@
 
 namespace moe_ep::cuda {
 
-inline constexpr int kThreads = 256;
+// Two blocks of this size fit on a multiprocessor: calls of two slots may run at once.
+inline constexpr int kThreads = 512;
 inline constexpr int kWarps = kThreads / kLanes;
-// Ranks that share a GPU wait for one another, so that the blocks of all of them must have room.
-inline constexpr int64_t kMostBlocks = 32;
 
 // A kernel argument. The Buffer that it was made of keeps what it refers to.
 struct DeviceBuffer {
@@ -29,11 +28,18 @@ struct DeviceBuffer {
   __device__ DispatchHead& Head(int rank, int source) const {
     return reinterpret_cast<DispatchHead*>(At(rank, layout.heads_offset))[source];
   }
-  __device__ uint8_t* Message(int rank, int source, int64_t index) const {
-    const int64_t place = source * layout.max_tokens + index;
-    return At(rank, layout.messages_offset + place * layout.message_bytes);
+  // Tables of a source's tokens: rows of PaddedTopk(topk).
+  __device__ int32_t* Ids(int rank, int source) const {
+    return reinterpret_cast<int32_t*>(At(rank, layout.ids_offset)) + TableOf(source);
   }
-  __device__ int64_t row_offset() const { return HeaderBytes(layout.max_topk); }
+  __device__ float* Weights(int rank, int source) const {
+    return reinterpret_cast<float*>(At(rank, layout.weights_offset)) + TableOf(source);
+  }
+  // `selection`: 0 where a rank gets a row once.
+  __device__ uint8_t* Message(int rank, int source, int64_t token, int selection) const {
+    const int64_t place = (source * layout.max_tokens + token) * layout.messages_per_token;
+    return At(rank, layout.messages_offset + (place + selection) * layout.message_bytes);
+  }
   __device__ uint16_t* Result(int rank, int64_t token, int64_t place) const {
     const int64_t row = token * layout.max_topk + place;
     return reinterpret_cast<uint16_t*>(At(rank, layout.results_offset)) + row * layout.max_hidden;
@@ -43,6 +49,9 @@ struct DeviceBuffer {
   }
 
  private:
+  __device__ int64_t TableOf(int source) const {
+    return source * layout.max_tokens * PaddedTopk(layout.max_topk);
+  }
   __device__ uint8_t* At(int rank, int64_t offset) const {
     return routes.Payload(rank, static_cast<uint64_t>(slot * layout.slot_bytes + offset));
   }
@@ -70,12 +79,14 @@ struct Awaited {
 };
 
 // Waits until every rank has signalled, a lane for each; the same answer for all threads of the
-// block, which all call it. `waited` [ranks], if given, grows by nanoseconds.
+// block, which all call it. `waited` [ranks], if given, grows by nanoseconds. `ok`: what a thread
+// knows besides, and all hear.
 __device__ inline bool WaitForAll(const DeviceBuffer& buffer, const Patience& patience,
-                                  uint64_t begin, Awaited awaited, int64_t* waited = nullptr) {
-  bool ok = true;
-  if (static_cast<int>(threadIdx.x) < buffer.ranks()) {
+                                  uint64_t begin, Awaited awaited, int64_t* waited = nullptr,
+                                  bool ok = true) {
+  if (ok && static_cast<int>(threadIdx.x) < buffer.ranks()) {
     const int peer = static_cast<int>(threadIdx.x);
+    const uint64_t since = waited == nullptr ? 0 : Nanoseconds();
     ok = WaitSignal(buffer.routes, patience, begin, buffer.SignalIndex(awaited.kind, peer),
                     awaited.value, [&]() -> PoisonWord {
                       return {PoisonWord::kNone,
@@ -85,25 +96,30 @@ __device__ inline bool WaitForAll(const DeviceBuffer& buffer, const Patience& pa
                               static_cast<uint16_t>(buffer.rank()),
                               static_cast<uint16_t>(peer)};
                     });
-    if (waited != nullptr) waited[peer] += static_cast<int64_t>(Nanoseconds() - begin);
+    if (waited != nullptr) waited[peer] += static_cast<int64_t>(Nanoseconds() - since);
   }
   return __syncthreads_and(ok) != 0;
 }
 
-// Whether the stream and the group are well, the same for all threads of a block.
+// Whether the stream and the group are well, as this thread sees it: ask all threads together. The
+// word of the group may lie far away, so the last thread looks while the first ones wait for peers.
 __device__ inline bool MayBegin(const DeviceBuffer& buffer, moe_ep_failure_record* failure) {
-  if (FailedForBlock(failure)) return false;
-  const bool ok = threadIdx.x != 0 || CheckNotPoisoned(buffer.routes, failure);
-  return __syncthreads_and(ok) != 0;
+  if (Failed(failure)) return false;
+  return threadIdx.x != kThreads - 1 || CheckNotPoisoned(buffer.routes, failure);
 }
 
-// Copies whole vectors of 16 bytes; all threads of a block, or of a warp, call it.
-__device__ __forceinline__ void CopyVectors(void* to, const void* from, int64_t bytes, int thread,
-                                            int threads) {
-  auto* target = static_cast<uint4*>(to);
-  const auto* source = static_cast<const uint4*>(from);
-#pragma unroll 4
-  for (int64_t i = thread; i < bytes / 16; i += threads) target[i] = source[i];
+// Copies up to kVectors vectors of 16 bytes a lane, from the `at`-th on, all loads before the
+// stores. A warp calls it.
+template <int kVectors>
+__device__ __forceinline__ void CopyPiece(void* to, const void* from, int at, int vectors) {
+  const auto* const source = static_cast<const uint4*>(from);
+  uint4 v[kVectors];
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i)
+    if (at + i * kLanes < vectors) v[i] = __ldcg(source + at + i * kLanes);
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i)
+    if (at + i * kLanes < vectors) static_cast<uint4*>(to)[at + i * kLanes] = v[i];
 }
 
 }  // namespace moe_ep::cuda

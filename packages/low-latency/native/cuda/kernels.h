@@ -1,4 +1,4 @@
-// The two phases of dispatch and of combine on a cuda device. Only where MOE_EP_CUDA.
+// Dispatch and combine on a cuda device. Only where MOE_EP_CUDA.
 #pragma once
 
 #include "calls.h"
@@ -7,9 +7,7 @@ namespace moe_ep::cuda {
 
 inline constexpr int kMostRanks = 32;  // a lane for each
 
-void DispatchSend(const Exec& exec, const DispatchSendCall& call);
-void DispatchReceive(const Exec& exec, const DispatchReceiveCall& call);
-void CombineSend(const Exec& exec, const CombineSendCall& call);
-void CombineReceive(const Exec& exec, const CombineReceiveCall& call);
+void Dispatch(const Exec& exec, const DispatchCall& call);
+void Combine(const Exec& exec, const CombineCall& call);
 
 }  // namespace moe_ep::cuda

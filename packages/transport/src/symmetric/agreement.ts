@@ -29,18 +29,26 @@ export function encodeWish(wish: Wish): Uint8Array {
   return Buffer.from(JSON.stringify(wish))
 }
 
+/** What all ranks have settled on. */
+export interface Agreement {
+  readonly sharing: Sharing
+  /** Ranks whose memory lies on this rank's GPU, or machine on the cpu; itself among them. */
+  readonly ranksOnDevice: number
+}
+
 /**
  * How memory will be shared. Decided from what all ranks said, hence alike on all, and before anything is allocated: memory of the host
  * can be taken until the machine has none left.
  * @throws ERR_MOE_EP_MISMATCH when ranks ask for different things; ERR_MOE_EP_UNSUPPORTED for `vmm` where a driver cannot;
  *   ERR_MOE_EP_OUT_OF_MEMORY for what cannot fit; ERR_MOE_EP_PROTOCOL.
  */
-export async function agree(group: ProcessGroup, wish: Wish, wait: SetUpWait): Promise<Sharing> {
+export async function agree(group: ProcessGroup, wish: Wish, wait: SetUpWait): Promise<Agreement> {
   const said = await group.allGather(encodeWish(wish), wait)
   const wishes = said.map(decodeWish)
   requireSame(wishes)
-  requireFitting(group, wishes)
-  return sharingOf(wishes)
+  const ranksOnDevices = countRanksOnDevices(group, wishes)
+  requireFitting(wishes, ranksOnDevices)
+  return { sharing: sharingOf(wishes), ranksOnDevice: ranksOnDevices[group.rank]! }
 }
 
 function requireSame(wishes: readonly Wish[]): void {
@@ -58,10 +66,15 @@ function describe({ byteLength, numSignals, kind, sharing }: Wish): string {
   return `${byteLength} bytes and ${numSignals} signals on ${where}${sharing === 'auto' ? '' : ` by ${sharing}`}`
 }
 
-function requireFitting({ topology }: ProcessGroup, wishes: readonly Wish[]): void {
+/** For every rank: how many have its GPU, or its machine on the cpu. */
+function countRanksOnDevices({ topology }: ProcessGroup, wishes: readonly Wish[]): number[] {
   const places = wishes.map(({ kind, gpu }, rank) => (kind === 'cpu' ? `node ${topology.nodeOf(rank)}` : gpu))
+  return places.map((place) => places.filter((other) => other === place).length)
+}
+
+function requireFitting(wishes: readonly Wish[], ranksOnDevices: readonly number[]): void {
   wishes.forEach(({ byteLength, kind, freeBytes }, rank) => {
-    const ranks = places.filter((place) => place === places[rank]).length
+    const ranks = ranksOnDevices[rank]!
     if (byteLength * ranks <= freeBytes) return
     throw new MoeEpError(
       'ERR_MOE_EP_OUT_OF_MEMORY',

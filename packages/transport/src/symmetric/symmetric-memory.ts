@@ -72,6 +72,8 @@ export class SymmetricMemory implements Disposable {
   /** Payload bytes of each rank. */
   readonly byteLength: number
   readonly numSignals: number
+  /** Ranks whose memory lies on this rank's GPU, or machine on the cpu; itself among them. */
+  readonly ranksOnDevice: number
   readonly #segments: SharedSegments
   readonly #routes: RoutesHandle
   readonly #stopListening: () => void
@@ -83,12 +85,14 @@ export class SymmetricMemory implements Disposable {
     byteLength: number
     numSignals: number
     segments: SharedSegments
+    ranksOnDevice: number
   }) {
     const { group, segments } = parts
     this.group = group
     this.device = parts.device
     this.byteLength = parts.byteLength
     this.numSignals = parts.numSignals
+    this.ranksOnDevice = parts.ranksOnDevice
     this.#segments = segments
     this.#routes = segments.createRoutes()
     // Kernels that wait for a lost peer end with the group's failure instead of their own deadline.
@@ -112,7 +116,7 @@ export class SymmetricMemory implements Disposable {
     requireSharing(sharing, device)
     const sizes = { byteLength, numSignals }
     const wait = { timeoutMs, signal, label: 'symmetric memory' }
-    const agreed = await agree(group, askDevice(group, device, sizes, sharing), wait)
+    const { sharing: agreed, ranksOnDevice } = await agree(group, askDevice(group, device, sizes, sharing), wait)
     // A rank without memory must not leave the others waiting for its descriptor: all hear of it first.
     const segments = await allocateTogether(group, wait, () =>
       agreed === 'memfd'
@@ -122,7 +126,7 @@ export class SymmetricMemory implements Disposable {
     try {
       await segments.mapPeers(group, wait)
       await group.barrier(wait)
-      return new SymmetricMemory({ group, device, byteLength, numSignals, segments })
+      return new SymmetricMemory({ group, device, byteLength, numSignals, segments, ranksOnDevice })
     } catch (error) {
       segments.close()
       // The others wait for this rank: they hear the reason now instead of their own deadline later.

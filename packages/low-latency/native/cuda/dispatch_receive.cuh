@@ -1,0 +1,318 @@
+// The receive phase of dispatch: once all sources have signalled, blocks find the rows of an expert
+// in the ids of all tokens and copy a share of them to where the expert has them.
+#pragma once
+
+#include "cuda/dispatch.cuh"
+#include "cuda/scan.cuh"
+
+namespace moe_ep::cuda {
+
+inline constexpr int kListed = 2048;        // tokens looked at between two barriers
+inline constexpr int kCopied = 4 * kLanes;  // vectors that a warp copies at a time
+inline constexpr int kSlotShift = 16;       // of what a list holds: token | slot
+static_assert(kMostRanks * 1024 <= 1 << kSlotShift);
+
+struct ReceiveShared {
+  int tokens[kMostRanks];
+  int most_tokens;
+  bool ok;
+  Scan scan;
+  uint32_t list[kListed];
+};
+
+// Whether all ranks may go on with this dispatch; else the first block reports why not. All ranks,
+// and all blocks, find the same, for all see all heads. All threads of the block call it.
+__device__ inline bool ReadHeads(const DispatchArguments& a, ReceiveShared* shared) {
+  if (threadIdx.x < kLanes) {
+    const DeviceBuffer& buffer = a.buffer;
+    const int lane = threadIdx.x;
+    const bool has = lane < buffer.ranks();
+    int64_t fields[kNumHeadFields];
+    const auto* head =
+        reinterpret_cast<const int64_t*>(&buffer.Head(buffer.rank(), has ? lane : 0));
+#pragma unroll
+    for (int i = 0; i < kNumHeadFields; ++i) fields[i] = __ldcg(head + i);
+    const int64_t tokens = fields[kNumSharedArguments];
+    const int64_t invalid_token = fields[kNumSharedArguments + 1];
+    const int64_t invalid_id = fields[kNumSharedArguments + 2];
+    int wrong = -1;
+    int64_t theirs = 0;
+    int64_t expected = 0;
+#pragma unroll
+    for (int i = kNumSharedArguments - 1; i >= 0; --i) {
+      const int64_t first = __shfl_sync(kAllLanes, fields[i], 0);
+      if (fields[i] == first) continue;
+      wrong = i;
+      theirs = fields[i];
+      expected = first;
+    }
+    const uint32_t mismatches = __ballot_sync(kAllLanes, wrong >= 0);
+    const uint32_t invalids = __ballot_sync(kAllLanes, has && invalid_token >= 0);
+    const bool reports = blockIdx.x == 0;
+    if (mismatches != 0) {
+      if (reports && lane == __ffs(static_cast<int>(mismatches)) - 1)
+        Fail(a.patience.failure, a.describe_mismatch, wrong, expected, theirs, lane);
+    } else if (invalids != 0) {
+      if (reports && lane == __ffs(static_cast<int>(invalids)) - 1)
+        Fail(a.patience.failure, a.describe_invalid_id, lane, invalid_token, invalid_id,
+             a.shared.experts);
+    }
+    if (has) shared->tokens[lane] = static_cast<int>(tokens);
+    const unsigned most = __reduce_max_sync(kAllLanes, has ? static_cast<unsigned>(tokens) : 0u);
+    if (lane == 0) {
+      shared->most_tokens = static_cast<int>(most);
+      shared->ok = (mismatches | invalids) == 0;
+    }
+  }
+  __syncthreads();
+  return shared->ok;
+}
+
+// What a block packs: rows of one expert, or all messages; of them a share.
+struct Item {
+  int expert;  // local; -1: every token that has an expert here
+  int part;
+  int parts;
+};
+
+class Receiver {
+ public:
+  __device__ Receiver(const DispatchArguments& a, ReceiveShared* shared)
+      : a_(a),
+        buffer_(a.buffer),
+        shared_(shared),
+        begin_(static_cast<int>(a.placement.BeginOf(a.buffer.rank()))),
+        end_(begin_ + static_cast<int>(a.placement.CountOf(a.buffer.rank()))) {}
+
+  // All threads of the block call it.
+  __device__ void Pack(Item item) {
+    const int from = item.expert < 0 ? begin_ : begin_ + item.expert;
+    const int to = item.expert < 0 ? end_ : from + 1;
+    shared_->scan.Run(buffer_.ranks(), shared_->most_tokens, [&](int source, int token) {
+      if (token >= shared_->tokens[source]) return false;
+      const auto* const ids = reinterpret_cast<const int4*>(IdsOf(source, token));
+      bool found = false;
+      for (int i = 0; i < a_.stride() / 4; ++i) {
+        const int4 four = __ldcg(ids + i);
+        const auto lies = [&](int id) { return id >= from && id < to; };
+        found |= lies(four.x) || lies(four.y) || lies(four.z) || lies(four.w);
+      }
+      return found;
+    });
+    const Scan& scan = shared_->scan;
+    if (item.part == 0) Count(item);
+    const int share_begin = static_cast<int>(int64_t{scan.total()} * item.part / item.parts);
+    const int share_end = static_cast<int>(int64_t{scan.total()} * (item.part + 1) / item.parts);
+    for (int word = 0; word < scan.num_words; word += kListed / kLanes) {
+      const int last_word = min(word + kListed / kLanes, scan.num_words);
+      const int first = max(share_begin, scan.before[word]);
+      const int listed = min(share_end, scan.before[last_word]) - first;
+      if (listed <= 0) continue;
+      for (int i = threadIdx.x; i < (last_word - word) * kLanes; i += kThreads)
+        List(item, word * kLanes + i, first, listed);
+      __syncthreads();
+      Copy(item, first, listed);
+      __syncthreads();  // before the next tokens take the list
+    }
+    __syncthreads();  // before the next item takes the scan
+  }
+
+ private:
+  __device__ const int32_t* IdsOf(int source, int token) const {
+    return buffer_.Ids(buffer_.rank(), source) + token * a_.stride();
+  }
+  __device__ bool rank_major() const { return a_.shared.rank_major != 0; }
+
+  // How many there are of all, and from each source. All threads call it.
+  __device__ void Count(Item item) const {
+    const Scan& scan = shared_->scan;
+    const int thread = static_cast<int>(threadIdx.x);
+    const int ranks = buffer_.ranks();
+    if (item.expert < 0) {
+      if (thread <= ranks) a_.received_first[thread] = scan.FirstOf(thread);
+      if (rank_major() && thread < ranks)
+        Tell(thread, scan.FirstOf(thread + 1) - scan.FirstOf(thread));
+      return;
+    }
+    if (thread == 0) Tell(item.expert, scan.total());
+    if (thread >= ranks) return;
+    const int64_t begin = scan.FirstOf(thread);
+    a_.layout_range[int64_t{item.expert} * ranks + thread] =
+        begin << 32 | (scan.FirstOf(thread + 1) - begin);
+  }
+  __device__ void Tell(int group, int count) const {
+    a_.count[group] = count;
+    if (a_.recv_stats != nullptr) a_.recv_stats[group] += count;
+  }
+
+  // The row, among those of all groups, of what is the `order`-th of an item.
+  __device__ int64_t TargetOf(Item item, int source, int order) const {
+    if (item.expert >= 0) return item.expert * a_.rows + order;
+    return source * a_.rows + order - shared_->scan.FirstOf(source);
+  }
+
+  // Puts a token on the list if the block copies its row, and writes what is known of it. `bit`:
+  // its place in the scan.
+  __device__ void List(Item item, int bit, int first, int listed) const {
+    const Scan& scan = shared_->scan;
+    const int word = bit / kLanes;
+    if ((scan.bits[word] >> (bit % kLanes) & 1u) == 0) return;
+    const int order = scan.before[word] + __popc(scan.bits[word] & ((1u << (bit % kLanes)) - 1u));
+    if (order < first || order >= first + listed) return;
+    const int source = word / scan.words_of_source;
+    const int token = bit - source * scan.words_of_source * kLanes;
+    const int32_t* const ids = IdsOf(source, token);
+    const int64_t origin = source * buffer_.layout.max_tokens + token;
+    int32_t* const rows = a_.received_rows + origin * a_.stride();
+    const int64_t target = TargetOf(item, source, order);
+    int found = -1;
+    if (item.expert < 0) {
+      a_.received_messages[order] = static_cast<int32_t>(origin);
+      if (!rank_major()) {
+        // Experts' blocks fill in the others.
+        for (int slot = 0; slot < a_.topk(); ++slot) {
+          const int id = __ldcg(ids + slot);
+          if (id < begin_ || id >= end_) rows[slot] = -1;
+        }
+        return;
+      }
+      PutRouting(source, token, target);
+    } else {
+      for (int slot = 0; slot < a_.topk(); ++slot) {
+        if (__ldcg(ids + slot) != begin_ + item.expert) continue;
+        rows[slot] = static_cast<int32_t>(target);
+        if (found < 0) found = slot;
+      }
+    }
+    a_.src_info[target] = token;
+    shared_->list[order - first] =
+        static_cast<uint32_t>(origin) | (a_.per_selection() ? static_cast<uint32_t>(found) : 0u)
+                                            << kSlotShift;
+  }
+
+  // Rank-major: experts are told by ids instead.
+  __device__ void PutRouting(int source, int token, int64_t target) const {
+    const int32_t* const ids = IdsOf(source, token);
+    const float* const weights = buffer_.Weights(buffer_.rank(), source) + token * a_.stride();
+    for (int slot = 0; slot < a_.topk(); ++slot) {
+      const int id = __ldcg(ids + slot);
+      const bool local = id >= begin_ && id < end_;
+      a_.topk_idx[target * a_.topk() + slot] = local ? id - begin_ : -1;
+      if (a_.topk_weights != nullptr)
+        a_.topk_weights[target * a_.topk() + slot] = local ? __ldcg(weights + slot) : 0.0f;
+    }
+  }
+
+  __device__ void Copy(Item item, int first, int listed) const {
+    if (item.expert < 0 && !rank_major()) return;
+    const int lane = threadIdx.x % kLanes;
+    const int64_t row_bytes = a_.bf16() ? a_.shared.hidden * 2 : a_.shared.hidden;
+    const auto vectors = static_cast<int>(row_bytes / 16);
+    const int pieces = (vectors + kCopied - 1) / kCopied;
+    const auto target_of = [&](int i, uint32_t origin) {
+      const auto source = static_cast<int>((origin & 0xffffu) / buffer_.layout.max_tokens);
+      return TargetOf(item, source, first + i);
+    };
+    const auto message_of = [&](uint32_t entry) {
+      const uint32_t origin = entry & 0xffffu;
+      const auto source =
+          static_cast<int>(origin / static_cast<uint32_t>(buffer_.layout.max_tokens));
+      return buffer_.Message(buffer_.rank(), source, origin - source * buffer_.layout.max_tokens,
+                             static_cast<int>(entry >> kSlotShift));
+    };
+    for (int unit = threadIdx.x / kLanes; unit < listed * pieces; unit += kWarps) {
+      const int i = unit / pieces;
+      const uint32_t entry = shared_->list[i];
+      CopyPiece<4>(a_.recv_x + target_of(i, entry) * row_bytes, message_of(entry),
+                   unit % pieces * kCopied + lane, vectors);
+    }
+    if (a_.scales == nullptr) return;
+    for (int unit = threadIdx.x; unit < listed * a_.scale_columns; unit += kThreads) {
+      const int i = unit % listed;
+      const uint32_t entry = shared_->list[i];
+      PutScale(message_of(entry), target_of(i, entry), unit / listed);
+    }
+  }
+
+  // A word of a row's scales to its column.
+  __device__ void PutScale(const uint8_t* message, int64_t target, int column) const {
+    const auto* const scales =
+        reinterpret_cast<const uint32_t*>(message + ScalesOffset(a_.shared.hidden));
+    const auto groups = static_cast<int>(NumGroups(a_.shared.hidden));
+    uint32_t word = 0;
+    if (a_.packed) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (column * 4 + i < groups)
+          word |= (__ldcg(scales + column * 4 + i) >> 23 & 0xffu) << (8 * i);
+    } else {
+      word = __ldcg(scales + column);
+    }
+    const int64_t group = target / a_.rows;
+    a_.scales[(group * a_.scale_columns + column) * a_.rows + target - group * a_.rows] = word;
+  }
+
+  const DispatchArguments& a_;
+  const DeviceBuffer& buffer_;
+  ReceiveShared* shared_;
+  int begin_;  // experts of this rank
+  int end_;
+};
+
+// Rank-major: rows that did not come must not look like those of an earlier dispatch. Called after
+// the block that counts has counted them in its scan.
+__device__ inline void ClearRouting(const DispatchArguments& a, const Scan& scan) {
+  const int topk = a.topk();
+  const auto all = static_cast<int64_t>(a.buffer.ranks()) * a.rows * topk;
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < all;
+       i += int64_t{gridDim.x} * kThreads) {
+    const int64_t row = i / topk;
+    const auto source = static_cast<int>(row / a.rows);
+    if (row - source * a.rows < scan.FirstOf(source + 1) - scan.FirstOf(source)) continue;
+    a.topk_idx[i] = -1;
+    if (a.topk_weights != nullptr) a.topk_weights[i] = 0.0f;
+  }
+}
+
+// Tells sources that their messages may be overwritten, whether this rank could use them or not. A
+// warp of the last block calls it.
+__device__ inline void Free(const DispatchArguments& a, uint64_t epoch) {
+  const int lane = threadIdx.x % kLanes;
+  const DeviceBuffer& buffer = a.buffer;
+  const bool came = lane >= buffer.ranks() ||
+                    LoadSignal(buffer.routes.Signal(
+                        buffer.rank(), buffer.SignalIndex(SignalKind::kMessages, lane))) >= epoch;
+  if (__all_sync(kAllLanes, came)) SignalAll(buffer, SignalKind::kFree, epoch);
+}
+
+__device__ inline void Receive(const DispatchArguments& a, uint64_t begin_ns, uint64_t epoch,
+                               bool ok, ReceiveShared* shared) {
+  const DeviceBuffer& buffer = a.buffer;
+  ok =
+      WaitForAll(buffer, a.patience, begin_ns,
+                 {SignalKind::kMessages, epoch, Operation::kLowLatencyDispatch, Missing::kMessages},
+                 blockIdx.x == 0 ? a.wait_stats : nullptr, ok);
+  if (ok && ReadHeads(a, shared)) {
+    Receiver receiver(a, shared);
+    const auto blocks = static_cast<int>(gridDim.x);
+    if (a.shared.rank_major != 0) {
+      receiver.Pack({-1, static_cast<int>(blockIdx.x), blocks});
+      ClearRouting(a, shared->scan);
+    } else {
+      const auto experts = static_cast<int>(a.placement.CountOf(buffer.rank()));
+      const int parts = experts == 0 ? 1 : max(1, (blocks - 1) / experts);
+      for (int i = blockIdx.x; i <= experts * parts; i += blocks)
+        receiver.Pack(i == experts * parts ? Item{-1, 0, 1} : Item{i / parts, i % parts, parts});
+    }
+  }
+  if (!IsLastBlock(a.arrived + 1) || threadIdx.x >= kLanes) return;
+  if (!FailedForWarp(a.patience.failure)) {
+    if (threadIdx.x == 0) buffer.State().received = epoch;
+  } else if (threadIdx.x == 0) {
+    SnapshotFailure(a.patience.failure, a.snapshot);
+  }
+  __syncwarp();
+  Free(a, epoch);
+}
+
+}  // namespace moe_ep::cuda
