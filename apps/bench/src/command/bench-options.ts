@@ -1,5 +1,6 @@
 import { availableParallelism } from 'node:os'
 import { MoeEpError } from '@moe-ep/core'
+import type { LowLatencyProtocol } from '@moe-ep/low-latency'
 import type { RoutingKind } from '../workload/routing.js'
 import { type OperationName, selectOperations } from './operation-names.js'
 
@@ -28,11 +29,13 @@ export interface BenchOptions extends BenchSizes {
   /** Ranks that routing is drawn for, those that run among them. */
   readonly world: number
   readonly routing: RoutingKind
+  /** Of `low-latency`. */
+  readonly protocol: LowLatencyProtocol
   /** Lets several ranks use one GPU. */
   readonly shareGpus: boolean
   /** Threads of each rank's stream. */
   readonly threads: number
-  /** Multiprocessors that each call of `intranode-ht` uses on cuda; the library's default when absent. */
+  /** Multiprocessors that each call of `intranode-ht` and `low-latency` uses on cuda; the library's default when absent. */
   readonly sms?: number
   readonly iters: number
   readonly warmup: number
@@ -54,6 +57,7 @@ export const benchFlags = {
   ranks: { type: 'string', default: '2' },
   world: { type: 'string' },
   routing: { type: 'string', default: 'uniform' },
+  protocol: { type: 'string', default: 'rank' },
   launch: { type: 'string' },
   'share-gpus': { type: 'boolean', default: false },
   tokens: { type: 'string' },
@@ -83,9 +87,10 @@ export function benchOptionsFrom(flags: Flags): BenchOptions {
   const sizes = sizesFrom(flags, presets[preset]!)
   return {
     ...{ device, launch: launchFrom(flags, device), preset, ranks, world, shareGpus },
-    ops: selectOperations(String(flags.ops), { ranks, world, device, tokens: sizes.tokens }),
+    ops: selectOperations(String(flags.ops), { ranks, world, tokens: sizes.tokens }),
     ...sizes,
     routing: routingFrom(flags, sizes, world),
+    protocol: protocolFrom(flags),
     threads: flags.threads === undefined ? defaultThreads(ranks) : integer('threads', flags.threads, 1, 256),
     ...(flags.sms !== undefined && { sms: integer('sms', flags.sms, 1, 1024) }),
     iters: integer('iters', flags.iters, 1, 1_000_000),
@@ -121,6 +126,11 @@ function routingFrom(flags: Flags, { topk, experts }: BenchSizes, world: number)
     throw configError('routing', `uniform, or ${half} experts on each of the ${world} ranks`, routing)
   }
   return routing
+}
+
+function protocolFrom({ protocol }: Flags): LowLatencyProtocol {
+  if (protocol === 'rank' || protocol === 'expert') return protocol
+  throw configError('protocol', 'rank or expert', String(protocol))
 }
 
 function sizesFrom(flags: Flags, preset: BenchSizes): BenchSizes {

@@ -60,8 +60,14 @@ export const operationNames = [
   'intranode-ht.combineGrouped-zero-copy',
   'low-latency.dispatch-bf16',
   'low-latency.dispatch-fp8',
+  'low-latency.dispatch-send-fp8',
+  'low-latency.dispatch-receive-fp8',
   'low-latency.combine',
   'low-latency.combine-weighted-at-dispatch',
+  'low-latency.combine-send',
+  'low-latency.combine-receive',
+  'low-latency.layer',
+  'low-latency.layer-graph',
   'transport.put',
   'transport.signalRoundTrip',
   'rendezvous.allGather',
@@ -85,11 +91,10 @@ export function isBetweenRanks(name: OperationName): boolean {
 export interface Setting {
   readonly ranks: number
   readonly world: number
-  readonly device: string
   readonly tokens: number
 }
 
-const anywhere: Setting = { ranks: 1, world: 1, device: 'cpu', tokens: 1 }
+const anywhere: Setting = { ranks: 1, world: 1, tokens: 1 }
 
 /** What a low-latency buffer takes. */
 const mostLowLatencyTokens = 1024
@@ -119,12 +124,11 @@ export function selectOperations(text: string, setting: Setting = anywhere): Ope
 }
 
 /** Why an operation cannot be measured. */
-function missingFor(name: OperationName, { ranks, world, device, tokens }: Setting): string | undefined {
+function missingFor(name: OperationName, { ranks, world, tokens }: Setting): string | undefined {
   const isLowLatency = name.startsWith('low-latency.')
   if (world !== ranks && (isLowLatency || name.startsWith('intranode-ht.'))) {
     return `its rows come from all ranks of the world, but only ${ranks} of ${world} run`
   }
-  if (isLowLatency && device !== 'cpu') return 'it runs on the cpu device so far'
   if (isLowLatency && tokens > mostLowLatencyTokens) {
     return `it is for at most ${mostLowLatencyTokens} tokens a rank, not for ${tokens}`
   }

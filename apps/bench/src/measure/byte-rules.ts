@@ -129,23 +129,31 @@ export function combineBytes(sent: SentTokens, { tokens, rowBytes }: { tokens: n
   return { bytes: (total(sent) + tokens) * rowBytes, ...links(sent, rowBytes) }
 }
 
-/** `selections`: rows of experts that this rank packs. */
+/** Which of a low-latency call's phases is meant. */
+export type Part = 'both' | 'send' | 'receive'
+
+/** `selections`: rows of experts that this rank packs. What travels is counted with the phase that sends. */
 export function lowLatencyDispatchBytes(
   sent: SentTokens,
   row: { inputBytes: number; rowBytes: number; selections: number },
+  part: Part = 'both',
 ): LinkBytes {
   const { logicalBytes, wireBytes } = links(sent, row.rowBytes)
-  const unpacked = 2 * row.selections * row.rowBytes
-  return { bytes: sent.sentTokens * row.inputBytes + logicalBytes + unpacked, logicalBytes, wireBytes }
+  const send = sent.sentTokens * row.inputBytes + logicalBytes
+  const receive = 2 * row.selections * row.rowBytes
+  return { bytes: { send, receive, both: send + receive }[part], logicalBytes, wireBytes }
 }
 
 /** `toRank` counts the rows that come home. */
 export function lowLatencyCombineBytes(
   sent: SentTokens,
   row: { tokens: number; rowBytes: number; selections: number },
+  part: Part = 'both',
 ): LinkBytes {
   const { tokens, rowBytes, selections } = row
-  return { bytes: (selections + 2 * total(sent) + tokens) * rowBytes, ...links(sent, rowBytes) }
+  const send = selections + total(sent)
+  const receive = total(sent) + tokens
+  return { bytes: { send, receive, both: send + receive }[part] * rowBytes, ...links(sent, rowBytes) }
 }
 
 /** `toRank` counts selections. The weights stay where they are. */

@@ -5,7 +5,7 @@ import { dispatchGroupedOf } from './dispatch-grouped.js'
 import { dispatchOf } from './dispatch.js'
 import { enqueueEmpty, enqueueLaunchOf, enqueueOperation } from './enqueue.js'
 import { dispatchLayout } from './layout.js'
-import { lowLatencyCombineOf, lowLatencyDispatchOf } from './low-latency.js'
+import { lowLatencyCombineOf, lowLatencyDispatchOf, lowLatencyLayerOf } from './low-latency.js'
 import type { Operation } from './operation.js'
 import { permuteOperations } from './permute/index.js'
 import { channelPrefixMatrix, rankPrefixMatrix } from './prefix-matrices.js'
@@ -34,8 +34,14 @@ export const operations: Readonly<Record<OperationName, Operation>> = {
   'intranode-ht.combineGrouped-zero-copy': combineGroupedOf({ staged: false }),
   'low-latency.dispatch-bf16': lowLatencyDispatchOf('bf16'),
   'low-latency.dispatch-fp8': lowLatencyDispatchOf('fp8'),
+  'low-latency.dispatch-send-fp8': lowLatencyDispatchOf('fp8', 'send'),
+  'low-latency.dispatch-receive-fp8': lowLatencyDispatchOf('fp8', 'receive'),
   'low-latency.combine': lowLatencyCombineOf({ weighted: false }),
   'low-latency.combine-weighted-at-dispatch': lowLatencyCombineOf({ weighted: true }),
+  'low-latency.combine-send': lowLatencyCombineOf({ weighted: true }, 'send'),
+  'low-latency.combine-receive': lowLatencyCombineOf({ weighted: true }, 'receive'),
+  'low-latency.layer': lowLatencyLayerOf({ graph: false }),
+  'low-latency.layer-graph': lowLatencyLayerOf({ graph: true }),
   'transport.put': put,
   'transport.signalRoundTrip': signalRoundTrip,
   'rendezvous.allGather': allGather,

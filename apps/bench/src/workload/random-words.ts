@@ -20,6 +20,8 @@ export const patterns = {
   exponent: { keep: 0x07070707, set: 0x78787878 },
   /** A LogFMT range: bf16 in [2^-6, 2^-5), then one in [1, 2). */
   range: { keep: 0x007f007f, set: 0x3f803c80 },
+  /** Two bf16 that are 1. */
+  one: { keep: 0, set: 0x3f803f80 },
   /** One positive f32 in [2^-7, 2^-6). */
   scale: { keep: 0x007fffff, set: 0x3c000000 },
 } as const satisfies Record<string, Pattern>
