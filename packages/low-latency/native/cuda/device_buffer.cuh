@@ -78,34 +78,52 @@ struct Awaited {
   Missing missing;
 };
 
-// Waits until every rank has signalled, a lane for each; the same answer for all threads of the
-// block, which all call it. `waited` [ranks], if given, grows by nanoseconds. `ok`: what a thread
-// knows besides, and all hear.
+// Words of the host lie on the far side of a bus that serves one block after the other, a
+// microsecond each. So one block looks at them and at the clock, in the name of all; it fails the
+// stream, and that is what the others see.
+__device__ __forceinline__ bool IsWatcher() { return blockIdx.x == 0; }
+
+// Whether the stream and the group are well, as this thread sees it: ask all threads together. The
+// last thread looks at the host's word while the first ones wait for peers.
+__device__ inline bool MayBegin(const DeviceBuffer& buffer, moe_ep_failure_record* failure) {
+  if (Failed(failure)) return false;
+  return !IsWatcher() || threadIdx.x != kThreads - 1 || CheckNotPoisoned(buffer.routes, failure);
+}
+
+// One thread waits for a peer's signal.
+__device__ inline bool WaitFor(const DeviceBuffer& buffer, const Patience& patience, uint64_t begin,
+                               Awaited awaited, int peer) {
+  const uint64_t index = buffer.SignalIndex(awaited.kind, peer);
+  if (IsWatcher()) {
+    return WaitSignal(buffer.routes, patience, begin, index, awaited.value, [&]() -> PoisonWord {
+      return {PoisonWord::kNone,
+              awaited.operation,
+              awaited.missing,
+              static_cast<uint8_t>(buffer.slot),
+              static_cast<uint16_t>(buffer.rank()),
+              static_cast<uint16_t>(peer)};
+    });
+  }
+  constexpr unsigned kLooksBetween = 64;
+  const uint64_t* const signal = buffer.routes.Signal(buffer.rank(), index);
+  for (unsigned looks = 1; LoadSignal(signal) < awaited.value; ++looks)
+    if (looks % kLooksBetween == 0 && Failed(patience.failure)) return false;
+  return true;
+}
+
+// Waits until every rank has signalled, a thread for each; the same answer for all threads of the
+// block, which all call it, as all blocks do. `waited` [ranks], if given, grows by nanoseconds.
+// `ok`: what a thread knows besides, and all hear.
 __device__ inline bool WaitForAll(const DeviceBuffer& buffer, const Patience& patience,
                                   uint64_t begin, Awaited awaited, int64_t* waited = nullptr,
                                   bool ok = true) {
   if (ok && static_cast<int>(threadIdx.x) < buffer.ranks()) {
     const int peer = static_cast<int>(threadIdx.x);
     const uint64_t since = waited == nullptr ? 0 : Nanoseconds();
-    ok = WaitSignal(buffer.routes, patience, begin, buffer.SignalIndex(awaited.kind, peer),
-                    awaited.value, [&]() -> PoisonWord {
-                      return {PoisonWord::kNone,
-                              awaited.operation,
-                              awaited.missing,
-                              static_cast<uint8_t>(buffer.slot),
-                              static_cast<uint16_t>(buffer.rank()),
-                              static_cast<uint16_t>(peer)};
-                    });
+    ok = WaitFor(buffer, patience, begin, awaited, peer);
     if (waited != nullptr) waited[peer] += static_cast<int64_t>(Nanoseconds() - since);
   }
   return __syncthreads_and(ok) != 0;
-}
-
-// Whether the stream and the group are well, as this thread sees it: ask all threads together. The
-// word of the group may lie far away, so the last thread looks while the first ones wait for peers.
-__device__ inline bool MayBegin(const DeviceBuffer& buffer, moe_ep_failure_record* failure) {
-  if (Failed(failure)) return false;
-  return threadIdx.x != kThreads - 1 || CheckNotPoisoned(buffer.routes, failure);
 }
 
 // Copies up to kVectors vectors of 16 bytes a lane, from the `at`-th on, all loads before the
