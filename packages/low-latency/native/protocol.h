@@ -48,7 +48,12 @@ struct DispatchHead {
 };
 inline constexpr int kNumHeadFields = sizeof(DispatchHead) / sizeof(int64_t);
 
-// Of a slot, from each source. Epochs count a slot's dispatches.
+// Of a slot, from each source. Epochs count a slot's dispatches; that messages are there says how
+// many tokens the source has, too, for receivers that want to begin at once.
+inline constexpr uint64_t kTokensInSignal = 2048;
+MOE_EP_HOST_DEVICE constexpr uint64_t MessagesSignal(uint64_t epoch, int64_t tokens) {
+  return epoch * kTokensInSignal + static_cast<uint64_t>(tokens);
+}
 enum class SignalKind : int64_t {
   kMessages = 0,  // a dispatch's head, tables and rows are there
   kFree = 1,      // the source has unpacked what this rank sent

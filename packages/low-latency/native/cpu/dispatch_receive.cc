@@ -199,7 +199,7 @@ void DispatchReceive(const Exec& exec, const DispatchCall& call) {
   Buffer& buffer = *call.buffer;
   if (!buffer.routes.CheckNotPoisoned(exec)) return;
   SlotState& state = buffer.slots[call.slot];
-  if (!buffer.WaitForAll(exec, call.slot, SignalKind::kMessages, state.epoch,
+  if (!buffer.WaitForAll(exec, call.slot, SignalKind::kMessages, MessagesSignal(state.epoch, 0),
                          DeadlineAfter(call.timeout_ms), kDispatchOperation, "messages",
                          call.wait_stats.data<int64_t>()))
     return;

@@ -14,7 +14,7 @@ namespace {
 
 constexpr uint64_t kScratchKey = 0x6c6c636f6d623032;  // this file's
 
-constexpr int kAnswered = 4;  // vectors of a lane that are answered at a time
+constexpr int kAnswered = 2;  // vectors of a lane that are answered at a time
 constexpr int kAtOnce = 4;    // rows of a token that are asked for together
 
 struct CombineArguments {
@@ -43,14 +43,16 @@ struct CombineArguments {
   __device__ int vectors() const { return hidden / 8; }
 };
 
-// Whether the slot's newest dispatch was received, the same for all threads of the block; else the
-// stream is in failure. Ranks find it out alike, so nobody waits for this one.
-__device__ bool CheckReceived(const CombineArguments& a) {
+// Whether the call may go on: the stream is well, and the slot's newest dispatch was received,
+// which ranks find out alike, so that nobody waits for one where it was not. All threads of the
+// block call it, and hear the same.
+__device__ bool MayBegin(const CombineArguments& a) {
   const SlotState state = a.buffer.State();
-  if (state.received == state.epoch) return true;
-  if (blockIdx.x == 0 && threadIdx.x == 0)
+  const bool well = !Failed(a.patience.failure);
+  const bool received = state.received == state.epoch;
+  if (well && !received && blockIdx.x == 0 && threadIdx.x == 0)
     Fail(a.patience.failure, a.describe_not_received, a.buffer.slot);
-  return false;
+  return __syncthreads_and(well && received) != 0;
 }
 
 // A piece of what this rank owes one token of a source: its row, rank-major; else the sum of its
@@ -76,25 +78,42 @@ __device__ void Answer(const CombineArguments& a, int source, int message, int p
                                 a.vectors());
   }
   uint32_t left = __ballot_sync(kAllLanes, row >= 0);
-  ColumnSum sums[kAnswered];
-  for (bool first = true; left != 0; left &= left - 1, first = false) {
-    const int slot = __ffs(static_cast<int>(left)) - 1;
-    const int64_t from = __shfl_sync(kAllLanes, row, slot);
-    const uint16_t* const own = a.x + from * a.hidden;
-    if (!a.weighted) {
-      CopyPiece<kAnswered>(buffer.Result(source, token, slot), own, at, a.vectors());
-      continue;
+  if (!a.weighted) {
+    for (; left != 0; left &= left - 1) {
+      const int slot = __ffs(static_cast<int>(left)) - 1;
+      const int64_t from = __shfl_sync(kAllLanes, row, slot);
+      CopyPiece<kAnswered>(buffer.Result(source, token, slot), a.x + from * a.hidden, at,
+                           a.vectors());
     }
-    const float factor = __shfl_sync(kAllLanes, weight, slot);
-    uint4 v[kAnswered];
-#pragma unroll
-    for (int i = 0; i < kAnswered; ++i)
-      if (at + i * kLanes < a.vectors())
-        v[i] = __ldg(reinterpret_cast<const uint4*>(own) + at + i * kLanes);
-#pragma unroll
-    for (int i = 0; i < kAnswered; ++i) sums[i].Add<true>(v[i], factor, first);
+    return;
   }
-  if (!a.weighted) return;
+  ColumnSum sums[kAnswered];
+  bool first = true;
+  while (left != 0) {
+    uint4 v[kAtOnce][kAnswered];
+    float weights[kAtOnce];
+    uint32_t asked = left;
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      if (asked == 0) break;
+      const int slot = __ffs(static_cast<int>(asked)) - 1;
+      asked &= asked - 1;
+      const int64_t from = __shfl_sync(kAllLanes, row, slot);
+      weights[j] = __shfl_sync(kAllLanes, weight, slot);
+      const auto* const own = reinterpret_cast<const uint4*>(a.x + from * a.hidden);
+#pragma unroll
+      for (int i = 0; i < kAnswered; ++i)
+        if (at + i * kLanes < a.vectors()) v[j][i] = __ldg(own + at + i * kLanes);
+    }
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      if (left == 0) break;
+      left &= left - 1;
+#pragma unroll
+      for (int i = 0; i < kAnswered; ++i) sums[i].Add<true>(v[j][i], weights[j], first);
+      first = false;
+    }
+  }
   auto* const to = reinterpret_cast<uint4*>(buffer.Result(source, token, place));
 #pragma unroll
   for (int i = 0; i < kAnswered; ++i)
@@ -122,9 +141,12 @@ __device__ void AnswerAll(const CombineArguments& a) {
 
 // Whether to go on with the other phase; the same for all threads of the block.
 __device__ bool SendAnswers(const CombineArguments& a) {
-  const bool ok =
-      __syncthreads_and(MayBegin(a.buffer, a.patience.failure)) != 0 && CheckReceived(a);
-  if (ok) AnswerAll(a);
+  const GroupLook look(a.buffer);
+  const bool ok = MayBegin(a);
+  if (ok) {
+    AnswerAll(a);
+    look.Check(a.buffer, a.patience.failure);
+  }
   if (!IsLastBlock(a.arrived) || threadIdx.x >= kLanes) return ok;
   if (!FailedForWarp(a.patience.failure)) {
     SignalAll(a.buffer, SignalKind::kResults, a.buffer.State().epoch);
@@ -193,11 +215,12 @@ __device__ void SumPiece(const CombineArguments& a, int64_t token, int piece) {
 }
 
 __device__ void SumAll(const CombineArguments& a, uint64_t begin_ns, bool ok) {
+  ok = ok && CheckIds(a);
   ok = WaitForAll(
       a.buffer, a.patience, begin_ns,
       {SignalKind::kResults, a.buffer.State().epoch, Operation::kLowLatencyCombine, Missing::kRows},
-      blockIdx.x == 0 ? a.wait_stats : nullptr, ok);
-  if (ok && __syncthreads_and(CheckIds(a)) != 0) {
+      ok, blockIdx.x == 0 ? a.wait_stats : nullptr);
+  if (ok) {
     const int pieces = (a.vectors() + kLanes - 1) / kLanes;
     const int warp =
         threadIdx.x / kLanes * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
@@ -217,7 +240,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   if constexpr (kSend) {
     ok = SendAnswers(a);
   } else {
-    ok = __syncthreads_and(MayBegin(a.buffer, a.patience.failure)) != 0 && CheckReceived(a);
+    ok = MayBegin(a);
   }
   if constexpr (kReceive) SumAll(a, begin_ns, ok);
 }

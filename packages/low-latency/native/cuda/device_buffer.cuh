@@ -18,12 +18,20 @@ struct DeviceBuffer {
   DeviceRoutes routes;
   BufferLayout layout;
   int64_t slot;
+  // Of each rank's slot: among the arguments they are at hand, in memory a look takes as long as
+  // any.
+  uint8_t* slots[kMostRanks];
+  uint64_t* signals[kMostRanks];
 
   __device__ int rank() const { return routes.rank; }
   __device__ int ranks() const { return routes.world_size; }
 
   __device__ uint64_t SignalIndex(SignalKind kind, int source) const {
     return (slot * kNumSignalKinds + static_cast<uint64_t>(kind)) * ranks() + source;
+  }
+  __device__ uint64_t* Signal(int rank, SignalKind kind, int source) const {
+    return reinterpret_cast<uint64_t*>(reinterpret_cast<uint8_t*>(signals[rank]) +
+                                       SignalIndex(kind, source) * sizeof(SignalCell));
   }
   __device__ DispatchHead& Head(int rank, int source) const {
     return reinterpret_cast<DispatchHead*>(At(rank, layout.heads_offset))[source];
@@ -52,13 +60,17 @@ struct DeviceBuffer {
   __device__ int64_t TableOf(int source) const {
     return source * layout.max_tokens * PaddedTopk(layout.max_topk);
   }
-  __device__ uint8_t* At(int rank, int64_t offset) const {
-    return routes.Payload(rank, static_cast<uint64_t>(slot * layout.slot_bytes + offset));
-  }
+  __device__ uint8_t* At(int rank, int64_t offset) const { return slots[rank] + offset; }
 };
 
 inline DeviceBuffer ToDevice(const Buffer& buffer, int64_t slot) {
-  return {ToDevice(buffer.routes), buffer.layout, slot};
+  DeviceBuffer made = {ToDevice(buffer.routes), buffer.layout, slot, {}, {}};
+  for (int rank = 0; rank < buffer.routes.world_size(); ++rank) {
+    made.slots[rank] =
+        buffer.routes.payload(rank, static_cast<uint64_t>(slot * buffer.layout.slot_bytes));
+    made.signals[rank] = reinterpret_cast<uint64_t*>(&buffer.routes.signal(rank, 0));
+  }
+  return made;
 }
 
 // Tells every rank, a lane each. What the block wrote before its last barrier is part of it. A warp
@@ -67,7 +79,7 @@ __device__ __forceinline__ void SignalAll(const DeviceBuffer& buffer, SignalKind
                                           uint64_t value) {
   const int lane = threadIdx.x % kLanes;
   if (lane >= buffer.ranks()) return;
-  StoreSignal(buffer.routes.Signal(lane, buffer.SignalIndex(kind, buffer.rank())), value);
+  StoreSignal(buffer.Signal(lane, kind, buffer.rank()), value);
 }
 
 // What a wait is for.
@@ -83,19 +95,30 @@ struct Awaited {
 // stream, and that is what the others see.
 __device__ __forceinline__ bool IsWatcher() { return blockIdx.x == 0; }
 
-// Whether the stream and the group are well, as this thread sees it: ask all threads together. The
-// last thread looks at the host's word while the first ones wait for peers.
-__device__ inline bool MayBegin(const DeviceBuffer& buffer, moe_ep_failure_record* failure) {
-  if (Failed(failure)) return false;
-  return !IsWatcher() || threadIdx.x != kThreads - 1 || CheckNotPoisoned(buffer.routes, failure);
-}
+// Whether the group is well: asked for when this is made, checked once there is time. The last
+// thread of the watcher does both; the others answer that all is well. What was sent meanwhile is
+// not announced when it is not, so nobody reads it.
+class GroupLook {
+ public:
+  __device__ explicit GroupLook(const DeviceBuffer& buffer) {
+    if (Looks()) look_ = PoisonLook(buffer.routes);
+  }
+  __device__ void Check(const DeviceBuffer& buffer, moe_ep_failure_record* failure) const {
+    if (Looks()) look_.Check(buffer.routes, failure);
+  }
 
-// One thread waits for a peer's signal.
+ private:
+  __device__ static bool Looks() { return IsWatcher() && threadIdx.x == kThreads - 1; }
+  PoisonLook look_;
+};
+
+// One thread waits for a peer's signal; `seen` is what it was in the end.
 __device__ inline bool WaitFor(const DeviceBuffer& buffer, const Patience& patience, uint64_t begin,
-                               Awaited awaited, int peer) {
-  const uint64_t index = buffer.SignalIndex(awaited.kind, peer);
+                               Awaited awaited, int peer, uint64_t* seen) {
+  const uint64_t* const signal = buffer.Signal(buffer.rank(), awaited.kind, peer);
+  const auto came = [&] { return (*seen = LoadSignal(signal)) >= awaited.value; };
   if (IsWatcher()) {
-    return WaitSignal(buffer.routes, patience, begin, index, awaited.value, [&]() -> PoisonWord {
+    return WaitUntil(buffer.routes, patience, begin, came, [&]() -> PoisonWord {
       return {PoisonWord::kNone,
               awaited.operation,
               awaited.missing,
@@ -105,22 +128,24 @@ __device__ inline bool WaitFor(const DeviceBuffer& buffer, const Patience& patie
     });
   }
   constexpr unsigned kLooksBetween = 64;
-  const uint64_t* const signal = buffer.routes.Signal(buffer.rank(), index);
-  for (unsigned looks = 1; LoadSignal(signal) < awaited.value; ++looks)
+  for (unsigned looks = 1; !came(); ++looks)
     if (looks % kLooksBetween == 0 && Failed(patience.failure)) return false;
   return true;
 }
 
 // Waits until every rank has signalled, a thread for each; the same answer for all threads of the
 // block, which all call it, as all blocks do. `waited` [ranks], if given, grows by nanoseconds.
-// `ok`: what a thread knows besides, and all hear.
+// `ok`: what a thread knows besides, and all hear. `seen` of a thread: the signal of the rank with
+// its number.
 __device__ inline bool WaitForAll(const DeviceBuffer& buffer, const Patience& patience,
-                                  uint64_t begin, Awaited awaited, int64_t* waited = nullptr,
-                                  bool ok = true) {
+                                  uint64_t begin, Awaited awaited, bool ok,
+                                  int64_t* waited = nullptr, uint64_t* seen = nullptr) {
   if (ok && static_cast<int>(threadIdx.x) < buffer.ranks()) {
     const int peer = static_cast<int>(threadIdx.x);
     const uint64_t since = waited == nullptr ? 0 : Nanoseconds();
-    ok = WaitFor(buffer, patience, begin, awaited, peer);
+    uint64_t value = 0;
+    ok = WaitFor(buffer, patience, begin, awaited, peer, &value);
+    if (seen != nullptr) *seen = value;
     if (waited != nullptr) waited[peer] += static_cast<int64_t>(Nanoseconds() - since);
   }
   return __syncthreads_and(ok) != 0;

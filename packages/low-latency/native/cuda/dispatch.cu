@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     // The phases share their memory.
     if constexpr (kReceive) __syncthreads();
   } else {
-    ok = MayBegin(a.buffer, a.patience.failure);
+    ok = !Failed(a.patience.failure);
   }
   if constexpr (kReceive) Receive(a, begin_ns, epoch, ok, &shared->receive);
 }

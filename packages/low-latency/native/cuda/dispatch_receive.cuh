@@ -14,58 +14,46 @@ static_assert(kMostRanks * 1024 <= 1 << kSlotShift);
 
 struct ReceiveShared {
   int tokens[kMostRanks];
-  int most_tokens;
-  bool ok;
+  bool ok;  // as CheckHeads found it
   Scan scan;
   uint32_t list[kListed];
 };
 
-// Whether all ranks may go on with this dispatch; else the first block reports why not. All ranks,
-// and all blocks, find the same, for all see all heads. All threads of the block call it.
-__device__ inline bool ReadHeads(const DispatchArguments& a, ReceiveShared* shared) {
-  if (threadIdx.x < kLanes) {
-    const DeviceBuffer& buffer = a.buffer;
-    const int lane = threadIdx.x;
-    const bool has = lane < buffer.ranks();
-    int64_t fields[kNumHeadFields];
-    const auto* head =
-        reinterpret_cast<const int64_t*>(&buffer.Head(buffer.rank(), has ? lane : 0));
+// Whether all ranks may go on with this dispatch, into `ok`; else the first block reports why not.
+// All ranks, and all blocks, find the same, for all see all heads. A warp calls it.
+__device__ inline void CheckHeads(const DispatchArguments& a, bool* ok) {
+  const DeviceBuffer& buffer = a.buffer;
+  const int lane = threadIdx.x % kLanes;
+  const bool has = lane < buffer.ranks();
+  int64_t fields[kNumHeadFields];
+  const auto* head = reinterpret_cast<const int64_t*>(&buffer.Head(buffer.rank(), has ? lane : 0));
 #pragma unroll
-    for (int i = 0; i < kNumHeadFields; ++i) fields[i] = __ldcg(head + i);
-    const int64_t tokens = fields[kNumSharedArguments];
-    const int64_t invalid_token = fields[kNumSharedArguments + 1];
-    const int64_t invalid_id = fields[kNumSharedArguments + 2];
-    int wrong = -1;
-    int64_t theirs = 0;
-    int64_t expected = 0;
+  for (int i = 0; i < kNumHeadFields; ++i) fields[i] = __ldcg(head + i);
+  const int64_t invalid_token = fields[kNumSharedArguments + 1];
+  const int64_t invalid_id = fields[kNumSharedArguments + 2];
+  int wrong = -1;
+  int64_t theirs = 0;
+  int64_t expected = 0;
 #pragma unroll
-    for (int i = kNumSharedArguments - 1; i >= 0; --i) {
-      const int64_t first = __shfl_sync(kAllLanes, fields[i], 0);
-      if (fields[i] == first) continue;
-      wrong = i;
-      theirs = fields[i];
-      expected = first;
-    }
-    const uint32_t mismatches = __ballot_sync(kAllLanes, wrong >= 0);
-    const uint32_t invalids = __ballot_sync(kAllLanes, has && invalid_token >= 0);
-    const bool reports = blockIdx.x == 0;
-    if (mismatches != 0) {
-      if (reports && lane == __ffs(static_cast<int>(mismatches)) - 1)
-        Fail(a.patience.failure, a.describe_mismatch, wrong, expected, theirs, lane);
-    } else if (invalids != 0) {
-      if (reports && lane == __ffs(static_cast<int>(invalids)) - 1)
-        Fail(a.patience.failure, a.describe_invalid_id, lane, invalid_token, invalid_id,
-             a.shared.experts);
-    }
-    if (has) shared->tokens[lane] = static_cast<int>(tokens);
-    const unsigned most = __reduce_max_sync(kAllLanes, has ? static_cast<unsigned>(tokens) : 0u);
-    if (lane == 0) {
-      shared->most_tokens = static_cast<int>(most);
-      shared->ok = (mismatches | invalids) == 0;
-    }
+  for (int i = kNumSharedArguments - 1; i >= 0; --i) {
+    const int64_t first = __shfl_sync(kAllLanes, fields[i], 0);
+    if (fields[i] == first) continue;
+    wrong = i;
+    theirs = fields[i];
+    expected = first;
   }
-  __syncthreads();
-  return shared->ok;
+  const uint32_t mismatches = __ballot_sync(kAllLanes, wrong >= 0);
+  const uint32_t invalids = __ballot_sync(kAllLanes, has && invalid_token >= 0);
+  const bool reports = blockIdx.x == 0;
+  if (mismatches != 0) {
+    if (reports && lane == __ffs(static_cast<int>(mismatches)) - 1)
+      Fail(a.patience.failure, a.describe_mismatch, wrong, expected, theirs, lane);
+  } else if (invalids != 0) {
+    if (reports && lane == __ffs(static_cast<int>(invalids)) - 1)
+      Fail(a.patience.failure, a.describe_invalid_id, lane, invalid_token, invalid_id,
+           a.shared.experts);
+  }
+  if (lane == 0) *ok = (mismatches | invalids) == 0;
 }
 
 // What a block packs: rows of one expert, or all messages; of them a share.
@@ -82,23 +70,20 @@ class Receiver {
         buffer_(a.buffer),
         shared_(shared),
         begin_(static_cast<int>(a.placement.BeginOf(a.buffer.rank()))),
-        end_(begin_ + static_cast<int>(a.placement.CountOf(a.buffer.rank()))) {}
+        end_(begin_ + static_cast<int>(a.placement.CountOf(a.buffer.rank()))) {
+    for (int source = 0; source < buffer_.ranks(); ++source)
+      most_tokens_ = max(most_tokens_, shared->tokens[source]);
+  }
 
   // All threads of the block call it.
   __device__ void Pack(Item item) {
     const int from = item.expert < 0 ? begin_ : begin_ + item.expert;
     const int to = item.expert < 0 ? end_ : from + 1;
-    shared_->scan.Run(buffer_.ranks(), shared_->most_tokens, [&](int source, int token) {
+    shared_->scan.Run(buffer_.ranks(), most_tokens_, [&](int source, int token) {
       if (token >= shared_->tokens[source]) return false;
-      const auto* const ids = reinterpret_cast<const int4*>(IdsOf(source, token));
-      bool found = false;
-      for (int i = 0; i < a_.stride() / 4; ++i) {
-        const int4 four = __ldcg(ids + i);
-        const auto lies = [&](int id) { return id >= from && id < to; };
-        found |= lies(four.x) || lies(four.y) || lies(four.z) || lies(four.w);
-      }
-      return found;
+      return SlotsOf(IdsOf(source, token), from, to) != 0;
     });
+    if (!shared_->ok) return;
     const Scan& scan = shared_->scan;
     if (item.part == 0) Count(item);
     const int share_begin = static_cast<int>(int64_t{scan.total()} * item.part / item.parts);
@@ -165,29 +150,41 @@ class Receiver {
     const int64_t origin = source * buffer_.layout.max_tokens + token;
     int32_t* const rows = a_.received_rows + origin * a_.stride();
     const int64_t target = TargetOf(item, source, order);
-    int found = -1;
     if (item.expert < 0) {
       a_.received_messages[order] = static_cast<int32_t>(origin);
-      if (!rank_major()) {
+      if (rank_major()) {
+        PutRouting(source, token, target);
+      } else {
         // Experts' blocks fill in the others.
-        for (int slot = 0; slot < a_.topk(); ++slot) {
-          const int id = __ldcg(ids + slot);
-          if (id < begin_ || id >= end_) rows[slot] = -1;
-        }
+        const uint32_t local = SlotsOf(ids, begin_, end_);
+        for (int slot = 0; slot < a_.topk(); ++slot)
+          if ((local >> slot & 1u) == 0) rows[slot] = -1;
         return;
       }
-      PutRouting(source, token, target);
-    } else {
-      for (int slot = 0; slot < a_.topk(); ++slot) {
-        if (__ldcg(ids + slot) != begin_ + item.expert) continue;
-        rows[slot] = static_cast<int32_t>(target);
-        if (found < 0) found = slot;
-      }
+    }
+    uint32_t found = 0;
+    if (item.expert >= 0) {
+      found = SlotsOf(ids, begin_ + item.expert, begin_ + item.expert + 1);
+      for (uint32_t left = found; left != 0; left &= left - 1)
+        rows[__ffs(static_cast<int>(left)) - 1] = static_cast<int32_t>(target);
     }
     a_.src_info[target] = token;
     shared_->list[order - first] =
-        static_cast<uint32_t>(origin) | (a_.per_selection() ? static_cast<uint32_t>(found) : 0u)
-                                            << kSlotShift;
+        static_cast<uint32_t>(origin) |
+        (a_.per_selection() ? static_cast<uint32_t>(__ffs(static_cast<int>(found)) - 1) : 0u)
+            << kSlotShift;
+  }
+
+  // A bit for each slot with an id in [from, to). Loads only: none waits for a store.
+  __device__ uint32_t SlotsOf(const int32_t* ids, int from, int to) const {
+    uint32_t slots = 0;
+    for (int i = 0; i < a_.stride() / 4; ++i) {
+      const int4 four = __ldcg(reinterpret_cast<const int4*>(ids) + i);
+      const auto lies = [&](int id, int slot) { return id >= from && id < to ? 1u << slot : 0u; };
+      slots |= lies(four.x, 4 * i) | lies(four.y, 4 * i + 1) | lies(four.z, 4 * i + 2) |
+               lies(four.w, 4 * i + 3);
+    }
+    return slots;
   }
 
   // Rank-major: experts are told by ids instead.
@@ -257,6 +254,7 @@ class Receiver {
   ReceiveShared* shared_;
   int begin_;  // experts of this rank
   int end_;
+  int most_tokens_ = 0;
 };
 
 // Rank-major: rows that did not come must not look like those of an earlier dispatch. Called after
@@ -280,24 +278,30 @@ __device__ inline void Free(const DispatchArguments& a, uint64_t epoch) {
   const int lane = threadIdx.x % kLanes;
   const DeviceBuffer& buffer = a.buffer;
   const bool came = lane >= buffer.ranks() ||
-                    LoadSignal(buffer.routes.Signal(
-                        buffer.rank(), buffer.SignalIndex(SignalKind::kMessages, lane))) >= epoch;
+                    LoadSignal(buffer.Signal(buffer.rank(), SignalKind::kMessages, lane)) >=
+                        MessagesSignal(epoch, 0);
   if (__all_sync(kAllLanes, came)) SignalAll(buffer, SignalKind::kFree, epoch);
 }
 
 __device__ inline void Receive(const DispatchArguments& a, uint64_t begin_ns, uint64_t epoch,
                                bool ok, ReceiveShared* shared) {
   const DeviceBuffer& buffer = a.buffer;
-  ok =
-      WaitForAll(buffer, a.patience, begin_ns,
-                 {SignalKind::kMessages, epoch, Operation::kLowLatencyDispatch, Missing::kMessages},
-                 blockIdx.x == 0 ? a.wait_stats : nullptr, ok);
-  if (ok && ReadHeads(a, shared)) {
+  uint64_t seen = 0;
+  ok = WaitForAll(buffer, a.patience, begin_ns,
+                  {SignalKind::kMessages, MessagesSignal(epoch, 0), Operation::kLowLatencyDispatch,
+                   Missing::kMessages},
+                  ok, blockIdx.x == 0 ? a.wait_stats : nullptr, &seen);
+  if (ok) {
+    if (static_cast<int>(threadIdx.x) < buffer.ranks())
+      shared->tokens[threadIdx.x] = static_cast<int>(seen % kTokensInSignal);
+    __syncthreads();
+    // One warp looks at the heads while the others begin; all hear of it behind the first scan.
+    if (threadIdx.x / kLanes == kWarps - 1) CheckHeads(a, &shared->ok);
     Receiver receiver(a, shared);
     const auto blocks = static_cast<int>(gridDim.x);
     if (a.shared.rank_major != 0) {
       receiver.Pack({-1, static_cast<int>(blockIdx.x), blocks});
-      ClearRouting(a, shared->scan);
+      if (shared->ok) ClearRouting(a, shared->scan);
     } else {
       const auto experts = static_cast<int>(a.placement.CountOf(buffer.rank()));
       const int parts = experts == 0 ? 1 : max(1, (blocks - 1) / experts);

@@ -162,11 +162,12 @@ __device__ inline void PutTables(const DispatchArguments& a, SendShared* shared)
 __device__ inline bool Send(const DispatchArguments& a, uint64_t begin_ns, uint64_t epoch,
                             SendShared* shared) {
   const DeviceBuffer& buffer = a.buffer;
+  const GroupLook look(buffer);
   // Nobody writes messages over those that a rank has not unpacked yet.
   const bool ok =
       WaitForAll(buffer, a.patience, begin_ns,
                  {SignalKind::kFree, epoch - 1, Operation::kLowLatencyDispatch, Missing::kFreeSlot},
-                 nullptr, MayBegin(buffer, a.patience.failure));
+                 !Failed(a.patience.failure));
   if (ok) {
     // The last block puts tables, the others rows, unless it is alone.
     const bool puts_tables = blockIdx.x == gridDim.x - 1;
@@ -179,11 +180,12 @@ __device__ inline bool Send(const DispatchArguments& a, uint64_t begin_ns, uint6
       for (int i = warp * senders + static_cast<int>(blockIdx.x); i < items; i += senders * kWarps)
         SendPiece(a, i / pieces, i % pieces, &shared->pieces[warp]);
     }
+    look.Check(buffer, a.patience.failure);
   }
   if (!IsLastBlock(a.arrived) || threadIdx.x >= kLanes) return ok;
   if (ok && !FailedForWarp(a.patience.failure)) {
     if (threadIdx.x == 0) buffer.State().epoch = epoch;
-    SignalAll(buffer, SignalKind::kMessages, epoch);
+    SignalAll(buffer, SignalKind::kMessages, MessagesSignal(epoch, a.tokens));
   } else if (threadIdx.x == 0) {
     SnapshotFailure(a.patience.failure, a.snapshot);
   }

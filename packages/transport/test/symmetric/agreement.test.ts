@@ -1,7 +1,7 @@
 import { getDevice } from '@moe-ep/core'
 import { expect, test } from 'vitest'
 import type { ConnectOptions, Sharing } from '../../src/index.js'
-import { agree, type Wish, wishOf } from '../../src/symmetric/agreement.js'
+import { agree, type Agreement, type Wish, wishOf } from '../../src/symmetric/agreement.js'
 import { closeWorld, codesOf, failureOf, openWorld } from './world.js'
 
 const wait = { timeoutMs: 10_000, signal: undefined, label: 'symmetric memory' }
@@ -16,7 +16,7 @@ type Made = (rank: number) => Partial<Wish>
 /** Runs `body` in a world whose ranks wish for this. */
 async function withWishes<Result>(
   make: Made,
-  body: (agreements: Promise<Sharing>[]) => Promise<Result>,
+  body: (agreements: Promise<Agreement>[]) => Promise<Result>,
   connect: ConnectOptions = {},
 ): Promise<Result> {
   const groups = await openWorld(3, connect)
@@ -34,7 +34,8 @@ test.each<[Sharing, string, Made]>([
   ['ipc', 'one driver cannot export', (rank) => ({ canExport: rank !== 1 })],
   ['memfd', 'all are on the cpu', () => ({ kind: 'cpu', gpu: '', canExport: false, freeBytes: 10_000 })],
 ])('memory is shared by %s on all ranks when %s', async (sharing, _, make) => {
-  expect(await withWishes(make, (agreements) => Promise.all(agreements))).toEqual(Array(3).fill(sharing))
+  const agreed = await withWishes(make, (agreements) => Promise.all(agreements))
+  expect(agreed.map((agreement) => agreement.sharing)).toEqual(Array(3).fill(sharing))
 })
 
 test.each<[string, string, Made, string[]]>([
@@ -77,10 +78,17 @@ test.each<[string, string, Made, string[]]>([
 test('ranks of two nodes of one machine count for their node, those of one GPU for the GPU', async () => {
   const connect = { nodes: 3 }
   const cpu: Made = () => ({ kind: 'cpu', gpu: '' })
-  expect(await withWishes(cpu, (agreements) => Promise.all(agreements), connect)).toEqual(Array(3).fill('memfd'))
+  const own = await withWishes(cpu, (agreements) => Promise.all(agreements), connect)
+  expect(own).toEqual(Array(3).fill({ sharing: 'memfd', ranksOnDevice: 1 }))
   const gpu: Made = () => ({ gpu: 'GPU-0' })
   const errors = await withWishes(gpu, (agreements) => Promise.all(agreements.map(failureOf)), connect)
   expect(codesOf(errors)).toEqual(Array(3).fill('ERR_MOE_EP_OUT_OF_MEMORY'))
+})
+
+test('every rank hears how many share its device', async () => {
+  const shared: Made = (rank) => ({ gpu: rank === 1 ? 'GPU-1' : 'GPU-0', freeBytes: 2000 })
+  const agreed = await withWishes(shared, (agreements) => Promise.all(agreements))
+  expect(agreed.map(({ ranksOnDevice }) => ranksOnDevice)).toEqual([2, 1, 2])
 })
 
 test.each([
