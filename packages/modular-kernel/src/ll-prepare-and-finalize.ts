@@ -11,6 +11,7 @@ import type { QuantScheme, TopkWeightAndReduce } from '@moe-ep/experts'
 import { linearPlacement } from '@moe-ep/layout'
 import type { LowLatencyBuffer, LowLatencyDispatchResult } from '@moe-ep/low-latency'
 import { defaultGroupSize, type ScaleFormat } from '@moe-ep/quant'
+import { KeptRows } from './kept-rows.js'
 import type { FinalizeArguments, Prepared, PrepareAndFinalize, PrepareArguments } from './prepare-and-finalize.js'
 import { checkInputQuant, type InputQuant, quantizeInput, quantSchemeOf } from './quantize-input.js'
 import { guardedReceiver, type Receiver, received } from './receiver.js'
@@ -39,6 +40,8 @@ export interface LlPrepareAndFinalizeOptions {
 
 /** A micro-batch between prepare and finalize. */
 interface InFlight {
+  /** The layer's. */
+  readonly stream: Stream
   readonly dispatched: LowLatencyDispatchResult
   /** Weights that finalize may still apply. */
   readonly topkWeights: Tensor
@@ -52,6 +55,8 @@ const scaleFormats: readonly ScaleFormat[] = ['f32', 'ue8m0', 'ue8m0-packed']
 /**
  * Prepare and finalize on a low-latency buffer, for batches of decode size: rows come by expert, [E_l, ranks * maxTokensPerRank, K], with
  * counts that stay on the device, so that nothing waits on the host.
+ *
+ * What prepare delivers lies in memory of the micro-batch, until its next prepare.
  *
  * Both halves have a hook: starting sends, the hook enqueues the receive. Micro-batch i uses slot i of the buffer, so that all ranks take
  * the same one whenever hooks are called; hooks of several micro-batches may come late and in any order.
@@ -69,6 +74,7 @@ export class LlPrepareAndFinalize implements PrepareAndFinalize {
   readonly #weightsAtDispatch: boolean
   readonly #commStream: Stream | undefined
   readonly #inFlight = new Map<number, InFlight>()
+  readonly #keptRows = new KeptRows()
   readonly #wantedScaleFormat: ScaleFormat | undefined
   #scaleFormat: ScaleFormat
 
@@ -147,10 +153,15 @@ export class LlPrepareAndFinalize implements PrepareAndFinalize {
             'ERR_MOE_EP_ABORTED',
             'prepare: the micro-batch was released before its rows were received',
           )
-        if (this.#commStream !== undefined) stream.wait(inFlight.arrived!)
-        const { topkWeights, dispatched } = inFlight
-        const tokens = { numTokens: dispatched.packedRecvCount, numTokensHost: undefined }
-        return { ...this.#rowsOf(dispatched, stream), topkIdx, topkWeights, tokens }
+        try {
+          if (this.#commStream !== undefined) stream.wait(inFlight.arrived!)
+          const { topkWeights, dispatched } = inFlight
+          const tokens = { numTokens: dispatched.packedRecvCount, numTokensHost: undefined }
+          return { ...this.#rowsOf(dispatched, stream), topkIdx, topkWeights, tokens }
+        } catch (error) {
+          this.release(microBatch)
+          throw error
+        }
       },
     })
   }
@@ -191,7 +202,7 @@ export class LlPrepareAndFinalize implements PrepareAndFinalize {
         },
       })
     } catch (error) {
-      this.#buffer.release(handle)
+      this.#giveBack(microBatch, inFlight)
       throw error
     }
   }
@@ -205,7 +216,7 @@ export class LlPrepareAndFinalize implements PrepareAndFinalize {
     if (inFlight === undefined) return
     this.#inFlight.delete(microBatch)
     inFlight.released = true
-    this.#buffer.release(inFlight.dispatched.handle)
+    this.#giveBack(microBatch, inFlight)
   }
 
   /** Enqueues the send phase of what was checked. */
@@ -219,14 +230,25 @@ export class LlPrepareAndFinalize implements PrepareAndFinalize {
     if (this.#inFlight.has(microBatch))
       throw argumentError('microBatch', 'one that was finalized or released', microBatch)
     const sent = args.applyRouterWeightOnInput === true ? weightInput(args) : args
+    const shape = { hidden: hiddenStates.shape[1]!, numExperts }
+    const comm = this.#enterComm(stream)
+    const out = this.#keptRows.take(microBatch, shape, comm)
     const dispatched = this.#buffer.lowLatencyDispatch(sent.hiddenStates, topkIdx, {
-      ...{ numExperts, slot: microBatch, stream: this.#enterComm(stream), returnRecvHook: true },
+      ...{ numExperts, slot: microBatch, stream: comm, returnRecvHook: true, ...(out && { out }) },
       ...(this.#weightsAtDispatch && { topkWeights: sent.topkWeights }),
       useFp8: this.#castsInDispatch,
       roundScale: this.#castsInDispatch && this.#scaleFormat !== 'f32',
       useUe8m0: this.#castsInDispatch && this.#scaleFormat === 'ue8m0-packed',
     })
-    return { dispatched, topkWeights: sent.topkWeights, arrived: undefined, released: false }
+    const { packedRecvX, packedRecvXScales, packedRecvCount } = dispatched
+    this.#keptRows.keep(microBatch, shape, { packedRecvX, packedRecvXScales, packedRecvCount })
+    return { stream, dispatched, topkWeights: sent.topkWeights, arrived: undefined, released: false }
+  }
+
+  /** Ends a dispatch without a combine. The layer's stream may still read what arrived. */
+  #giveBack(microBatch: number, { stream, dispatched }: InFlight): void {
+    if (!stream.closed) this.#keptRows.readUntil(microBatch, stream.record())
+    this.#buffer.release(dispatched.handle)
   }
 
   /** Rows in the form that experts were promised. */

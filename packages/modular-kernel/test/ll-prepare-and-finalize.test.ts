@@ -192,3 +192,39 @@ test('prepare delivers rows by expert with their counts, and leaves ids and weig
     options,
   )
 })
+
+test('rows of a micro-batch arrive in the same memory again, until shapes change', async () => {
+  const narrow = { ...base, hidden: 16, numExperts: 2 }
+  const layer = new Layer(base)
+  await onLlRanks(
+    layer,
+    async ({ rank, stream, side }) => {
+      const memoryOf = async (of: Layer, microBatch: number): Promise<readonly unknown[]> => {
+        const { hiddenStates, scales, tokens } = await side.prepare({ ...of.argumentsOf(rank), microBatch, stream })
+        side.release(microBatch)
+        return [hiddenStates.memory, scales!.memory, tokens!.numTokens.memory]
+      }
+      const [first, other] = [await memoryOf(layer, 0), await memoryOf(layer, 1)]
+      for (const [i, memory] of (await memoryOf(layer, 0)).entries()) expect(memory).toBe(first[i])
+      for (const [i, memory] of (await memoryOf(layer, 1)).entries()) expect(memory).toBe(other[i])
+      for (const [i, memory] of other.entries()) expect(memory).not.toBe(first[i])
+      for (const changed of [{ ...base, hidden: 16 }, narrow, base]) await memoryOf(new Layer(changed), 0)
+      for (const [i, memory] of (await memoryOf(layer, 0)).entries()) expect(memory).not.toBe(first[i])
+      await stream.synchronize()
+    },
+    castInDispatch,
+  )
+})
+
+test('layers of other shapes take turns on one micro-batch', async () => {
+  const layers = [base, { ...base, hidden: 16, seed: 12 }, { ...base, numExperts: 2, seed: 13 }].map(
+    (shape) => new Layer(shape),
+  )
+  await onLlRanks(layers[0]!, async ({ rank, stream, kernel }) => {
+    for (const layer of [...layers, ...layers, layers[2]!]) {
+      const output = await kernel.apply({ ...layer.argumentsOf(rank), stream })
+      await stream.synchronize()
+      expect(outputRows(output)).toEqual(expectedOf(layer, rank, {}))
+    }
+  })
+})

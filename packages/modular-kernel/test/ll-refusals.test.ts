@@ -194,6 +194,20 @@ describe('failures', () => {
     )
   })
 
+  test('of a quantisation of what arrived free the micro-batch', async () => {
+    const scale = Tensor.from([0.01], [1], 'f32')
+    const quant = { kind: 'fp8-tensor', scale } as const
+    await onLlRanks(alone, async (world) => {
+      const side = new LlPrepareAndFinalize(world.buffer, { quant })
+      scale.memory.close()
+      for (let i = 0; i < 2; i++) {
+        const error = await failureOf(side.prepare({ ...alone.argumentsOf(0), stream: world.stream }))
+        expect(error.code).toBe('ERR_MOE_EP_RELEASED')
+      }
+      await expectLayer(alone, world)
+    })
+  })
+
   test('of one rank alone: the others miss it at their deadline', async () => {
     await onLlRanks(
       layer,
