@@ -9,12 +9,12 @@ import {
 } from '@moe-ep/core'
 import type { QuantScheme, TopkWeightAndReduce } from '@moe-ep/experts'
 import { linearPlacement } from '@moe-ep/layout'
-import type { LowLatencyBuffer, LowLatencyDispatchResult } from '@moe-ep/low-latency'
+import type { LowLatencyBuffer, LowLatencyCombineResult, LowLatencyDispatchResult } from '@moe-ep/low-latency'
 import { defaultGroupSize, type ScaleFormat } from '@moe-ep/quant'
 import { KeptRows } from './kept-rows.js'
 import type { FinalizeArguments, Prepared, PrepareAndFinalize, PrepareArguments } from './prepare-and-finalize.js'
 import { checkInputQuant, type InputQuant, quantizeInput, quantSchemeOf } from './quantize-input.js'
-import { guardedReceiver, type Receiver, received } from './receiver.js'
+import { guardedReceiver, type Receiver } from './receiver.js'
 import { weightInput } from './router-weight-on-input.js'
 
 export interface LlPrepareAndFinalizeOptions {
@@ -28,7 +28,7 @@ export interface LlPrepareAndFinalizeOptions {
   /**
    * Router weights travel with the rows: each rank sums what it has of a token, and one row a token and rank comes home. Otherwise
    * finalize weighs, and a row comes home for each slot, rounded less and more bytes. The same on all ranks.
-   * @default true
+   * @default true, but for buffers of protocol 'expert', which know no other way than the second
    */
   readonly weightsAtDispatch?: boolean
   /**
@@ -58,7 +58,7 @@ const scaleFormats: readonly ScaleFormat[] = ['f32', 'ue8m0', 'ue8m0-packed']
  *
  * What prepare delivers lies in memory of the micro-batch, until its next prepare.
  *
- * Both halves have a hook: starting sends, the hook enqueues the receive. Micro-batch i uses slot i of the buffer, so that all ranks take
+ * In one step each, or in halves with a hook: starting sends, the hook enqueues the receive. Micro-batch i uses slot i of the buffer, so that all ranks take
  * the same one whenever hooks are called; hooks of several micro-batches may come late and in any order.
  */
 export class LlPrepareAndFinalize implements PrepareAndFinalize {
@@ -78,15 +78,20 @@ export class LlPrepareAndFinalize implements PrepareAndFinalize {
   readonly #wantedScaleFormat: ScaleFormat | undefined
   #scaleFormat: ScaleFormat
 
-  /** @throws ERR_MOE_EP_ARGUMENT for a way of quantising that is none, or a scale format where the dispatch makes no scales. */
+  /**
+   * @throws ERR_MOE_EP_ARGUMENT for a way of quantising that is none, a scale format where the dispatch makes no scales, and weights at the
+   *   dispatch of a buffer that takes none.
+   */
   constructor(buffer: LowLatencyBuffer, options: LlPrepareAndFinalizeOptions = {}) {
-    const { quant, scaleFormat, weightsAtDispatch = true, commStream } = options
+    const { quant, scaleFormat, weightsAtDispatch = buffer.sizes.protocol === 'rank', commStream } = options
     checkInputQuant(quant)
     this.#castsInDispatch = quant?.kind === 'fp8-block' && (quant.groupSize ?? defaultGroupSize) === defaultGroupSize
     if (scaleFormat !== undefined && !this.#castsInDispatch)
       throw argumentError('scaleFormat', 'nothing, unless quant is fp8-block with groups of 128', scaleFormat)
     if (scaleFormat !== undefined && !scaleFormats.includes(scaleFormat))
       throw argumentError('scaleFormat', scaleFormats.join(' or '), scaleFormat)
+    if (weightsAtDispatch && buffer.sizes.protocol === 'expert')
+      throw argumentError('weightsAtDispatch', "false with a buffer of protocol 'expert'", weightsAtDispatch)
     this.#buffer = buffer
     this.#quant = quant
     this.#weightsAtDispatch = weightsAtDispatch
@@ -122,53 +127,42 @@ export class LlPrepareAndFinalize implements PrepareAndFinalize {
     if (this.#castsInDispatch) this.#scaleFormat = this.#wantedScaleFormat ?? wanted?.[0] ?? 'f32'
   }
 
-  /** @throws what the receiver of {@link prepareAsync} does. */
+  /**
+   * Sends and receives in one step, enqueued when it returns: it can be captured, and awaited after. Hidden is a multiple of 8, of 16 where
+   * the dispatch casts.
+   *
+   * @throws ERR_MOE_EP_ARGUMENT for rows that are not bf16, `deferInputQuant` where rows are quantised, and a micro-batch that is still in
+   *   flight or has no slot; ERR_MOE_EP_NO_FREE_SLOT when another user of the buffer has it. What was sent wrong fails the next await of
+   *   the stream, on all ranks alike: release the micro-batch then.
+   */
   async prepare(args: PrepareArguments): Promise<Prepared> {
-    return received(this.prepareAsync(args))
+    const inFlight = this.#dispatch(args, false)
+    return this.#prepared(inFlight, args)
   }
 
   /**
-   * The send phase is enqueued at once, the hook enqueues the receive phase. Hidden is a multiple of 8, of 16 where the dispatch casts.
-   *
-   * The receiver throws ERR_MOE_EP_ARGUMENT for rows that are not bf16, `deferInputQuant` where rows are quantised, and a micro-batch that
-   * is still in flight or has no slot; ERR_MOE_EP_NO_FREE_SLOT when another user of the buffer has it; ERR_MOE_EP_ABORTED when the
-   * micro-batch was released. What was sent wrong fails the next await of the stream, on all ranks alike: release the micro-batch then.
+   * The send phase is enqueued at once, the hook enqueues the receive phase. The receiver throws what {@link prepare} does, and
+   * ERR_MOE_EP_ABORTED when the micro-batch was released.
    */
   prepareAsync(args: PrepareArguments): Receiver<Prepared> {
-    const { topkIdx, microBatch = 0, stream } = args
     let inFlight: InFlight
     try {
-      inFlight = this.#dispatch(args)
+      inFlight = this.#dispatch(args, true)
     } catch (error) {
       return guardedReceiver('prepareAsync', { receive: () => Promise.reject(error) })
     }
-    this.#inFlight.set(microBatch, inFlight)
     return guardedReceiver('prepareAsync', {
       recvHook: () => {
         if (!inFlight.released) inFlight.arrived = inFlight.dispatched.hook!()
       },
-      receive: async () => {
-        if (inFlight.released)
-          throw new MoeEpError(
-            'ERR_MOE_EP_ABORTED',
-            'prepare: the micro-batch was released before its rows were received',
-          )
-        try {
-          if (this.#commStream !== undefined) stream.wait(inFlight.arrived!)
-          const { topkWeights, dispatched } = inFlight
-          const tokens = { numTokens: dispatched.packedRecvCount, numTokensHost: undefined }
-          return { ...this.#rowsOf(dispatched, stream), topkIdx, topkWeights, tokens }
-        } catch (error) {
-          this.release(microBatch)
-          throw error
-        }
-      },
+      receive: async () => this.#prepared(inFlight, args),
     })
   }
 
-  /** @throws as {@link finalizeAsync}. */
+  /** Sends results and sums in one step, enqueued when it returns. @throws as {@link finalizeAsync}. */
   async finalize(args: FinalizeArguments): Promise<void> {
-    return received(this.finalizeAsync(args))
+    const { event, comm } = this.#combine(args, false)
+    if (comm !== args.stream) args.stream.wait(event)
   }
 
   /**
@@ -178,33 +172,16 @@ export class LlPrepareAndFinalize implements PrepareAndFinalize {
    *   finalize; what combine throws. The slot is free again then.
    */
   finalizeAsync(args: FinalizeArguments): Receiver<void> {
-    const { output, expertOutput, topkIdx, topkWeights, weightAndReduce, microBatch = 0, stream } = args
-    const inFlight = this.#inFlight.get(microBatch)
-    if (inFlight === undefined)
-      throw new MoeEpError('ERR_MOE_EP_ARGUMENT', `finalize: micro-batch ${microBatch} was not prepared`)
-    this.#inFlight.delete(microBatch)
-    const { handle } = inFlight.dispatched
-    try {
-      const { kind } = weightAndReduce
-      if (kind !== 'delegate') throw argumentError('weightAndReduce', 'delegate, for combine weighs and sums', kind)
-      const comm = this.#enterComm(stream)
-      const weights = this.#weightsAtDispatch ? undefined : topkWeights
-      const { hook } = this.#buffer.lowLatencyCombine(expertOutput, topkIdx, weights, handle, {
-        ...{ out: output, stream: comm, returnRecvHook: true },
-      })
-      let combined: Event | undefined
-      return guardedReceiver('finalizeAsync', {
-        recvHook: () => {
-          combined = hook!()
-        },
-        receive: async () => {
-          if (comm !== stream) stream.wait(combined!)
-        },
-      })
-    } catch (error) {
-      this.#giveBack(microBatch, inFlight)
-      throw error
-    }
+    const { hook, comm } = this.#combine(args, true)
+    let combined: Event | undefined
+    return guardedReceiver('finalizeAsync', {
+      recvHook: () => {
+        combined = hook!()
+      },
+      receive: async () => {
+        if (comm !== args.stream) args.stream.wait(combined!)
+      },
+    })
   }
 
   /**
@@ -219,8 +196,8 @@ export class LlPrepareAndFinalize implements PrepareAndFinalize {
     this.#giveBack(microBatch, inFlight)
   }
 
-  /** Enqueues the send phase of what was checked. */
-  #dispatch(args: PrepareArguments): InFlight {
+  /** Checks and enqueues a dispatch, or its send phase. */
+  #dispatch(args: PrepareArguments, returnRecvHook: boolean): InFlight {
     const { hiddenStates, topkIdx, topkWeights, numExperts, microBatch = 0, stream, deferInputQuant = false } = args
     requireTensor('hiddenStates', hiddenStates, { dtype: 'bf16', shape: [null, null] })
     requireTensor('topkIdx', topkIdx, { dtype: ['i32', 'i64'], shape: [hiddenStates.shape[0]!, null] })
@@ -234,7 +211,7 @@ export class LlPrepareAndFinalize implements PrepareAndFinalize {
     const comm = this.#enterComm(stream)
     const out = this.#keptRows.take(microBatch, shape, comm)
     const dispatched = this.#buffer.lowLatencyDispatch(sent.hiddenStates, topkIdx, {
-      ...{ numExperts, slot: microBatch, stream: comm, returnRecvHook: true, ...(out && { out }) },
+      ...{ numExperts, slot: microBatch, stream: comm, returnRecvHook, ...(out && { out }) },
       ...(this.#weightsAtDispatch && { topkWeights: sent.topkWeights }),
       useFp8: this.#castsInDispatch,
       roundScale: this.#castsInDispatch && this.#scaleFormat !== 'f32',
@@ -242,7 +219,46 @@ export class LlPrepareAndFinalize implements PrepareAndFinalize {
     })
     const { packedRecvX, packedRecvXScales, packedRecvCount } = dispatched
     this.#keptRows.keep(microBatch, shape, { packedRecvX, packedRecvXScales, packedRecvCount })
-    return { stream, dispatched, topkWeights: sent.topkWeights, arrived: undefined, released: false }
+    const arrived = returnRecvHook ? undefined : dispatched.event
+    const inFlight = { stream, dispatched, topkWeights: sent.topkWeights, arrived, released: false }
+    this.#inFlight.set(microBatch, inFlight)
+    return inFlight
+  }
+
+  /** What experts get of a dispatch whose receive phase was enqueued. */
+  #prepared(inFlight: InFlight, { topkIdx, microBatch, stream }: PrepareArguments): Prepared {
+    if (inFlight.released)
+      throw new MoeEpError('ERR_MOE_EP_ABORTED', 'prepare: the micro-batch was released before its rows were received')
+    try {
+      if (this.#commStream !== undefined) stream.wait(inFlight.arrived!)
+      const { topkWeights, dispatched } = inFlight
+      const tokens = { numTokens: dispatched.packedRecvCount, numTokensHost: undefined }
+      return { ...this.#rowsOf(dispatched, stream), topkIdx, topkWeights, tokens }
+    } catch (error) {
+      this.release(microBatch)
+      throw error
+    }
+  }
+
+  /** Enqueues a combine, or its send phase, and forgets the micro-batch. */
+  #combine(args: FinalizeArguments, returnRecvHook: boolean): LowLatencyCombineResult & { readonly comm: Stream } {
+    const { output, expertOutput, topkIdx, topkWeights, weightAndReduce, microBatch = 0, stream } = args
+    const inFlight = this.#inFlight.get(microBatch)
+    if (inFlight === undefined)
+      throw new MoeEpError('ERR_MOE_EP_ARGUMENT', `finalize: micro-batch ${microBatch} was not prepared`)
+    this.#inFlight.delete(microBatch)
+    try {
+      const { kind } = weightAndReduce
+      if (kind !== 'delegate') throw argumentError('weightAndReduce', 'delegate, for combine weighs and sums', kind)
+      const comm = this.#enterComm(stream)
+      const weights = this.#weightsAtDispatch ? undefined : topkWeights
+      const options = { out: output, stream: comm, returnRecvHook }
+      const { handle } = inFlight.dispatched
+      return { ...this.#buffer.lowLatencyCombine(expertOutput, topkIdx, weights, handle, options), comm }
+    } catch (error) {
+      this.#giveBack(microBatch, inFlight)
+      throw error
+    }
   }
 
   /** Ends a dispatch without a combine. The layer's stream may still read what arrived. */

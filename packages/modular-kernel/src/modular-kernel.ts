@@ -138,10 +138,10 @@ export class ModularKernel {
 
   async #prepare(args: PrepareArguments, pass: ModularKernelArguments['pass']): Promise<Prepared> {
     const { prepareAndFinalize } = this
-    if (prepareAndFinalize.supportsAsync !== true) return prepareAndFinalize.prepare(args)
+    if (pass === undefined || prepareAndFinalize.supportsAsync !== true) return prepareAndFinalize.prepare(args)
     const preparing = prepareAndFinalize.prepareAsync!(args)
     try {
-      await pass?.()
+      await pass()
     } catch (error) {
       // Another micro-batch failed: what was sent will not be received.
       prepareAndFinalize.release(args.microBatch, error)
@@ -155,7 +155,8 @@ export class ModularKernel {
     { sharedExperts, pass }: Pick<ModularKernelArguments, 'sharedExperts' | 'pass'>,
   ): Promise<void> {
     const { prepareAndFinalize } = this
-    if (prepareAndFinalize.supportsAsync !== true) {
+    const between = sharedExperts ?? pass
+    if (between === undefined || prepareAndFinalize.supportsAsync !== true) {
       await prepareAndFinalize.finalize(args)
       await sharedExperts?.()
       return

@@ -64,7 +64,7 @@ describe('the order of steps', () => {
       calls.push('shared end')
     }
     await new ModularKernel(side, experts).apply({ ...tokens, sharedExperts })
-    expect(calls).toEqual([...begun, 'shared begin', 'shared end', ...ended])
+    expect(calls).toEqual(['prepare', 'experts', 'finalizeAsync', 'shared begin', 'shared end', ...ended])
   })
 
   test('others go on between the halves', async () => {
@@ -93,6 +93,13 @@ describe('the order of steps', () => {
     expect(output.shape).toEqual([1, 8])
   })
 
+  test('what has nothing between its halves is one step', async () => {
+    const calls: string[] = []
+    const { side, experts } = recording(calls, true)
+    await new ModularKernel(side, experts).apply(tokens)
+    expect(calls).toEqual(['prepare', 'experts', 'finalize'])
+  })
+
   test('without halves they run last', async () => {
     const calls: string[] = []
     const { side, experts } = recording(calls, false)
@@ -106,7 +113,7 @@ describe('the order of steps', () => {
     const sharedExperts = (): Promise<void> => Promise.reject(new Error('no luck'))
     const error = await failureOf(new ModularKernel(side, experts).apply({ ...tokens, sharedExperts }))
     expect(error.message).toBe('no luck')
-    expect(calls).toEqual([...begun, ...ended, 'release'])
+    expect(calls).toEqual(['prepare', 'experts', 'finalizeAsync', ...ended, 'release'])
   })
 })
 

@@ -10,18 +10,23 @@ const shape = { numTokens: [4, 0, 3], hidden: 32, intermediate: 4, numExperts: 5
 const rounds = [41, 42, 43, 44].map((seed) => new Layer({ ...shape, seed }))
 const quant = { kind: 'fp8-block' } as const
 
-test.each([true, false])(
-  'both halves are recorded once and replayed around the experts, with inputs that change; weights at the dispatch: %s',
-  async (weightsAtDispatch) => {
+test.each([
+  [true, false],
+  [false, true],
+])(
+  'prepare and finalize are recorded once and replayed around the experts, with inputs that change; weights at the dispatch: %s, in halves: %s',
+  async (weightsAtDispatch, inHalves) => {
     await onLlRanks(
       rounds[0]!,
       async ({ rank, stream, side, kernel, buffer }) => {
         const args = rounds[0]!.argumentsOf(rank)
         let preparing: Promise<Prepared> | undefined
         const dispatch = Graph.capture(stream, () => {
-          const receiver = side.prepareAsync({ ...args, stream })
-          receiver.recvHook!()
-          preparing = receiver.receive()
+          if (inHalves) {
+            const receiver = side.prepareAsync({ ...args, stream })
+            receiver.recvHook!()
+            preparing = receiver.receive()
+          } else preparing = side.prepare({ ...args, stream })
         })
         const { hiddenStates, scales, topkIdx, topkWeights, tokens } = await preparing!
         const expertOutput = Tensor.zeros(hiddenStates.shape, 'bf16')
@@ -29,9 +34,12 @@ test.each([true, false])(
         let finalizing: Promise<void> | undefined
         const combine = Graph.capture(stream, () => {
           const weightAndReduce = delegateWeightAndReduce
-          const receiver = side.finalizeAsync({ output, expertOutput, topkIdx, topkWeights, weightAndReduce, stream })
-          receiver.recvHook!()
-          finalizing = receiver.receive()
+          const args = { output, expertOutput, topkIdx, topkWeights, weightAndReduce, stream }
+          if (inHalves) {
+            const receiver = side.finalizeAsync(args)
+            receiver.recvHook!()
+            finalizing = receiver.receive()
+          } else finalizing = side.finalize(args)
         })
         await finalizing
         expect(buffer.freeSlots).toBe(2)

@@ -1,5 +1,6 @@
 import type { Tensor } from '@moe-ep/core'
 import { BatchedExperts, type Experts, referenceEngines } from '@moe-ep/experts'
+import type { LowLatencyProtocol } from '@moe-ep/low-latency'
 import { rowsOnHost } from '../../intranode-ht/test/world.js'
 import { type Rank, withWorld } from '../../low-latency/test/world.js'
 import { LlPrepareAndFinalize, type LlPrepareAndFinalizeOptions, ModularKernel } from '../src/index.js'
@@ -14,6 +15,7 @@ export interface LlWorldOptions extends LlPrepareAndFinalizeOptions {
   readonly experts?: (rank: number) => Experts
   readonly timeoutMs?: number
   readonly maxInFlight?: number
+  readonly protocol?: LowLatencyProtocol
 }
 
 /** Experts of one rank that take as many rows as the layer's ranks can send. */
@@ -28,12 +30,13 @@ export async function onLlRanks(
   body: (rank: LlRank) => Promise<void>,
   options: LlWorldOptions = {},
 ): Promise<void> {
-  const { experts = () => batchedExpertsFor(layer), timeoutMs, maxInFlight, ...sideOptions } = options
+  const { experts = () => batchedExpertsFor(layer), timeoutMs, maxInFlight, protocol, ...sideOptions } = options
   const { hidden, topk, numTokens } = layer.shape
   const sizes = {
     ...{ hidden, maxTopk: topk, maxTokensPerRank: Math.max(...numTokens) },
     ...(timeoutMs !== undefined && { timeoutMs }),
     ...(maxInFlight !== undefined && { maxInFlight }),
+    ...(protocol !== undefined && { protocol }),
   }
   await withWorld(layer.numRanks, sizes, async (ranks) => {
     await Promise.all(

@@ -39,12 +39,13 @@ describe('a layer equals the dense loop bit for bit', () => {
     routing: fc.constantFrom('random', 'one expert', 'nowhere', 'twice the same'),
     idDtype: fc.constantFrom('i32' as const, 'i64' as const),
     format: fc.constantFrom(...Object.keys(formats)),
-    weightsAtDispatch: fc.boolean(),
+    // One row for each expert has its weights applied at home, in any case.
+    sums: fc.constantFrom('at the ranks', 'at home', 'at home, protocol expert'),
   })
 
   test('for random shapes, with zero-token ranks, duplicates, ids of both widths and all forms of rows', async () => {
     await fc.assert(
-      fc.asyncProperty(cases, async ({ shape, routing, idDtype, format, weightsAtDispatch }) => {
+      fc.asyncProperty(cases, async ({ shape, routing, idDtype, format, sums }) => {
         let calls = 0
         const choose = {
           random: undefined,
@@ -53,7 +54,9 @@ describe('a layer equals the dense loop bit for bit', () => {
           'twice the same': () => Math.floor(calls++ / 2) % shape.numExperts,
         }[routing]
         const layer = new Layer({ ...shape, ...(choose && { choose }) })
-        const options = { ...formats[format]!, weightsAtDispatch }
+        const weightsAtDispatch = sums === 'at the ranks'
+        const protocol = sums === 'at home, protocol expert' ? 'expert' : 'rank'
+        const options = { ...formats[format]!, protocol, ...(protocol === 'rank' && { weightsAtDispatch }) } as const
         const run = async ({ rank, stream, kernel, buffer }: Parameters<Parameters<typeof onLlRanks>[1]>[0]) => {
           const rows = await seenRows(layer.inputs[rank]!.x, options)
           const expected = expectedOf(layer, rank, { rows, weightsAtDispatch })

@@ -34,6 +34,18 @@ describe('what cannot work is refused', () => {
     })
   })
 
+  test('weights at the dispatch of a buffer that sends a row for each expert', async () => {
+    await onLlRanks(
+      alone,
+      async ({ buffer }) => {
+        expect(() => new LlPrepareAndFinalize(buffer, { weightsAtDispatch: true })).toThrow(
+          expect.objectContaining({ code: 'ERR_MOE_EP_ARGUMENT', details: { argument: 'weightsAtDispatch' } }),
+        )
+      },
+      { protocol: 'expert' },
+    )
+  })
+
   test.each<[string, string, () => Experts]>([
     ['rows that are not by expert', 'batchedExperts', () => new GroupedExperts(referenceEngines())],
     [
