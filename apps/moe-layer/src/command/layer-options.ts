@@ -15,7 +15,7 @@ export interface LayerOptions {
   readonly ranks: number
   /** Dispatch family: high throughput, or low latency. */
   readonly mode: 'ht' | 'll'
-  /** Of mode ll, what of a token comes home: one sum of each rank that has some of its experts, or each expert's row. */
+  /** Of mode ll, whether a token's row goes to, and comes home from, each rank that has some of its experts, or each expert. */
   readonly protocol?: 'rank' | 'expert'
   /** Micro-batches that a rank's tokens are cut into, of which one computes while others travel. */
   readonly overlap: number
@@ -162,7 +162,7 @@ function familyFrom(
     throw new MoeEpError('ERR_MOE_EP_UNSUPPORTED', `--graph with --mode ht: ${why}`)
   }
   const { protocol = 'rank' } = flags
-  requireSupported('protocol', protocol, ['rank'])
+  requireSupported('protocol', protocol, ['rank', 'expert'])
   const [most, limit] = [Math.max(...tokens), maxLowLatencyTokens * overlap]
   if (most > limit) {
     const each = overlap === 1 ? '' : `, ${maxLowLatencyTokens} for each of ${overlap} micro-batches,`

@@ -4,7 +4,7 @@ import type { LayerOptions } from '../command/layer-options.js'
 import type { ModelShape } from '../presets/model-preset.js'
 
 /** Of a run: tokens are counted rank by rank. */
-export type BufferNeed = Pick<LayerOptions, 'tokens' | 'overlap'>
+export type BufferNeed = Pick<LayerOptions, 'tokens' | 'overlap' | 'protocol'>
 
 /** Most tokens that a rank sends at a time: those of its largest micro-batch. */
 export function maxTokensAtATime({ tokens, overlap }: BufferNeed): number {
@@ -19,7 +19,8 @@ export function intranodeSizes({ hidden, topk, experts }: ModelShape, need: Buff
 
 /** Sizes of the low-latency buffer of every rank. */
 export function lowLatencySizes({ hidden, topk }: ModelShape, need: BufferNeed): LowLatencyBufferSizes {
-  return { hidden, maxTokensPerRank: maxTokensAtATime(need), maxTopk: topk, maxInFlight: slots(need) }
+  const { protocol = 'rank' } = need
+  return { hidden, maxTokensPerRank: maxTokensAtATime(need), maxTopk: topk, maxInFlight: slots(need), protocol }
 }
 
 /** Bytes of a rank's buffer. */

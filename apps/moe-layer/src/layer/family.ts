@@ -39,16 +39,15 @@ async function highThroughput({ shape, options }: RunSpec, group: ProcessGroup):
   }
 }
 
-/** Without a stream of its own: what it sends waits for nobody, and hooks are called when the other micro-batches have sent. */
+/** Without a stream of its own: what it sends waits for nobody, and micro-batches receive when the others have sent. */
 async function lowLatency({ shape, options }: RunSpec, group: ProcessGroup): Promise<Family> {
   const device = deviceOfRank(options, group)
-  const { timeoutMs, protocol } = options
+  const { timeoutMs } = options
   const buffer = await LowLatencyBuffer.create(group, { ...lowLatencySizes(shape, options), device, timeoutMs })
-  const weightsAtDispatch = protocol === 'rank'
   const sizes = { maxNumTokens: Math.max(1, maxTokensAtATime(options)), numDispatchers: group.worldSize }
   return {
     device,
-    prepareAndFinalize: new LlPrepareAndFinalize(buffer, { ...quantOf(options), weightsAtDispatch }),
+    prepareAndFinalize: new LlPrepareAndFinalize(buffer, quantOf(options)),
     experts: onDevice(device, new BatchedExperts(onnxEngines(), sizes)),
     async close() {
       buffer.close()

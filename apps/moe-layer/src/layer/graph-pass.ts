@@ -1,6 +1,6 @@
 import { copyTensor, Graph, Tensor } from '@moe-ep/core'
 import { type ExpertsArguments, expertsProblem, type Workspaces } from '@moe-ep/experts'
-import { type Prepared, type Receiver, WorkspaceManager } from '@moe-ep/modular-kernel'
+import { type Prepared, WorkspaceManager } from '@moe-ep/modular-kernel'
 import type { LayerInputs, LayerPass, LayerPassParts } from './layer-pass.js'
 import type { StageRecorder } from './stage-recorder.js'
 
@@ -63,19 +63,17 @@ async function record(
 ): Promise<Recorded> {
   const { prepareAndFinalize, experts } = family
   prepareAndFinalize.postInitSetup?.(experts)
-  /** Both phases of a half; what it leaves is known when the capture has ended. */
-  const capture = async <Result>(begin: () => Receiver<Result>): Promise<[Graph, Result]> => {
-    let receiving: Promise<Result> | undefined
+  /** What the call enqueues before it returns; what it gives is known when the capture has ended. */
+  const capture = async <Result>(call: () => Promise<Result>): Promise<[Graph, Result]> => {
+    let running: Promise<Result> | undefined
     const graph = recorder.keep(() =>
       Graph.capture(stream, () => {
-        const receiver = begin()
-        receiver.recvHook?.()
-        receiving = receiver.receive()
+        running = call()
       }),
     )
-    return [graph, await receiving!]
+    return [graph, await running!]
   }
-  const [dispatch, prepared] = await capture(() => prepareAndFinalize.prepareAsync!({ ...inputs, numExperts, stream }))
+  const [dispatch, prepared] = await capture(() => prepareAndFinalize.prepare({ ...inputs, numExperts, stream }))
   const { dtype, shape, device } = inputs.hiddenStates
   const shapes = experts.workspaceShapes?.(expertsProblem({ ...rowsOf(prepared), weights }, dtype))
   const scratch = new WorkspaceManager().enter({ device, microBatch: 0, stream })
@@ -84,7 +82,7 @@ async function record(
   const output = Tensor.empty(shape, dtype, device)
   const { topkIdx, topkWeights } = prepared
   const [combine] = await capture(() =>
-    prepareAndFinalize.finalizeAsync!({
+    prepareAndFinalize.finalize({
       ...{ output, expertOutput, topkIdx, topkWeights, weightAndReduce: experts.weightAndReduce, stream },
     }),
   )

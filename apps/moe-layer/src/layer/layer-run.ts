@@ -114,7 +114,8 @@ export class LayerRun {
       let rows = 0
       for (let token = 0; token < topkIdx.length; token += shape.topk) {
         const ids = topkIdx.subarray(token, token + shape.topk)
-        if (ids.some((id) => id >= begin && id < end)) rows++
+        const here = ids.filter((id) => id >= begin && id < end).length
+        rows += this.#spec.options.protocol === 'expert' ? here : Math.min(here, 1)
       }
       return rows
     })

@@ -11,9 +11,11 @@ const stageOfOperation: Readonly<Record<string, string>> = {
   'experts.groupedGemm': 'experts',
   'deepgemm-permute.unpermuteAndReduce': 'unpermute',
   'intranode.combine': 'combine',
+  'low-latency.dispatch': 'dispatch',
   'low-latency.dispatchSend': 'dispatch',
   'low-latency.dispatchReceive': 'receive',
   'experts.batchedGemm': 'experts',
+  'low-latency.combine': 'combine',
   'low-latency.combineSend': 'combine',
   'low-latency.combineReceive': 'reduce',
 }

@@ -4,7 +4,8 @@ import type { LayerResult } from '../../src/results/layer-result.js'
 import { device, jsonOf, small, type StartOptions, useApp } from './app.js'
 
 const app = useApp()
-const stages = ['gate', 'dispatch', 'receive', 'experts', 'combine', 'reduce', 'layer']
+const stages = ['gate', 'dispatch', 'experts', 'combine', 'layer']
+const stagesInHalves = ['gate', 'dispatch', 'receive', 'experts', 'combine', 'reduce', 'layer']
 
 /** Runs the app in mode ll, and expects that it is content. */
 async function expectOk(
@@ -14,7 +15,8 @@ async function expectOk(
 ): Promise<LayerResult> {
   const end = await app.run([...small(sizes), '--mode', 'll', ...flags], options)
   const result = jsonOf(end)
-  expect(result).toMatchObject({ ok: true, device, mode: 'll', protocol: 'rank', deterministic: true })
+  const protocol = flags.includes('expert') ? 'expert' : 'rank'
+  expect(result).toMatchObject({ ok: true, device, mode: 'll', protocol, deterministic: true })
   expect(result.tolerance).toBe(result.dtype === 'fp8' ? 6e-2 : 2e-2)
   expect([end.exitCode, end.stderr]).toEqual([0, ''])
   return result
@@ -110,6 +112,31 @@ describe('counts and sizes', () => {
   })
 })
 
+describe.each([1, 3, 8])('a row for each expert, %d ranks', (ranks) => {
+  it('is near the dense computation, also skewed, hot and without tokens', async () => {
+    const expert = ['--protocol', 'expert']
+    const tokens = ['40', '40,0,3', '40,0,1,7,0,64,3,9'][[1, 3, 8].indexOf(ranks)]!
+    for (const [routing, dtype, ...flags] of [
+      ['uniform', 'bf16', '--graph'],
+      ['skewed', 'fp8'],
+      [`hot:${ranks - 1}`, 'bf16', '--overlap', '2'],
+    ] as const) {
+      const sizes = { ranks, topk: 6, tokens, hidden: 144, intermediate: 64, routing, dtype }
+      const result = await expectOk(sizes, [...expert, ...flags])
+      const rowBytes = dtype === 'fp8' ? 144 + 8 : 288
+      const bytes = total(receivedBytes(result))
+      // Every selection is a row of its own; a hot rank has fewer experts than a token has slots.
+      if (routing === 'uniform') expect(bytes).toBe(total(result.tokensPerRank) * 6 * rowBytes)
+      const once = await expectOk(sizes, flags)
+      expect(bytes).toBeGreaterThan(total(receivedBytes(once)))
+      for (const [i, route] of result.routes.entries()) {
+        expect(route.bytes % rowBytes).toBe(0)
+        expect(route.bytes).toBeGreaterThanOrEqual(once.routes[i]!.bytes)
+      }
+    }
+  })
+})
+
 describe('graphs', () => {
   it.each(['bf16', 'fp8'])('%s: the bits of ordinary calls, and times of every pass', async (dtype) => {
     const sizes = { ranks: 3, tokens: '33,0,5', iters: 4, dtype }
@@ -151,7 +178,8 @@ describe.each(['ll', 'ht'])('micro-batches, mode %s', (mode) => {
       const several = jsonOf(await app.run([...args, '--overlap', String(overlap)]))
       expect(one).toMatchObject({ ok: true, overlap: 1 })
       expect(several).toMatchObject({ ok: true, mode, overlap, deterministic: true, maxRelError: one.maxRelError })
-      expect(several.stages.map(({ name }) => name)).toEqual(one.stages.map(({ name }) => name))
+      if (mode === 'll') expect(several.stages.map(({ name }) => name)).toEqual(stagesInHalves)
+      else expect(several.stages.map(({ name }) => name)).toEqual(one.stages.map(({ name }) => name))
       expect(several.routes).toEqual(one.routes)
     }
   })

@@ -27,7 +27,6 @@ it.each<[string[], string, string]>([
   [['--mode', 'll', '--tokens', '1025'], config, '--tokens: expected at most 1024'],
   [['--mode', 'll', '--tokens', '0,0,0,0,0,0,0,1025'], config, '--tokens: expected at most 1024'],
   [['--mode', 'll', '--overlap', '2', '--tokens', '2049'], config, '--tokens: expected at most 2048'],
-  [['--mode', 'll', '--protocol', 'expert'], unsupported, '--protocol expert'],
   [['--mode', 'll', '--protocol', 'token'], unsupported, '--protocol token'],
   [['--protocol', 'rank'], config, '--protocol: expected --mode ll'],
   [['--mode', 'll', '--dtype', 'fp8', '--hidden', '24'], config, '--hidden'],
