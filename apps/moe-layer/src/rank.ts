@@ -14,8 +14,8 @@ import { encodeRankReport, type RankFailure, type RankResult, type Span } from '
 /** One rank of a run: what the launcher starts, as a process or as a worker thread. */
 async function runRank(spec: RunSpec, group: ProcessGroup): Promise<RankResult> {
   const { options } = spec
-  const run = await LayerRun.create(spec, group)
   const recorder = new StageRecorder()
+  const run = await LayerRun.create(spec, group, recorder)
   const collectGarbage = options.collectGarbage ? garbageCollector() : undefined
   recorder.start()
   try {

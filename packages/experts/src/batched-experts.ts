@@ -1,4 +1,5 @@
-import { argumentError, MoeEpError, requireInteger, requireTensor, type Tensor, traceHostWork } from '@moe-ep/core'
+import { argumentError, MoeEpError, requireInteger, requireTensor, Tensor, traceHostWork } from '@moe-ep/core'
+import type { ScaleFormat } from '@moe-ep/quant'
 import { checkExperts, defaultGroupSize } from './check-experts.js'
 import { EngineCache } from './engine-cache.js'
 import type { ExpertEngineFactory } from './expert-engine.js'
@@ -24,6 +25,8 @@ export class BatchedExperts implements Experts {
   readonly weightAndReduce = delegateWeightAndReduce
   readonly deviceKinds: readonly string[] = ['cpu']
   readonly quantSchemes: readonly QuantScheme[] = ['none', 'fp8-block', 'fp8-token', 'fp8-tensor']
+  /** Scales are read where they lie, so that none of them is better. */
+  readonly scaleFormats: readonly ScaleFormat[] = ['f32', 'ue8m0', 'ue8m0-packed']
   readonly maxNumTokens: number
   readonly numDispatchers: number
   readonly #engines: EngineCache
@@ -93,11 +96,8 @@ export class BatchedExperts implements Experts {
   }
 }
 
-/** The first rows of an expert in a batched tensor [E_l, rows, columns]. */
+/** The first rows of an expert in a batched tensor [E_l, rows, columns] of any strides: scales of neighbouring rows may lie together. */
 function rowsOfExpert(batched: Tensor, expert: number, count: number): Tensor {
-  const [, rows, columns] = batched.shape as [number, number, number]
-  return batched
-    .slice(expert, expert + 1)
-    .reshape([rows, columns])
-    .slice(0, count)
+  const { memory, dtype, shape, strides, byteOffset } = batched.slice(expert, expert + 1)
+  return new Tensor({ memory, dtype, byteOffset, shape: [count, shape[2]!], strides: strides.slice(1) })
 }

@@ -59,11 +59,22 @@ export function checkExperts(args: ExpertsArguments, dimensions: 2 | 3): Experts
   const hidden = shape.at(-1)!
   requireTensor('output', output, { dtype: quantized ? floatDtypes : hiddenStates.dtype, shape })
   requireInteger('groupSize', groupSize, 1)
-  if (quantized)
-    requireTensor('scales', scales, { dtype: 'f32', shape: [...shape.slice(0, -1), Math.ceil(hidden / groupSize)] })
+  if (quantized) requireScales(scales, shape, groupSize)
   requireTensor('w13', weights.w13, { dtype: floatDtypes, shape: [dimensions === 3 ? shape[0]! : null, null, hidden] })
   const [numLocalExperts, gateAndUp] = weights.w13.shape as [number, number]
   if (gateAndUp % 2 !== 0) throw argumentError('w13', 'gate rows and as many up rows', weights.w13.toString())
   requireTensor('w2', weights.w2, { dtype: weights.w13.dtype, shape: [numLocalExperts, hidden, gateAndUp / 2] })
   return expertsProblem(args, output.dtype)
+}
+
+/** Rows that are grouped have their scales moved with them, [M, G] f32; those that lie by expert already may have them in any form. */
+function requireScales(scales: Tensor, rows: readonly number[], groupSize: number): void {
+  const groups = Math.ceil(rows.at(-1)! / groupSize)
+  const batched = rows.length === 3
+  const packed = batched && scales?.dtype === 'i32'
+  requireTensor('scales', scales, {
+    dtype: packed ? 'i32' : 'f32',
+    shape: [...rows.slice(0, -1), packed ? Math.ceil(groups / 4) : groups],
+    contiguous: !batched,
+  })
 }

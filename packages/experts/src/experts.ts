@@ -1,4 +1,5 @@
 import type { Stream, Tensor } from '@moe-ep/core'
+import type { ScaleFormat } from '@moe-ep/quant'
 import type { TopkWeightAndReduce } from './topk-weight-and-reduce.js'
 import type { ExpertsProblem, Workspaces, WorkspaceShapes } from './workspaces.js'
 
@@ -40,7 +41,10 @@ export interface ExpertsArguments {
   readonly output: Tensor
   /** [M, K], batched [E_l, rows, K]: rows as prepare left them. */
   readonly hiddenStates: Tensor
-  /** f32 [M, ceil(K / groupSize)], batched [E_l, rows, ...]: multipliers that dequantise fp8e4m3 rows. */
+  /**
+   * f32 [M, ceil(K / groupSize)], batched [E_l, rows, ...] with any strides: multipliers that dequantise fp8e4m3 rows. Batched ones
+   * may be packed, i32 [E_l, rows, ceil(ceil(K / groupSize) / 4)], for experts whose `scaleFormats` say so.
+   */
   readonly scales?: Tensor
   /** Elements of a row that share a scale. @default 128 */
   readonly groupSize?: number
@@ -69,6 +73,8 @@ export interface ExpertsCapabilities {
   readonly activations?: readonly Activation[]
   /** Forms of rows that they take. @default none */
   readonly quantSchemes?: readonly QuantScheme[]
+  /** Forms of the scales of groups that they take, the one that they want first. @default f32 and ue8m0 */
+  readonly scaleFormats?: readonly ScaleFormat[]
   /** Whether they may own a part of the experts only. @default true */
   readonly supportsExpertParallel?: boolean
   /** Numbers that the hidden and the intermediate size must be multiples of. @default 1 */

@@ -27,7 +27,7 @@ export interface ExpertRun {
   readonly expert: number
   /** [m, K], m of 1 or more. */
   readonly rows: Tensor
-  /** f32 [m, G] of fp8 rows. */
+  /** Of fp8 rows: f32 [m, G], or packed; any strides. */
   readonly scales: Tensor | undefined
   readonly groupSize: number
   /** [m, K]; may be `rows` itself. */

@@ -156,6 +156,50 @@ describe('BatchedExperts', () => {
     },
   )
 
+  it.each(['f32', 'ue8m0', 'ue8m0-packed'] as const)(
+    '%s scales that lie column by column are read in place',
+    async (scaleFormat) => {
+      const { args } = await buildBatched(false)
+      const { hiddenStates, output } = args
+      const rows = hiddenStates.reshape([numExperts * perExpert, hidden])
+      for (let i = 0; i < rows.numel; i++) if (rows.data[i] === 0x7fff) rows.data[i] = 0 as never
+      const { values, scales } = quantizePerTokenGroup(rows, {
+        groupSize: 8,
+        scaleFormat,
+        scaleLayout: 'row-major',
+        stream,
+      })
+      await stream.synchronize()
+      const columns = scales.shape[1]!
+      const shape = [numExperts, perExpert, columns]
+      const turned = Tensor.zeros([numExperts, columns, perExpert], scales.dtype)
+      for (let place = 0; place < numExperts * perExpert; place++) {
+        const [expert, row] = [Math.floor(place / perExpert), place % perExpert]
+        for (let column = 0; column < columns; column++)
+          turned.data[(expert * columns + column) * perExpert + row] = scales.data[place * columns + column] as never
+      }
+      const strides = [columns * perExpert, 1, perExpert]
+      const columnMajor = new Tensor({ memory: turned.memory, dtype: scales.dtype, shape, strides })
+      const quantized = { ...args, hiddenStates: values.reshape(hiddenStates.shape), groupSize: 8 }
+      const experts = new BatchedExperts(referenceEngines(), { maxNumTokens: 4, numDispatchers: 1 })
+      await experts.apply({ ...quantized, scales: scales.reshape(shape) })
+      const expected = Array.from(output.toNumbers())
+      expect(expected.some((value) => value !== 0)).toBe(true)
+      output.data.fill(0x7fff as never)
+      await experts.apply({ ...quantized, scales: columnMajor })
+      expect(Array.from(output.toNumbers())).toEqual(expected)
+      await experts.close()
+    },
+  )
+
+  it('packed scales are refused where rows must be grouped first', async () => {
+    const { args } = await build(16, 'bf16')
+    const experts = new GroupedExperts(referenceEngines())
+    const wrong = experts.apply({ ...args, scales: Tensor.zeros([4, 1], 'i32') })
+    await expect(wrong).rejects.toMatchObject({ code: 'ERR_MOE_EP_ARGUMENT', details: { argument: 'scales' } })
+    await experts.close()
+  })
+
   it.each<[string, string, Partial<ExpertsArguments>]>([
     ['no counts', 'tokens', { tokens: undefined as never }],
     [

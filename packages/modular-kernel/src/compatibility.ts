@@ -84,6 +84,21 @@ const checks: readonly Check[] = [
     if (maxNumTokens * dispatchers >= rows) return undefined
     return { argument: 'experts', expected: `${rows} rows of an expert`, received: maxNumTokens * dispatchers }
   },
+  function scaleFormat({ prepareAndFinalize: { quantScheme = 'none', scaleFormat = 'f32' }, experts }) {
+    const { scaleFormats = ['f32', 'ue8m0'] } = experts
+    const left = quantScheme !== 'fp8-block' || experts.expectsUnquantizedInputs === true
+    if (left || scaleFormats.includes(scaleFormat)) return undefined
+    return {
+      argument: 'experts',
+      expected: `scales as ${scaleFormat}, which prepare delivers`,
+      received: scaleFormats.join(', '),
+    }
+  },
+  function weighting({ prepareAndFinalize: { weightAndReduceKinds }, experts: { weightAndReduce } }) {
+    if (weightAndReduceKinds === undefined || weightAndReduceKinds.includes(weightAndReduce.kind)) return undefined
+    const expected = `weights and sums left to ${weightAndReduceKinds.join(' or ')}`
+    return { argument: 'experts', expected, received: weightAndReduce.kind }
+  },
   function topkIdxDtype({ prepareAndFinalize: { topkIdxDtype: wanted } }, { topkIdxDtype: given }) {
     if (wanted === undefined || given === undefined || wanted === given) return undefined
     return { argument: 'topkIdxDtype', expected: wanted, received: given }
@@ -104,7 +119,8 @@ const checks: readonly Check[] = [
 
 /**
  * The first reason why these parts cannot make a layer, or undefined. Looked at in this order: device, activation, quantised form of
- * the rows, who quantises, expert parallelism, sizes, activation format, batched rows, width of ids, tokens, weight on input.
+ * the rows, who quantises, expert parallelism, sizes, activation format, batched rows, form of scales, who weighs, width of ids, tokens,
+ * weight on input.
  */
 export function checkCompatibility(
   prepareAndFinalize: PrepareAndFinalize,

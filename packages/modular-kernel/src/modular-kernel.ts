@@ -26,6 +26,11 @@ export interface ModularKernelArguments {
    * asynchronous finalize; without one, after finalize. Its result is the caller's own affair.
    */
   readonly sharedExperts?: () => Promise<unknown> | void
+  /**
+   * Called between the halves of prepare and between those of finalize, so that other micro-batches go on while rows travel: `pass`
+   * of {@link MicroBatches}. Not called where the transport has no halves.
+   */
+  readonly pass?: () => Promise<void>
   /** Where the output goes, [M, K] of the rows' dtype. @default new memory */
   readonly output?: Tensor
   /** @default 0 */
@@ -96,10 +101,11 @@ export class ModularKernel {
     const { stream, output, workspace } = begun
     const { dtype } = hiddenStates
     try {
-      const prepared = await this.#prepare({
+      const preparing = {
         ...{ hiddenStates, topkIdx, topkWeights, numExperts, microBatch, applyRouterWeightOnInput, stream },
         deferInputQuant: this.experts.expectsUnquantizedInputs ?? false,
-      })
+      }
+      const prepared = await this.#prepare(preparing, args.pass)
       try {
         const expertOutput = await runExperts({
           ...{ experts: this.experts, prepared, weights: args.weights, outputDtype: dtype, stream, workspace },
@@ -109,7 +115,7 @@ export class ModularKernel {
           ...{ output, expertOutput, topkIdx: prepared.topkIdx, topkWeights: prepared.topkWeights, microBatch, stream },
           weightAndReduce: this.experts.weightAndReduce,
         }
-        await this.#finalize(finalizing, args.sharedExperts)
+        await this.#finalize(finalizing, args)
       } catch (error) {
         this.prepareAndFinalize.release(microBatch, error)
         throw MoeEpError.from(error)
@@ -130,15 +136,27 @@ export class ModularKernel {
     return { stream, output, workspace: this.workspaces.enter({ device, microBatch, stream }) }
   }
 
-  async #prepare(args: PrepareArguments): Promise<Prepared> {
+  async #prepare(args: PrepareArguments, pass: ModularKernelArguments['pass']): Promise<Prepared> {
     const { prepareAndFinalize } = this
-    if (prepareAndFinalize.supportsAsync !== true) return prepareAndFinalize.prepare(args)
-    return received(prepareAndFinalize.prepareAsync!(args))
+    if (pass === undefined || prepareAndFinalize.supportsAsync !== true) return prepareAndFinalize.prepare(args)
+    const preparing = prepareAndFinalize.prepareAsync!(args)
+    try {
+      await pass()
+    } catch (error) {
+      // Another micro-batch failed: what was sent will not be received.
+      prepareAndFinalize.release(args.microBatch, error)
+      throw MoeEpError.from(error)
+    }
+    return received(preparing)
   }
 
-  async #finalize(args: FinalizeArguments, sharedExperts: ModularKernelArguments['sharedExperts']): Promise<void> {
+  async #finalize(
+    args: FinalizeArguments,
+    { sharedExperts, pass }: Pick<ModularKernelArguments, 'sharedExperts' | 'pass'>,
+  ): Promise<void> {
     const { prepareAndFinalize } = this
-    if (prepareAndFinalize.supportsAsync !== true) {
+    const between = sharedExperts ?? pass
+    if (between === undefined || prepareAndFinalize.supportsAsync !== true) {
       await prepareAndFinalize.finalize(args)
       await sharedExperts?.()
       return
@@ -146,8 +164,9 @@ export class ModularKernel {
     const finalizing = prepareAndFinalize.finalizeAsync!(args)
     try {
       await sharedExperts?.()
+      await pass?.()
     } finally {
-      // Also when they failed: what was started is brought to its end.
+      // Also when one of them failed: what was started is brought to its end.
       await received(finalizing)
     }
   }

@@ -1,5 +1,6 @@
 import type { Stream, Tensor } from '@moe-ep/core'
 import type { ActivationFormat, Experts, ExpertTokens, QuantScheme, TopkWeightAndReduce } from '@moe-ep/experts'
+import type { ScaleFormat } from '@moe-ep/quant'
 import type { Receiver } from './receiver.js'
 
 /** What a rank hands to prepare: M tokens of hidden size K, topk slots each. */
@@ -28,7 +29,10 @@ export interface PrepareArguments {
 export interface Prepared {
   /** [M', K]; batched [E_l, rows, K]. */
   readonly hiddenStates: Tensor
-  /** f32 [M', G] (batched [E_l, rows, G]): scales of the rows, where prepare quantised; multiply to dequantise. */
+  /**
+   * f32 [M', G], batched [E_l, rows, G] with any strides: scales of the rows, where prepare quantised; multiply to dequantise. Packed,
+   * i32 [E_l, rows, ceil(G / 4)], where `scaleFormat` says so.
+   */
   readonly scales: Tensor | undefined
   /** Elements of a row that share a scale, where prepare quantised; K where a row has one. */
   readonly groupSize?: number | undefined
@@ -81,6 +85,10 @@ export interface PrepareAndFinalize {
   readonly outputIsReduced: boolean
   /** Form of the rows that prepare delivers, unless it is told to leave quantising to the experts. @default none */
   readonly quantScheme?: QuantScheme
+  /** How the scales of groups are stored. @default f32 */
+  readonly scaleFormat?: ScaleFormat
+  /** Strategies of the experts that finalize takes. @default any */
+  readonly weightAndReduceKinds?: readonly TopkWeightAndReduce['kind'][]
   /** Whether quantising can be left to the experts. @default false */
   readonly supportsDeferredQuant?: boolean
   /** Whether there are `prepareAsync` and `finalizeAsync`. @default false */

@@ -8,13 +8,6 @@ import {
   referenceEngines,
 } from '@moe-ep/experts'
 import { linearPlacement } from '@moe-ep/layout'
-import {
-  dequantizePerTensor,
-  dequantizePerTokenGroup,
-  quantizePerTensor,
-  quantizePerToken,
-  quantizePerTokenGroup,
-} from '@moe-ep/quant'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { failureOf, type Rank, rowsOnHost, withWorld } from '../../intranode-ht/test/world.js'
@@ -30,6 +23,7 @@ import {
   type PrepareAndFinalize,
 } from '../src/index.js'
 import { Layer, type LayerShape, rounded, sizesFor } from './layer.js'
+import { throughFp8 } from './through-fp8.js'
 
 const transports = ['ht', 'ht with a stream of its own', 'naive', 'local'] as const
 type Transport = (typeof transports)[number]
@@ -72,35 +66,6 @@ function make(
   if (transport === 'local') return new LocalPrepareAndFinalize(options)
   if (transport === 'naive') return new NaivePrepareAndFinalize(group, options)
   return new HtPrepareAndFinalize(buffer, { ...options, ...(commStream && { commStream }) })
-}
-
-/** Rows as they come out of a quantisation and back, f32. */
-async function throughFp8(rows: readonly Float32Array[], quant: InputQuant): Promise<Float32Array[]> {
-  if (rows.length === 0) return []
-  const shape = [rows.length, rows[0]!.length]
-  const x = Tensor.from(
-    rows.flatMap((row) => Array.from(row)),
-    shape,
-    'bf16',
-  )
-  const dtype = 'f32'
-  const exact = {
-    'fp8-block'() {
-      const { groupSize = 128 } = quant as { readonly groupSize?: number }
-      const { values, scales } = quantizePerTokenGroup(x, { groupSize })
-      return dequantizePerTokenGroup(values, scales, { groupSize, dtype })
-    },
-    'fp8-token'() {
-      const { values, scales } = quantizePerToken(x)
-      return dequantizePerTokenGroup(values, scales, { groupSize: shape[1]!, dtype })
-    },
-    'fp8-tensor'() {
-      const { values, scale } = quantizePerTensor(x, quant as { readonly scale: Tensor })
-      return dequantizePerTensor(values, scale, { dtype })
-    },
-  }[quant.kind]()
-  await x.device.defaultStream.synchronize()
-  return rowsOnHost(exact).map((row) => Float32Array.from(row))
 }
 
 const transportsFor = (numRanks: number): readonly Transport[] =>

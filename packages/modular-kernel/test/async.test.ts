@@ -64,7 +64,40 @@ describe('the order of steps', () => {
       calls.push('shared end')
     }
     await new ModularKernel(side, experts).apply({ ...tokens, sharedExperts })
-    expect(calls).toEqual([...begun, 'shared begin', 'shared end', ...ended])
+    expect(calls).toEqual(['prepare', 'experts', 'finalizeAsync', 'shared begin', 'shared end', ...ended])
+  })
+
+  test('others go on between the halves', async () => {
+    const calls: string[] = []
+    const { side, experts } = recording(calls, true)
+    const pass = async (): Promise<void> => void calls.push('pass')
+    await new ModularKernel(side, experts).apply({ ...tokens, pass, sharedExperts: () => void calls.push('shared') })
+    const [first, ...rest] = begun
+    expect(calls).toEqual([first, 'pass', ...rest, 'shared', 'pass', ...ended])
+  })
+
+  test.each([1, 2])('a micro-batch that hears of a failure at its turn %i ends what it began', async (turn) => {
+    const calls: string[] = []
+    const { side, experts } = recording(calls, true)
+    let turns = 0
+    const pass = (): Promise<void> => (++turns === turn ? Promise.reject(new Error('not mine')) : Promise.resolve())
+    const error = await failureOf(new ModularKernel(side, experts).apply({ ...tokens, pass }))
+    expect(error.message).toBe('not mine')
+    expect(calls).toEqual(turn === 1 ? ['prepareAsync', 'release'] : [...begun, ...ended, 'release'])
+  })
+
+  test('without halves nobody is asked to go on', async () => {
+    const { side, experts } = recording([], false)
+    const pass = (): Promise<void> => Promise.reject(new Error('asked'))
+    const output = await new ModularKernel(side, experts).apply({ ...tokens, pass })
+    expect(output.shape).toEqual([1, 8])
+  })
+
+  test('what has nothing between its halves is one step', async () => {
+    const calls: string[] = []
+    const { side, experts } = recording(calls, true)
+    await new ModularKernel(side, experts).apply(tokens)
+    expect(calls).toEqual(['prepare', 'experts', 'finalize'])
   })
 
   test('without halves they run last', async () => {
@@ -80,7 +113,7 @@ describe('the order of steps', () => {
     const sharedExperts = (): Promise<void> => Promise.reject(new Error('no luck'))
     const error = await failureOf(new ModularKernel(side, experts).apply({ ...tokens, sharedExperts }))
     expect(error.message).toBe('no luck')
-    expect(calls).toEqual([...begun, ...ended, 'release'])
+    expect(calls).toEqual(['prepare', 'experts', 'finalizeAsync', ...ended, 'release'])
   })
 })
 

@@ -25,12 +25,25 @@ const reasons: [
   ['the hidden size', 'hidden', { experts: { sizeMultiple: 128 }, config: { hidden: 2880 } }],
   ['the intermediate size', 'intermediate', { experts: { sizeMultiple: 128 }, config: { intermediate: 2880 } }],
   ['the format', 'experts', { experts: { activationFormat: 'batchedExperts' } }],
+  ['who weighs', 'experts', { side: { weightAndReduceKinds: ['delegate'] } }],
   ['the width of ids', 'topkIdxDtype', { side: { topkIdxDtype: 'i64' }, config: { topkIdxDtype: 'i32' } }],
   ['the tokens', 'maxNumTokens', { side: { maxNumTokensPerRank: 4 }, config: { maxNumTokens: 5 } }],
   ['weights on the input', 'applyRouterWeightOnInput', { config: { applyRouterWeightOnInput: true, topk: 2 } }],
 ]
 
-const words = [/cpu/, /gelu/, /fp8-block/, /2 ranks/, /128/, /128/, /format standard/, /i64/, /at most 4/, /top-1/]
+const words = [
+  /cpu/,
+  /gelu/,
+  /fp8-block/,
+  /2 ranks/,
+  /128/,
+  /128/,
+  /format standard/,
+  /delegate/,
+  /i64/,
+  /at most 4/,
+  /top-1/,
+]
 
 describe('checkCompatibility', () => {
   test('finds nothing wrong where nothing is', () => {
@@ -75,6 +88,19 @@ describe('checkCompatibility', () => {
     expect(checkCompatibility(fp8, own)?.received).toMatch(/by themselves/)
     expect(checkCompatibility({ ...fp8, supportsDeferredQuant: true }, own)).toBeUndefined()
     expect(checkCompatibility(fp8, { ...experts, quantSchemes: ['none', 'fp8-block'] })).toBeUndefined()
+  })
+
+  test('scales of groups come in a form that the experts take', () => {
+    const side = { ...prepareAndFinalize, quantScheme: 'fp8-block', scaleFormat: 'ue8m0-packed' } as const
+    const fp8 = { ...experts, quantSchemes: ['fp8-block'] } as const
+    expect(checkCompatibility(side, fp8)).toMatchObject({
+      expected: expect.stringContaining('packed'),
+      received: 'f32, ue8m0',
+    })
+    expect(checkCompatibility({ ...side, scaleFormat: 'ue8m0' }, fp8)).toBeUndefined()
+    expect(checkCompatibility(side, { ...fp8, scaleFormats: ['ue8m0-packed'] })).toBeUndefined()
+    // Rows that are not quantised have none.
+    expect(checkCompatibility({ ...side, quantScheme: 'none' }, experts)).toBeUndefined()
   })
 
   test('batched experts need as many rows as all ranks can send', () => {

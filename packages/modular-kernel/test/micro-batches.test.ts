@@ -1,9 +1,10 @@
-import { Tensor } from '@moe-ep/core'
-import { GroupedExperts, noWeightAndReduce, referenceEngines } from '@moe-ep/experts'
+import { type Stream, Tensor } from '@moe-ep/core'
+import { BatchedExperts, GroupedExperts, noWeightAndReduce, referenceEngines } from '@moe-ep/experts'
 import { describe, expect, test } from 'vitest'
 import { failureOf, rowsOnHost, withWorld } from '../../intranode-ht/test/world.js'
-import { HtPrepareAndFinalize, MicroBatches } from '../src/index.js'
+import { HtPrepareAndFinalize, MicroBatches, ModularKernel } from '../src/index.js'
 import { Layer, sizesFor } from './layer.js'
+import { expectedOf, type LlRank, onLlRanks, outputRows } from './ll-layer.js'
 
 const pause = (turns: number): Promise<void> =>
   turns === 0 ? Promise.resolve() : new Promise((resolve) => setImmediate(() => void pause(turns - 1).then(resolve)))
@@ -85,6 +86,49 @@ describe('MicroBatches', () => {
           await experts.close()
         }),
       )
+    })
+  })
+
+  describe('whole layers go on while the rows of others travel', () => {
+    const parts = [50, 51, 52].map(
+      (seed) => new Layer({ numTokens: [3, 0, 2], hidden: 16, intermediate: 2, numExperts: 4, topk: 2, seed }),
+    )
+    const sizes = { ...sizesFor(parts[0]!.shape), maxInFlight: 3 }
+    const run = async (rank: number, stream: Stream, kernel: ModularKernel): Promise<void> => {
+      const batches = new MicroBatches(3)
+      for (let round = 0; round < 20; round++) {
+        const outputs = await batches.run(({ microBatch, pass }) =>
+          kernel.apply({ ...parts[microBatch]!.argumentsOf(rank), microBatch, pass, stream }),
+        )
+        await stream.synchronize()
+        for (const [part, output] of outputs.entries())
+          expect(outputRows(output)).toEqual(expectedOf(parts[part]!, rank, {}))
+      }
+      await kernel.experts.close()
+    }
+
+    test.each([false, true])('of the high-throughput family, with a stream of its own: %s', async (own) => {
+      await withWorld(3, sizes, async (ranks) => {
+        await Promise.all(
+          ranks.map(async ({ rank, stream, buffer }) => {
+            const commStream = buffer.device.createStream({ threads: 1 })
+            const side = new HtPrepareAndFinalize(buffer, own ? { commStream } : {})
+            await run(rank, stream, new ModularKernel(side, new GroupedExperts(referenceEngines())))
+            expect(buffer.freeSlots).toBe(3)
+            await commStream.close()
+          }),
+        )
+      })
+    })
+
+    test('of the low-latency family', async () => {
+      const experts = (): BatchedExperts =>
+        new BatchedExperts(referenceEngines(), { maxNumTokens: 3, numDispatchers: 3 })
+      const body = async ({ rank, stream, kernel, buffer }: LlRank): Promise<void> => {
+        await run(rank, stream, kernel)
+        expect(buffer.freeSlots).toBe(3)
+      }
+      await onLlRanks(parts[0]!, body, { experts, maxInFlight: 3 })
     })
   })
 })

@@ -13,7 +13,11 @@ Options
   --share-gpus              several ranks may use one GPU
   --ranks N                 ranks, one process each (8)
   --workers                 ranks are worker threads of one process instead
-  --mode ht                 dispatch family (ht: high throughput)
+  --mode ht|ll              dispatch family: high throughput, or low latency for up to 1024 tokens of a rank (ht)
+  --protocol rank|expert    with --mode ll: a token's row goes once to each rank with some of its experts, whose sum comes
+                            home, or to each expert (rank)
+  --overlap N               cuts the tokens of a rank into N micro-batches: one computes while others travel (1)
+  --graph                   with --mode ll: records dispatch and combine once and replays them, around the experts
   --model NAME|FILE         one of the models below, or a .safetensors file with a layer of one of them (demo)
   --preset NAME             the model that FILE belongs to, where the file does not say
   --layer N                 number of the layer in the names of the tensors (the first with experts)

@@ -13,7 +13,14 @@ export interface LayerOptions {
   /** Whether several ranks may use one GPU. */
   readonly shareGpus: boolean
   readonly ranks: number
-  readonly mode: 'ht'
+  /** Dispatch family: high throughput, or low latency. */
+  readonly mode: 'ht' | 'll'
+  /** Of mode ll, whether a token's row goes to, and comes home from, each rank that has some of its experts, or each expert. */
+  readonly protocol?: 'rank' | 'expert'
+  /** Micro-batches that a rank's tokens are cut into, of which one computes while others travel. */
+  readonly overlap: number
+  /** Whether dispatch and combine are recorded once and replayed. */
+  readonly graph: boolean
   /** Name of a preset, or a path to a safetensors file. */
   readonly model: string
   /** Name of the preset that a weights file belongs to, where the file does not say. */
@@ -45,6 +52,9 @@ export const layerFlags = {
   'share-gpus': { type: 'boolean', default: false },
   ranks: { type: 'string', default: '8' },
   mode: { type: 'string', default: 'ht' },
+  protocol: { type: 'string' },
+  overlap: { type: 'string', default: '1' },
+  graph: { type: 'boolean', default: false },
   model: { type: 'string', default: 'demo' },
   preset: { type: 'string' },
   layer: { type: 'string' },
@@ -72,7 +82,7 @@ type Flags = { readonly [Name in keyof typeof layerFlags]?: string | boolean | u
 export function layerOptionsFrom(flags: Flags): LayerOptions {
   const ranks = integer('ranks', flags.ranks, 1, 4096)
   requireSupported('device', flags.device, ['cpu', 'cuda', 'auto'])
-  requireSupported('mode', flags.mode, ['ht'])
+  requireSupported('mode', flags.mode, ['ht', 'll'])
   requireSupported('dtype', flags.dtype, ['bf16', 'fp8'])
   const routing = String(flags.routing)
   parseRouting(routing, { ranks })
@@ -82,16 +92,17 @@ export function layerOptionsFrom(flags: Flags): LayerOptions {
     throw configError('model', `${[...modelPresets.keys()].join(', ')} or a path to a .safetensors file`, model)
   }
   if (flags.preset !== undefined && !isFile) throw configError('preset', 'a .safetensors file as --model', model)
+  const tokens = tokensFrom(String(flags.tokens), ranks)
   return {
     ...{
       device: flags.device === 'cuda' ? ('cuda' as const) : ('cpu' as const),
       shareGpus: flags['share-gpus'] === true,
     },
-    ...{ mode: 'ht', dtype: flags.dtype as LayerDType, ranks, model, routing },
+    ...familyFrom(flags, tokens),
+    ...{ dtype: flags.dtype as LayerDType, ranks, model, routing, tokens },
     ...(flags.preset !== undefined && { preset: presetNamed(String(flags.preset)).name }),
     ...(flags.layer !== undefined && { layer: layerFrom(flags.layer) }),
     shape: shapeFrom(flags),
-    tokens: tokensFrom(String(flags.tokens), ranks),
     seed: integer('seed', flags.seed, 0, 2 ** 31 - 1),
     iters: integer('iters', flags.iters, 1, 1_000_000),
     json: flags.json === true,
@@ -132,6 +143,33 @@ export function integer(flag: string, text: unknown, minimum: number, maximum: n
 
 export function configError(flag: string, expected: string, received: string): MoeEpError {
   return new MoeEpError('ERR_MOE_EP_CONFIG', `--${flag}: expected ${expected}, received ${received}`)
+}
+
+/** Tokens that a rank can send in one low-latency dispatch. */
+const maxLowLatencyTokens = 1024
+
+/** The dispatch family and how it is called, checked together. */
+function familyFrom(
+  flags: Flags,
+  tokens: readonly number[],
+): Pick<LayerOptions, 'mode' | 'protocol' | 'overlap' | 'graph'> {
+  const overlap = integer('overlap', flags.overlap, 1, 64)
+  const graph = flags.graph === true
+  if (flags.mode === 'ht') {
+    if (flags.protocol !== undefined) throw configError('protocol', '--mode ll', `${flags.protocol} with --mode ht`)
+    if (!graph) return { mode: 'ht', overlap, graph }
+    const why = 'high-throughput dispatches wait on the host for their counts, which no graph can hold; use --mode ll'
+    throw new MoeEpError('ERR_MOE_EP_UNSUPPORTED', `--graph with --mode ht: ${why}`)
+  }
+  const { protocol = 'rank' } = flags
+  requireSupported('protocol', protocol, ['rank', 'expert'])
+  const [most, limit] = [Math.max(...tokens), maxLowLatencyTokens * overlap]
+  if (most > limit) {
+    const each = overlap === 1 ? '' : `, ${maxLowLatencyTokens} for each of ${overlap} micro-batches,`
+    throw configError('tokens', `at most ${limit}${each} with --mode ll`, String(most))
+  }
+  if (graph && overlap > 1) throw configError('overlap', '1 with --graph', String(overlap))
+  return { mode: 'll', protocol: protocol as 'rank' | 'expert', overlap, graph }
 }
 
 function tokensFrom(text: string, ranks: number): number[] {

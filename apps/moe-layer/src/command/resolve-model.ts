@@ -1,8 +1,7 @@
 import { existsSync } from 'node:fs'
 import { join, resolve } from 'node:path'
-import { IntranodeBuffer } from '@moe-ep/intranode-ht'
 import { type Gate, maxTopk, softmaxGate } from '../gates/gate.js'
-import { bufferSizes } from '../layer/buffer-sizes.js'
+import { bufferBytes } from '../layer/buffer-sizes.js'
 import type { ModelPreset, ModelShape } from '../presets/model-preset.js'
 import { modelPresets } from '../presets/presets.js'
 import { availableMemory } from '../weights/available-memory.js'
@@ -99,11 +98,12 @@ function gateFor(file: MoeWeightsFile, preset: ModelPreset | undefined, path: st
 }
 
 async function requireRoom(
-  { model, tokens }: LayerOptions,
+  options: LayerOptions,
   shape: ModelShape,
   more: { readonly sharedIntermediate: number; readonly fileBytes: number },
 ): Promise<void> {
-  const bufferBytesPerRank = IntranodeBuffer.sizeHint(bufferSizes(shape, tokens), tokens.length)
+  const { model, tokens } = options
+  const bufferBytesPerRank = bufferBytes(shape, options)
   requireMemory(model, memoryNeed({ shape, tokens, bufferBytesPerRank, ...more }), await availableMemory())
 }
 

@@ -1,7 +1,4 @@
-import { type Device, getCudaDeviceOfRank, getDevice, type Stream, Tensor } from '@moe-ep/core'
-import { type Experts, GroupedExperts, onnxEngines } from '@moe-ep/experts'
-import { IntranodeBuffer } from '@moe-ep/intranode-ht'
-import { HtPrepareAndFinalize, ModularKernel } from '@moe-ep/modular-kernel'
+import { getDevice, type Stream, Tensor } from '@moe-ep/core'
 import type { ProcessGroup } from '@moe-ep/transport'
 import { makeActivations } from '../routing/activations.js'
 import { gateLogits } from '../routing/gate-logits.js'
@@ -9,12 +6,14 @@ import { expertRangeOfRank } from '../routing/placement.js'
 import { parseRouting } from '../routing/routing-kind.js'
 import { createRouting } from '../routing/routing.js'
 import type { Span } from '../results/rank-result.js'
-import { bufferSizes } from './buffer-sizes.js'
+import { createFamily, type Family } from './family.js'
+import { graphPass } from './graph-pass.js'
+import { kernelPass, type LayerPass } from './layer-pass.js'
 import { loadRankWeights, type RankWeights } from './rank-weights.js'
 import type { RunSpec } from './run-spec.js'
 import { SharedExpert } from './shared-expert.js'
-import { nowUs } from './stage-recorder.js'
-import { ThroughHost, toHost } from './through-host.js'
+import { nowUs, type StageRecorder } from './stage-recorder.js'
+import { toHost } from './through-host.js'
 
 /** What the gate chose for this rank's tokens. */
 export interface Choice {
@@ -29,7 +28,8 @@ interface LayerRunParts {
   readonly x: Float32Array
   readonly weights: RankWeights
   readonly sharedExpert: SharedExpert | undefined
-  readonly buffer: IntranodeBuffer
+  readonly family: Family
+  readonly recorder: StageRecorder
 }
 
 /** One rank's share of the layer, ready to run. */
@@ -42,28 +42,26 @@ export class LayerRun {
   readonly #weights: RankWeights
   readonly #sharedExpert: SharedExpert | undefined
   readonly #hiddenStates: Tensor
-  readonly #buffer: IntranodeBuffer
-  readonly #experts: Experts
-  readonly #kernel: ModularKernel
+  readonly #family: Family
+  readonly #layer: LayerPass
 
-  private constructor({ spec, group, x, weights, sharedExpert, buffer }: LayerRunParts) {
-    const { device } = buffer
+  private constructor({ spec, group, x, weights, sharedExpert, family, recorder }: LayerRunParts) {
+    const { device } = family
     this.#spec = spec
     this.#group = group
     this.#weights = weights
     this.#sharedExpert = sharedExpert
-    this.#buffer = buffer
+    this.#family = family
     this.stream = device.createStream()
     this.x = x
     this.#hiddenStates = Tensor.from(x, [spec.options.tokens[group.rank]!, spec.shape.hidden], 'bf16', device)
-    const experts = new GroupedExperts(onnxEngines())
-    this.#experts = device.kind === 'cpu' ? experts : new ThroughHost(experts)
-    const quantized = spec.options.dtype === 'fp8' ? { quant: { kind: 'fp8-block' } as const } : {}
-    this.#kernel = new ModularKernel(new HtPrepareAndFinalize(buffer, quantized), this.#experts)
+    const parts = { family, weights: weights.experts, numExperts: spec.shape.experts, stream: this.stream }
+    const { graph, overlap } = spec.options
+    this.#layer = graph ? graphPass(parts, recorder) : kernelPass(parts, overlap)
   }
 
   /** Reads this rank's experts and builds the buffers; collective. */
-  static async create(spec: RunSpec, group: ProcessGroup): Promise<LayerRun> {
+  static async create(spec: RunSpec, group: ProcessGroup, recorder: StageRecorder): Promise<LayerRun> {
     const { shape, options, layer, weights: path } = spec
     const { rank, worldSize } = group
     const range = expertRangeOfRank({ experts: shape.experts, ranks: worldSize, rank })
@@ -71,10 +69,8 @@ export class LayerRun {
     const x = makeActivations({ seed: options.seed, rank, numTokens: options.tokens[rank]!, hidden: shape.hidden })
     const shared = weights.sharedExpert
     const sharedExpert = shared === undefined ? undefined : await SharedExpert.create(shared, x, shape.hidden)
-    const sizes = bufferSizes(shape, options.tokens)
-    const device = deviceOfRank(options, group)
-    const buffer = await IntranodeBuffer.create(group, { ...sizes, device, timeoutMs: options.timeoutMs })
-    return new LayerRun({ spec, group, x, weights, sharedExpert, buffer })
+    const family = await createFamily(spec, group)
+    return new LayerRun({ spec, group, x, weights, sharedExpert, family, recorder })
   }
 
   /** One pass: gate, dispatch, experts, combine. Gives the output, on the host, and the spans that no stream sees. */
@@ -86,14 +82,11 @@ export class LayerRun {
     const gatedUs = nowUs()
     const { shape } = this.#spec
     const slots = [this.#hiddenStates.shape[0]!, shape.topk]
-    const { device } = this.#buffer
-    const result = await this.#kernel.apply({
+    const { device } = this.#family
+    const result = await this.#layer.run({
       hiddenStates: this.#hiddenStates,
-      weights: this.#weights.experts,
       topkIdx: Tensor.copyOf(this.choice.topkIdx, slots, 'i32', device),
       topkWeights: Tensor.copyOf(this.choice.topkWeights, slots, 'f32', device),
-      numExperts: shape.experts,
-      stream: this.stream,
     })
     await this.stream.synchronize()
     const combinedUs = nowUs()
@@ -121,17 +114,19 @@ export class LayerRun {
       let rows = 0
       for (let token = 0; token < topkIdx.length; token += shape.topk) {
         const ids = topkIdx.subarray(token, token + shape.topk)
-        if (ids.some((id) => id >= begin && id < end)) rows++
+        const here = ids.filter((id) => id >= begin && id < end).length
+        rows += this.#spec.options.protocol === 'expert' ? here : Math.min(here, 1)
       }
       return rows
     })
   }
 
   async close(): Promise<void> {
-    await this.#experts.close()
+    this.#layer.close()
+    await this.#family.experts.close()
     await this.#sharedExpert?.close()
     await this.stream.close()
-    this.#buffer.close()
+    await this.#family.close()
   }
 
   #gate(): Choice {
@@ -147,9 +142,4 @@ export class LayerRun {
     })
     return routing.route(logits, options.tokens[rank]!)
   }
-}
-
-function deviceOfRank({ device, shareGpus }: RunSpec['options'], { rank, worldSize }: ProcessGroup): Device {
-  if (device === 'cpu') return getDevice('cpu')
-  return getCudaDeviceOfRank({ localRank: rank, localWorldSize: worldSize, shareGpus })
 }

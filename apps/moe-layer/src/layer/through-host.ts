@@ -1,14 +1,19 @@
-import { copyTensor, getDevice, type Stream, Tensor } from '@moe-ep/core'
+import { argumentError, copyTensor, getDevice, type Stream, Tensor } from '@moe-ep/core'
 import type { Experts, ExpertsArguments } from '@moe-ep/experts'
 
 const host = getDevice('cpu')
 
-/** A copy on the host of what `stream` leaves in a tensor. */
+/**
+ * A copy on the host of what `stream` leaves in a tensor, in the same order of elements: scales may lie column by column.
+ * @throws ERR_MOE_EP_ARGUMENT for a tensor with gaps.
+ */
 export async function toHost(tensor: Tensor, stream: Stream): Promise<Tensor> {
-  const copy = Tensor.empty(tensor.shape, tensor.dtype, host)
-  copyTensor(tensor, copy, { stream })
+  const { dtype, shape, strides, numel, memory, byteOffset, byteLength, spanBytes } = tensor
+  if (spanBytes !== byteLength) throw argumentError('tensor', 'one without gaps', `strides [${strides.join(', ')}]`)
+  const copy = Tensor.empty([numel], dtype, host)
+  copyTensor(new Tensor({ memory, dtype, byteOffset, shape: [numel] }), copy, { stream })
   await stream.synchronize()
-  return copy
+  return new Tensor({ memory: copy.memory, dtype, shape, strides, byteOffset: copy.byteOffset })
 }
 
 /**
@@ -19,6 +24,9 @@ export class ThroughHost implements Experts {
   readonly activationFormat
   readonly weightAndReduce
   readonly outputMayReplaceInput = true
+  readonly scaleFormats: NonNullable<Experts['scaleFormats']>
+  readonly maxNumTokens?: number
+  readonly numDispatchers?: number
   readonly #experts: Experts
   readonly #stream = host.createStream()
 
@@ -26,6 +34,10 @@ export class ThroughHost implements Experts {
     this.#experts = experts
     this.activationFormat = experts.activationFormat
     this.weightAndReduce = experts.weightAndReduce
+    this.scaleFormats = experts.scaleFormats ?? ['f32', 'ue8m0']
+    // Batched experts have them, and a kernel asks for them.
+    if (experts.maxNumTokens !== undefined) this.maxNumTokens = experts.maxNumTokens
+    if (experts.numDispatchers !== undefined) this.numDispatchers = experts.numDispatchers
   }
 
   get quantSchemes() {

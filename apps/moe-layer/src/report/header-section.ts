@@ -1,3 +1,4 @@
+import { modeText } from '../results/layer-result.js'
 import { element, type Markup } from './markup.js'
 import { formatCount, formatError, formatTime } from './number-format.js'
 import type { ReportData } from './report-data.js'
@@ -50,7 +51,7 @@ function facts({ result, ranks, routing, seed }: ReportData): [string, string][]
     ['hidden', String(result.hidden)],
     ['intermediate', String(result.intermediate)],
     ['dtype', result.dtype],
-    ['mode', result.mode],
+    ['mode', modeText(result)],
     ['routing', routing],
     ['seed', String(seed)],
   ]

@@ -9,6 +9,12 @@ export interface LayerResult {
   /** Where the experts' GEMMs run. */
   readonly expertsDevice: 'cpu'
   readonly mode: string
+  /** Who sums the rows of a token's experts; of mode ll. */
+  readonly protocol?: string
+  /** Micro-batches that a pass is cut into. */
+  readonly overlap: number
+  /** Whether dispatch and combine were replayed as graphs. */
+  readonly graph: boolean
   readonly ranks: number
   readonly nodes: number
   readonly model: string
@@ -43,7 +49,10 @@ export function summarizeLayer({ options, shape }: RunSpec, results: readonly Ra
   return {
     ok: maxRelError <= tolerance && deterministic,
     ...{ device: options.device, expertsDevice: 'cpu' },
-    ...{ mode: options.mode, ranks: options.ranks, nodes: 1, model: options.model },
+    mode: options.mode,
+    ...(options.protocol !== undefined && { protocol: options.protocol }),
+    ...{ overlap: options.overlap, graph: options.graph },
+    ...{ ranks: options.ranks, nodes: 1, model: options.model },
     ...{ dtype: options.dtype, tokensPerRank: options.tokens },
     ...{ hidden: shape.hidden, intermediate: shape.intermediate, experts: shape.experts, topK: shape.topk },
     ...{ maxRelError, tolerance, deterministic },
@@ -52,4 +61,14 @@ export function summarizeLayer({ options, shape }: RunSpec, results: readonly Ra
       sentRows.map((rows, to) => ({ from: rank, to, route: to === rank ? 'self' : 'peer', bytes: rows * rowBytes })),
     ),
   }
+}
+
+/** How rows were moved, in words: the mode and what differs from its defaults. */
+export function modeText({ mode, protocol, overlap, graph }: LayerResult): string {
+  return [
+    mode,
+    ...(protocol === undefined ? [] : [`protocol ${protocol}`]),
+    ...(overlap === 1 ? [] : [`${overlap} micro-batches`]),
+    ...(graph ? ['dispatch and combine as graphs'] : []),
+  ].join(', ')
 }

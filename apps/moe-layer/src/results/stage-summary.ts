@@ -17,10 +17,12 @@ const stageOrder = [
   'quantize',
   'exchange',
   'dispatch',
+  'receive',
   'permute',
   'experts',
   'unpermute',
   'combine',
+  'reduce',
   'shared',
   'layer',
 ]
@@ -29,15 +31,15 @@ const stageOrder = [
 export function summarizeStages(results: readonly RankResult[]): StageSummary[] {
   const numPasses = Math.min(...results.map(({ passes }) => passes.length))
   return stageOrder.flatMap((name) => {
-    const spansOf = (pass: number): Span[] =>
-      results.flatMap(({ passes }) => passes[pass]!.filter((span) => span.stage === name))
-    const slowest = Array.from({ length: numPasses }, (_, pass) =>
-      Math.max(0, ...spansOf(pass).map((s) => s.endUs - s.beginUs)),
-    )
-    const bytes = Math.max(
-      0,
-      ...Array.from({ length: numPasses }, (_, pass) => spansOf(pass).map((s) => s.bytes)).flat(),
-    )
+    /** Sums over the spans that one rank has of the stage: micro-batches have one each. */
+    const ofRanks = (pass: number, valueOf: (span: Span) => number): number[] =>
+      results.map(({ passes }) =>
+        passes[pass]!.filter((span) => span.stage === name).reduce((sum, span) => sum + valueOf(span), 0),
+      )
+    const most = (valueOf: (span: Span) => number): number[] =>
+      Array.from({ length: numPasses }, (_, pass) => Math.max(0, ...ofRanks(pass, valueOf)))
+    const slowest = most(({ beginUs, endUs }) => endUs - beginUs)
+    const bytes = Math.max(0, ...most((span) => span.bytes))
     const medianUs = percentile(slowest, 50)
     if (medianUs === 0) return []
     return { name, medianUs, p99Us: percentile(slowest, 99), bytes, gbPerSec: bytes / medianUs / 1000 }

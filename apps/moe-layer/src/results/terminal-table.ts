@@ -1,5 +1,5 @@
 import { styleText } from 'node:util'
-import type { LayerResult } from './layer-result.js'
+import { type LayerResult, modeText } from './layer-result.js'
 
 /** The result as a person reads it. */
 export function terminalReport(result: LayerResult): string {
@@ -15,7 +15,7 @@ export function terminalReport(result: LayerResult): string {
   return [
     '',
     `${model}: ${experts} experts, top-${topK}, hidden ${hidden}, intermediate ${intermediate}, ${result.dtype}`,
-    `${ranks} ranks on ${device}, ${tokens}`,
+    `${ranks} ranks on ${device}, ${tokens}, mode ${modeText(result)}`,
     ...(device === result.expertsDevice ? [] : ['experts compute on the host: their rows go there and back']),
     '',
     ...table([header, ...rows]),

@@ -52,8 +52,13 @@ async function expectNothingLeft(run: AppRun): Promise<void> {
 }
 
 describe('a rank that is killed in mid run', () => {
-  it.each([0, 1, 2])('ends the others with an error that names it: rank %d', async (victim) => {
-    const run = app.start(endless)
+  it.each([
+    [0, 'ht'],
+    [1, 'ht'],
+    [2, 'ht'],
+    [1, 'll'],
+  ])('ends the others with an error that names it: rank %d, mode %s', async (victim, mode) => {
+    const run = app.start([...endless, '--mode', mode])
     const working = await workingRanks(run)
     process.kill(working.find(({ rank }) => rank === victim)!.pid, 'SIGKILL')
     const end = await run.ended
@@ -91,14 +96,17 @@ describe('a run that is stopped', () => {
   })
 })
 
-it('a rank that is stopped is missed at the deadline, and the error names who waited and for whom', async () => {
-  const run = app.start([...endless, '--timeout-ms', '1500'])
-  const working = await workingRanks(run)
-  const { pid } = working.find(({ rank }) => rank === 1)!
-  process.kill(pid, 'SIGSTOP')
-  const end = await run.ended
-  const { error } = jsonOf<Refusal>(end)
-  expect([error.code, end.exitCode]).toEqual(['ERR_MOE_EP_TIMEOUT', 1])
-  expect(error.message).toMatch(/rank [02]\b.*ranks?:? 1\b/s)
-  await expectNothingLeft(run)
-})
+it.each(['ht', 'll'])(
+  'a rank that is stopped is missed at the deadline, and the error names who waited for whom: mode %s',
+  async (mode) => {
+    const run = app.start([...endless, '--mode', mode, '--timeout-ms', '1500'])
+    const working = await workingRanks(run)
+    const { pid } = working.find(({ rank }) => rank === 1)!
+    process.kill(pid, 'SIGSTOP')
+    const end = await run.ended
+    const { error } = jsonOf<Refusal>(end)
+    expect([error.code, end.exitCode]).toEqual(['ERR_MOE_EP_TIMEOUT', 1])
+    expect(error.message).toMatch(/rank [02]\b.*ranks?:? 1\b/s)
+    await expectNothingLeft(run)
+  },
+)

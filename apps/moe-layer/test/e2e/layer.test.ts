@@ -166,6 +166,16 @@ describe('the same layer', () => {
 it('the command that a package manager starts is the built file', () => {
   const { status, stdout } = spawnSync(process.execPath, [mainPath, '--help'], { encoding: 'utf8' })
   expect(status).toBe(0)
-  for (const flag of ['--ranks', '--routing', '--tokens', '--json', '--trace', 'make-weights'])
+  for (const flag of [
+    '--ranks',
+    '--mode',
+    '--overlap',
+    '--graph',
+    '--routing',
+    '--tokens',
+    '--json',
+    '--trace',
+    'make-weights',
+  ])
     expect(stdout).toContain(flag)
 })

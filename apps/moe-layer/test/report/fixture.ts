@@ -33,7 +33,18 @@ export function reportFixture(options: FixtureOptions = {}): ReportData {
   )
   return {
     result: {
-      ...{ ok, device: 'cpu', expertsDevice: 'cpu', mode: 'ht', ranks, nodes: 1, model, dtype: 'bf16' },
+      ...{
+        ok,
+        device: 'cpu',
+        expertsDevice: 'cpu',
+        mode: 'ht',
+        overlap: 1,
+        graph: false,
+        ranks,
+        nodes: 1,
+        model,
+        dtype: 'bf16',
+      },
       ...{ tokensPerRank: results.map(() => tokens), hidden: 1024, intermediate: 512, experts, topK: 1 },
       ...{ maxRelError: results[0]!.maxRelError, tolerance: 2e-2, deterministic: true },
       ...{ stages: summarizeStages(results), routes },

@@ -103,6 +103,16 @@ describe('stages', () => {
     ])
   })
 
+  it('are the sum over the spans that a rank has in a pass, one for each micro-batch', () => {
+    const results = [
+      rankResult(0, { passes: [[span('combine', 10, 100), span('combine', 15, 200)]] }),
+      rankResult(1, { passes: [[span('combine', 20, 250)]] }),
+    ]
+    expect(summarizeStages(results)).toEqual([
+      { name: 'combine', medianUs: 25, p99Us: 25, bytes: 300, gbPerSec: 300 / 25 / 1000 },
+    ])
+  })
+
   it('percentiles are nearest ranks', () => {
     const values = Array.from({ length: 100 }, (_, i) => 100 - i)
     expect([50, 99, 100].map((percent) => percentile(values, percent))).toEqual([50, 99, 100])
