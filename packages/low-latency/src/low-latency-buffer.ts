@@ -187,7 +187,7 @@ export class LowLatencyBuffer implements Disposable {
             ...([recvStats?.handle, waitStats?.handle] as const),
           ),
         )
-        return stream.record()
+        return stream.mark()
       }
       const result = { ...packed, handle, recvTopkIdx, recvTopkWeights }
       if (!returnRecvHook) {
@@ -248,7 +248,7 @@ export class LowLatencyBuffer implements Disposable {
           ...([topkWeights?.handle, combinedX.handle, options.waitRecvCostStats?.handle] as const),
         ),
       )
-      return stream.record()
+      return stream.mark()
     }
     this.#dispatches.delete(handle)
     if (options.returnRecvHook !== true) {

@@ -235,6 +235,7 @@ __device__ void SumAll(const CombineArguments& a, uint64_t begin_ns, bool ok) {
 template <bool kSend, bool kReceive>
 __global__ void __launch_bounds__(kThreads, 2)
     CombineKernel(const __grid_constant__ CombineArguments a) {
+  cudaGridDependencySynchronize();
   const uint64_t begin_ns = Nanoseconds();
   bool ok = true;
   if constexpr (kSend) {
@@ -270,7 +271,8 @@ void Combine(const Exec& exec, const CombineCall& call) {
       .describe_id = DescribeCombineId,
       .describe_not_received = DescribeNotReceived,
   };
-  const LaunchShape shape = {.grid = dim3(static_cast<unsigned>(call.sms)), .block = kThreads};
+  const LaunchShape shape = {
+      .grid = dim3(static_cast<unsigned>(call.sms)), .block = kThreads, .overlaps_previous = true};
   if (call.phases.send && call.phases.receive) {
     Launch(CombineKernel<true, true>, shape, exec.cuda_stream(), a);
   } else if (call.phases.send) {

@@ -151,6 +151,11 @@ __device__ inline bool WaitForAll(const DeviceBuffer& buffer, const Patience& pa
   return __syncthreads_and(ok) != 0;
 }
 
+// Lets the next kernel of the stream take its places, where it waits for the end of this one.
+// Called when no wait for peers is left: places are what other ranks' kernels on the same GPU may
+// need.
+__device__ __forceinline__ void LetNextBegin() { cudaTriggerProgrammaticLaunchCompletion(); }
+
 // Copies up to kVectors vectors of 16 bytes a lane, from the `at`-th on, all loads before the
 // stores. A warp calls it.
 template <int kVectors>

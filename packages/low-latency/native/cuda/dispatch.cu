@@ -21,6 +21,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     DispatchKernel(const __grid_constant__ DispatchArguments a) {
   extern __shared__ __align__(16) uint8_t memory[];
   auto* const shared = reinterpret_cast<Shared*>(memory);
+  cudaGridDependencySynchronize();
   const uint64_t begin_ns = Nanoseconds();
   // Nobody advances it before all blocks have come to the end of sending.
   const uint64_t epoch = a.buffer.State().epoch + (kSend ? 1 : 0);
@@ -72,7 +73,8 @@ void Dispatch(const Exec& exec, const DispatchCall& call) {
     Launch(kernel,
            {.grid = dim3(static_cast<unsigned>(call.sms)),
             .block = kThreads,
-            .shared_bytes = shared_bytes},
+            .shared_bytes = shared_bytes,
+            .overlaps_previous = true},
            exec.cuda_stream(), a);
   };
   if (call.phases.send && call.phases.receive) {

@@ -291,6 +291,7 @@ __device__ inline void Receive(const DispatchArguments& a, uint64_t begin_ns, ui
                   {SignalKind::kMessages, MessagesSignal(epoch, 0), Operation::kLowLatencyDispatch,
                    Missing::kMessages},
                   ok, blockIdx.x == 0 ? a.wait_stats : nullptr, &seen);
+  LetNextBegin();
   if (ok) {
     if (static_cast<int>(threadIdx.x) < buffer.ranks())
       shared->tokens[threadIdx.x] = static_cast<int>(seen % kTokensInSignal);
