@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "cpu/kernels.h"
 #include "cpu/weighted_sum.h"
 #include "moe_ep/layout/placement.h"
@@ -18,10 +20,11 @@ bool CheckIds(const Exec& exec, const CombineCall& call) {
 
 class Summer {
  public:
-  explicit Summer(const CombineCall& call)
+  Summer(const CombineCall& call, RankBits present)
       : call_(call),
         ids_(call.topk_idx),
-        placement_(call.experts, call.buffer->routes.world_size()) {}
+        placement_(call.experts, call.buffer->routes.world_size()),
+        present_(present) {}
 
   void Sum(int64_t token) const {
     const int64_t columns = call_.out.size(1);
@@ -29,14 +32,14 @@ class Summer {
     Term terms[kMaxTopk];
     if (call_.weighted) {
       // One row from each rank that the token went to, in the order of ranks.
-      const int64_t places = NumRanksOf(token);
-      for (int64_t place = 0; place < places; ++place) terms[place] = {Row(token, place), 1.0f};
-      return SumRows<false>(terms, places, columns, out);
+      const int64_t count = TermsOfRanks(token, terms);
+      return SumRows<false>(terms, count, columns, out);
     }
     const int64_t topk = call_.topk_idx.size(1);
     int64_t count = 0;
     for (int64_t slot = 0; slot < topk; ++slot) {
-      if (ids_[token * topk + slot] < 0) continue;
+      const int64_t id = ids_[token * topk + slot];
+      if (id < 0 || !TakesPart(present_, static_cast<int>(placement_.RankOf(id)))) continue;
       terms[count++] = {Row(token, slot), call_.topk_weights.data<float>()[token * topk + slot]};
     }
     SumRows<true>(terms, count, columns, out);
@@ -47,24 +50,31 @@ class Summer {
     return call_.buffer->Result(call_.buffer->routes.rank(), call_.slot, token, place);
   }
 
-  int64_t NumRanksOf(int64_t token) const {
+  // Rows have places for all ranks that the token went to, in their order, also for those whose
+  // rows have not come.
+  int64_t TermsOfRanks(int64_t token, Term* terms) const {
     const int64_t topk = call_.topk_idx.size(1);
-    int64_t ranks[kMaxTopk];
-    int64_t count = 0;
+    int ranks[kMaxTopk];
+    int64_t places = 0;
     for (int64_t slot = 0; slot < topk; ++slot) {
       const int64_t id = ids_[token * topk + slot];
       if (id < 0) continue;
-      const int64_t rank = placement_.RankOf(id);
-      int64_t known = 0;
-      while (known < count && ranks[known] != rank) ++known;
-      if (known == count) ranks[count++] = rank;
+      const auto rank = static_cast<int>(placement_.RankOf(id));
+      if (std::find(ranks, ranks + places, rank) == ranks + places) ranks[places++] = rank;
     }
+    std::sort(ranks, ranks + places);
+    const bool by_rank = call_.buffer->layout.results_by_rank != 0;
+    int64_t count = 0;
+    for (int64_t place = 0; place < places; ++place)
+      if (TakesPart(present_, ranks[place]))
+        terms[count++] = {Row(token, by_rank ? ranks[place] : place), 1.0f};
     return count;
   }
 
   const CombineCall& call_;
   TopkIds ids_;
   ExpertPlacement placement_;
+  RankBits present_;
 };
 
 }  // namespace
@@ -72,12 +82,13 @@ class Summer {
 void CombineReceive(const Exec& exec, const CombineCall& call) {
   const Buffer& buffer = *call.buffer;
   if (!buffer.routes.CheckNotPoisoned(exec) || !buffer.CheckReceived(exec, call.slot)) return;
+  RankBits present = buffer.slots[call.slot].present & buffer.Unmasked();
   if (!buffer.WaitForAll(exec, call.slot, SignalKind::kResults, buffer.slots[call.slot].epoch,
-                         DeadlineAfter(call.timeout_ms), kCombineOperation, "rows",
+                         DeadlineAfter(call.timeout_ms), kCombineOperation, "rows", &present,
                          call.wait_stats.data<int64_t>()))
     return;
   if (!CheckIds(exec, call)) return;
-  const Summer summer(call);
+  const Summer summer(call, present);
   exec.ParallelFor(call.out.size(0), 2, [&](int64_t begin, int64_t end) {
     for (int64_t token = begin; token < end; ++token) summer.Sum(token);
   });

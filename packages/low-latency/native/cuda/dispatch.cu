@@ -26,14 +26,17 @@ __global__ void __launch_bounds__(kThreads, 2)
   // Nobody advances it before all blocks have come to the end of sending.
   const uint64_t epoch = a.buffer.State().epoch + (kSend ? 1 : 0);
   bool ok = true;
+  RankBits present;
   if constexpr (kSend) {
-    ok = Send(a, begin_ns, epoch, &shared->send);
+    present = a.buffer.Unmasked();
+    ok = Send(a, begin_ns, epoch, &present, &shared->send);
     // The phases share their memory.
     if constexpr (kReceive) __syncthreads();
   } else {
+    present = a.buffer.State().present;
     ok = !Failed(a.patience.failure);
   }
-  if constexpr (kReceive) Receive(a, begin_ns, epoch, ok, &shared->receive);
+  if constexpr (kReceive) Receive(a, begin_ns, epoch, ok, present, &shared->receive);
 }
 
 }  // namespace
