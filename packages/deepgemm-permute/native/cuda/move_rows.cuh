@@ -73,6 +73,7 @@ inline constexpr int kMostStageBytes = 8192;
 template <int kStages>
 struct BulkMover {
   static constexpr int kMovers = kBulkMovers;
+  static constexpr int kTeams = 2;  // beside them: while one waits for memory the other one writes
   static constexpr int kStoring = kStages / 2;  // stages that are being read out
   static constexpr int kAhead = kStages - kStoring;
 
@@ -193,6 +194,7 @@ struct BulkMover {
 // Rows go through registers: any alignment.
 struct PlainMover {
   static constexpr int kMovers = 12;
+  static constexpr int kTeams = 1;
 
   static __host__ __device__ int64_t SharedBytes(const MoveArguments&) { return 0; }
 

@@ -218,13 +218,13 @@ void PermuteWith(const Exec& exec, const PlanArguments& plan, const MoveArgument
   shared.Take(Mover::SharedBytes(move));
   if (move.has_loose_scales) {
     arguments.scales = ScaleTiles::Of(move.loose_scales, move.num_tokens, move.topk);
-    arguments.tiles_at = static_cast<int32_t>(shared.Take(sizeof(ScaleTileMemory)));
+    arguments.tiles_at = static_cast<int32_t>(shared.Take(Mover::kTeams * sizeof(ScaleTileMemory)));
     arguments.move.has_loose_scales = false;
     if (move.rows.row_bytes == 0) arguments.move.num_batches = 0;
   }
   Launch(MoveKernel<Mover>,
          {.grid = grid,
-          .block = dim3((Mover::kMovers + kHelpers) * kWarp),
+          .block = dim3((Mover::kMovers + kHelpers<Mover>)*kWarp),
           .shared_bytes = shared.bytes(),
           .overlaps_previous = true},
          exec.cuda_stream(), arguments);

@@ -48,10 +48,16 @@ struct ScaleTileMemory {
   int32_t count;
 };
 
-// The warps that share a tile meet; others of the block do not take part.
-__device__ __forceinline__ void MeetForTile() {
-  asm volatile("bar.sync 1, %0;" ::"n"(ScaleTiles::kThreads) : "memory");
-}
+// Warps that share a tile, beside others of the block with tiles of their own.
+struct TileTeam {
+  ScaleTileMemory* memory;
+  int barrier;  // not 0: that is the block's
+  int thread;   // of the team
+
+  __device__ __forceinline__ void Meet() const {
+    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(ScaleTiles::kThreads) : "memory");
+  }
+};
 
 // A word from global to shared memory past the registers, for the thread that waits for it.
 __device__ __forceinline__ void CopyWordAsync(uint32_t* to, const uint8_t* from) {
@@ -73,11 +79,12 @@ __device__ __forceinline__ void ForItems(int thread, int lines, int items, const
     for (int line = thread / width; line < lines; line += kTogether * step) use(item, line, step);
 }
 
-// Brings the places of a tile's slots into shared memory, in the order of their rows.
+// Brings the rows of a tile's slots into shared memory, and which tokens have any.
 template <typename Rows>
-__device__ __forceinline__ void FindPlaces(const Rows& rows, const ScaleTiles& tiles,
-                                           ScaleTileMemory* memory, int64_t first, int thread) {
+__device__ __forceinline__ void FindRows(const Rows& rows, const ScaleTiles& tiles,
+                                         const TileTeam& team, int64_t first) {
   constexpr int kTogether = ScaleTiles::kMostSlots / ScaleTiles::kThreads;
+  ScaleTileMemory* const memory = team.memory;
   const int64_t behind = first + tiles.slots;
   const int64_t end = behind < tiles.num_slots ? behind : tiles.num_slots;
   const int64_t first_token = first / tiles.topk;
@@ -85,12 +92,12 @@ __device__ __forceinline__ void FindPlaces(const Rows& rows, const ScaleTiles& t
   int32_t row[kTogether];
 #pragma unroll
   for (int i = 0; i < kTogether; ++i) {
-    const int64_t slot = first + i * ScaleTiles::kThreads + thread;
+    const int64_t slot = first + i * ScaleTiles::kThreads + team.thread;
     word[i] = slot < end ? rows.Word(slot) : 0;
   }
 #pragma unroll
   for (int i = 0; i < kTogether; ++i) {
-    const int64_t slot = first + i * ScaleTiles::kThreads + thread;
+    const int64_t slot = first + i * ScaleTiles::kThreads + team.thread;
     row[i] = slot < end ? rows.LocalRowOfWord(word[i], slot) : -1;
   }
 #pragma unroll
@@ -100,127 +107,140 @@ __device__ __forceinline__ void FindPlaces(const Rows& rows, const ScaleTiles& t
     if (Lane() == 0 && lanes != 0) base = atomicAdd(&memory->count, __popc(lanes));
     base = __shfl_sync(kAllLanes, base, 0);
     if (row[i] < 0) continue;
-    const int64_t slot = first + i * ScaleTiles::kThreads + thread;
+    const int64_t slot = first + i * ScaleTiles::kThreads + team.thread;
     const auto token = static_cast<uint32_t>(slot / tiles.topk - first_token);
     memory->places[base + __popc(lanes & LanesBelow(Lane()))] = (int64_t{row[i]} << 8) | token;
     atomicOr(&memory->needed[token / kWarp], 1u << token % kWarp);
   }
-  MeetForTile();
-  // Rows differ, so there is one order.
-  const int count = memory->count;
-  int size = 2;
-  while (size < count) size *= 2;
-  for (int i = count + thread; i < size; i += ScaleTiles::kThreads) memory->places[i] = INT64_MAX;
-  MeetForTile();
-  for (int run = 2; run <= size; run *= 2) {
-    for (int distance = run / 2; distance > 0; distance /= 2) {
-      for (int pair = thread; pair < size / 2; pair += ScaleTiles::kThreads) {
-        const int low = 2 * pair - (pair & (distance - 1));
-        const int64_t a = memory->places[low];
-        const int64_t b = memory->places[low + distance];
-        if ((a > b) == ((low & run) == 0)) {
-          memory->places[low] = b;
-          memory->places[low + distance] = a;
-        }
-      }
-      MeetForTile();
-    }
-  }
-  for (int i = thread; i < count; i += ScaleTiles::kThreads) {
-    const int64_t place = memory->places[i];
-    memory->places[i] = (tiles.scales.move.OffsetOf(place >> 8) << 8) | (place & 255);
-  }
-  MeetForTile();
 }
 
-// Columns [begin, begin + columns) of a tile's tokens, from where they lie into shared memory.
-__device__ __forceinline__ void LoadValues(const ScaleTiles& tiles, ScaleTileMemory* memory,
-                                           int64_t first_token, int64_t begin, int columns,
-                                           int pitch, int thread) {
+// Brings the rows into order, of which there is one, for they differ, and makes places of them.
+__device__ __forceinline__ void SortPlaces(const ScaleTiles& tiles, const TileTeam& team) {
+  int64_t* const places = team.memory->places;
+  const int count = team.memory->count;
+  int size = 2;
+  while (size < count) size *= 2;
+  for (int i = count + team.thread; i < size; i += ScaleTiles::kThreads) places[i] = INT64_MAX;
+  team.Meet();
+  for (int run = 2; run <= size; run *= 2) {
+    for (int distance = run / 2; distance > 0; distance /= 2) {
+      for (int pair = team.thread; pair < size / 2; pair += ScaleTiles::kThreads) {
+        const int low = 2 * pair - (pair & (distance - 1));
+        const int64_t a = places[low];
+        const int64_t b = places[low + distance];
+        if ((a > b) == ((low & run) == 0)) {
+          places[low] = b;
+          places[low + distance] = a;
+        }
+      }
+      team.Meet();
+    }
+  }
+  for (int i = team.thread; i < count; i += ScaleTiles::kThreads)
+    places[i] = (tiles.scales.move.OffsetOf(places[i] >> 8) << 8) | (places[i] & 255);
+}
+
+// Columns of a tile that are in shared memory at once.
+struct TileColumns {
+  int64_t begin;
+  int count;
+  int pitch;  // odd: neither tokens nor columns of a warp meet in a bank
+};
+
+// Starts to bring columns of a tile's tokens from where they lie into shared memory.
+__device__ __forceinline__ void LoadValues(const ScaleTiles& tiles, const TileTeam& team,
+                                           int64_t first_token, const TileColumns& columns) {
   constexpr int kTogether = 8;
   const LooseScales& scales = tiles.scales;
+  ScaleTileMemory* const memory = team.memory;
   const int64_t behind = (tiles.num_slots - 1) / tiles.topk + 1;
   const int tokens =
       behind - first_token < tiles.tokens ? static_cast<int>(behind - first_token) : tiles.tokens;
   // What lies together is read by neighbouring threads.
   const bool by_row = scales.move.from_column_stride <= scales.move.from_row_stride;
+  const int lines = by_row ? tokens : columns.count;
+  const int items = by_row ? columns.count : tokens;
+  const auto needs = [&](int token) {
+    return (memory->needed[token / kWarp] >> token % kWarp & 1u) != 0;
+  };
   if (scales.CopiesWords()) {
     // All of them at once: memory is busy, and each way there takes long.
-    ForItems<1>(thread, by_row ? tokens : columns, by_row ? columns : tokens,
-                [&](int item, int line, int) {
-                  const int token = by_row ? line : item;
-                  const int column = by_row ? item : line;
-                  if ((memory->needed[token / kWarp] >> token % kWarp & 1u) != 0)
-                    CopyWordAsync(memory->values + token * pitch + column,
-                                  scales.WordAt(first_token + token, begin + column));
-                });
-    WaitForWords();
+    ForItems<1>(team.thread, lines, items, [&](int item, int line, int) {
+      const int token = by_row ? line : item;
+      const int column = by_row ? item : line;
+      if (needs(token))
+        CopyWordAsync(memory->values + token * columns.pitch + column,
+                      scales.WordAt(first_token + token, columns.begin + column));
+    });
     return;
   }
-  ForItems<kTogether>(thread, by_row ? tokens : columns, by_row ? columns : tokens,
-                      [&](int item, int line, int step) {
-                        uint32_t value[kTogether];
+  ForItems<kTogether>(team.thread, lines, items, [&](int item, int line, int step) {
+    uint32_t value[kTogether];
 #pragma unroll
-                        for (int i = 0; i < kTogether; ++i) {
-                          const int at = line + i * step;
-                          const int token = by_row ? at : item;
-                          const int column = by_row ? item : at;
-                          if (at < (by_row ? tokens : columns) &&
-                              (memory->needed[token / kWarp] >> token % kWarp & 1u) != 0)
-                            value[i] = scales.Load(first_token + token, begin + column);
-                        }
+    for (int i = 0; i < kTogether; ++i) {
+      const int at = line + i * step;
+      const int token = by_row ? at : item;
+      const int column = by_row ? item : at;
+      if (at < lines && needs(token))
+        value[i] = scales.Load(first_token + token, columns.begin + column);
+    }
 #pragma unroll
-                        for (int i = 0; i < kTogether; ++i) {
-                          const int at = line + i * step;
-                          const int token = by_row ? at : item;
-                          const int column = by_row ? item : at;
-                          if (at < (by_row ? tokens : columns) &&
-                              (memory->needed[token / kWarp] >> token % kWarp & 1u) != 0)
-                            memory->values[token * pitch + column] = value[i];
-                        }
-                      });
+    for (int i = 0; i < kTogether; ++i) {
+      const int at = line + i * step;
+      const int token = by_row ? at : item;
+      const int column = by_row ? item : at;
+      if (at < lines && needs(token)) memory->values[token * columns.pitch + column] = value[i];
+    }
+  });
 }
 
 // The same columns, from there to the rows.
-__device__ __forceinline__ void StoreValues(const ScaleTiles& tiles, const ScaleTileMemory* memory,
-                                            int64_t begin, int columns, int pitch, int thread) {
+__device__ __forceinline__ void StoreValues(const ScaleTiles& tiles, const TileTeam& team,
+                                            const TileColumns& columns) {
   constexpr int kTogether = 4;
   const LooseScales& scales = tiles.scales;
-  const int count = memory->count;
+  const ScaleTileMemory& memory = *team.memory;
   const bool by_row = scales.move.to_column_stride <= scales.move.to_row_stride;
-  ForItems<kTogether>(thread, by_row ? count : columns, by_row ? columns : count,
-                      [&](int item, int line, int step) {
+  const int lines = by_row ? memory.count : columns.count;
+  const int items = by_row ? columns.count : memory.count;
+  ForItems<kTogether>(team.thread, lines, items, [&](int item, int line, int step) {
 #pragma unroll
-                        for (int i = 0; i < kTogether; ++i) {
-                          const int at = line + i * step;
-                          if (at >= (by_row ? count : columns)) break;
-                          const int64_t place = memory->places[by_row ? at : item];
-                          const int column = by_row ? item : at;
-                          scales.Store(scales.move.to + (place >> 8) +
-                                           (begin + column) * scales.move.to_column_stride,
-                                       memory->values[(place & 255) * pitch + column]);
-                        }
-                      });
+    for (int i = 0; i < kTogether; ++i) {
+      const int at = line + i * step;
+      if (at >= lines) break;
+      const int64_t place = memory.places[by_row ? at : item];
+      const int column = by_row ? item : at;
+      scales.Store(
+          scales.move.to + (place >> 8) + (columns.begin + column) * scales.move.to_column_stride,
+          memory.values[(place & 255) * columns.pitch + column]);
+    }
+  });
 }
 
 template <typename Rows>
 __device__ inline void MoveScaleTile(const Rows& rows, const ScaleTiles& tiles,
-                                     ScaleTileMemory* memory, int64_t tile, int thread) {
+                                     const TileTeam& team, int64_t tile) {
   const int64_t first = tile * tiles.slots;
-  if (thread == 0) memory->count = 0;
-  if (thread < ScaleTiles::kMostTokens / kWarp) memory->needed[thread] = 0;
-  MeetForTile();
-  FindPlaces(rows, tiles, memory, first, thread);
-  const int64_t columns = tiles.scales.move.to_columns();
-  for (int64_t begin = 0; begin < columns; begin += tiles.columns) {
-    const int64_t left = columns - begin;
-    const int here = left < tiles.columns ? static_cast<int>(left) : tiles.columns;
-    // An odd pitch: neither tokens nor columns of a warp meet in a bank.
-    const int pitch = tiles.columns | 1;
-    LoadValues(tiles, memory, first / tiles.topk, begin, here, pitch, thread);
-    MeetForTile();
-    StoreValues(tiles, memory, begin, here, pitch, thread);
-    MeetForTile();
+  if (team.thread == 0) team.memory->count = 0;
+  if (team.thread < ScaleTiles::kMostTokens / kWarp) team.memory->needed[team.thread] = 0;
+  team.Meet();
+  FindRows(rows, tiles, team, first);
+  team.Meet();
+  const int64_t num_columns = tiles.scales.move.to_columns();
+  for (int64_t begin = 0; begin < num_columns; begin += tiles.columns) {
+    const int64_t left = num_columns - begin;
+    const TileColumns columns = {
+        .begin = begin,
+        .count = left < tiles.columns ? static_cast<int>(left) : tiles.columns,
+        .pitch = tiles.columns | 1,
+    };
+    LoadValues(tiles, team, first / tiles.topk, columns);
+    // Beside the first loads.
+    if (begin == 0) SortPlaces(tiles, team);
+    WaitForWords();
+    team.Meet();
+    StoreValues(tiles, team, columns);
+    team.Meet();
   }
 }
 
