@@ -102,6 +102,22 @@ test('ranks that disagree on a mask hear so, by name, and go on once they agree'
   })
 })
 
+test('where late ranks are masked, one call is enough for ranks that disagree to settle', async () => {
+  const inputs = randomInputs({ ...shape, seed: 9 })
+  await withWorld(4, { ...sizes, masks: 'late' }, async (ranks) => {
+    const fails = async ({ rank, stream, buffer }: Rank): Promise<void> => {
+      const { x, topkIdx, topkWeights } = toTensors(inputs[rank]!, shape)
+      const { handle } = buffer.lowLatencyDispatch(x, topkIdx, { numExperts, topkWeights, useFp8: false, stream })
+      expect(await failureOf(stream.synchronize())).toMatchObject({ code: 'ERR_MOE_EP_MISMATCH' })
+      buffer.release(handle)
+    }
+    ranks[1]!.buffer.updateMaskBuffer(3, true, ranks[1])
+    await Promise.all(ranks.map(fails))
+    for (const one of ranks) expect(await maskOf(one)).toEqual([0, 0, 0, one.rank === 3 ? 0 : 1])
+    await Promise.all(ranks.map((one) => (one.rank === 3 ? fails(one) : trip(one, inputs, [3]))))
+  })
+})
+
 test('a rank that does not come in time is masked, and the others go on without it', async () => {
   await withWorld(4, { ...sizes, masks: 'late' }, async (ranks) => {
     const present = ranks.filter(({ rank }) => rank !== 2)
