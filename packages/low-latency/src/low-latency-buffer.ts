@@ -1,6 +1,6 @@
 import {
   argumentError,
-  type CudaDevice,
+  CudaDevice,
   type Device,
   type Event,
   getDefaultDevice,
@@ -375,7 +375,7 @@ interface ReceivedMessages {
 }
 
 function multiprocessorsOf(device: Device): number {
-  return device.kind === 'cuda' ? (device as CudaDevice).multiprocessors : 1
+  return device instanceof CudaDevice ? device.multiprocessors : 1
 }
 
 /** A dispatch whose handle has not ended. */

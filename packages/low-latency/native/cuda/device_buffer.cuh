@@ -152,6 +152,11 @@ __device__ inline bool WaitFor(const DeviceBuffer& buffer, const Patience& patie
   return true;
 }
 
+// One thread masks more ranks. Calls of another slot may do the same.
+__device__ __forceinline__ void MaskToo(const DeviceBuffer& buffer, RankBits ranks) {
+  atomicOr(reinterpret_cast<unsigned long long*>(&buffer.first_state->mask), ranks);
+}
+
 // Waits where late ranks are masked: the watcher finds out who is present, the others go by what it
 // says, so that all blocks go on with the same ranks. All threads of the block call it.
 __device__ inline bool WaitForPresent(const DeviceBuffer& buffer, const Patience& patience,
@@ -180,7 +185,7 @@ __device__ inline bool WaitForPresent(const DeviceBuffer& buffer, const Patience
     }
     ok = __syncthreads_and(ok) != 0;
     if (threadIdx.x == 0) {
-      buffer.first_state->mask |= *present & ~decided;
+      MaskToo(buffer, *present & ~decided);
       own.decided = decided;
       __threadfence();
       *static_cast<volatile uint64_t*>(&own.decisions) = awaited.step;

@@ -53,7 +53,7 @@ __device__ inline void CheckHeads(const DispatchArguments& a, RankBits present, 
     const auto masked = static_cast<RankBits>(has ? fields[kNumSharedArguments - 1] : 0);
     const auto low = __reduce_or_sync(kAllLanes, static_cast<uint32_t>(masked));
     if (reports && lane == 0 && buffer.masks_late)
-      buffer.first_state->mask |= RankBits{low} & ~BitOf(buffer.rank());
+      MaskToo(buffer, RankBits{low} & ~BitOf(buffer.rank()));
     if (reports && lane == __ffs(static_cast<int>(mismatches)) - 1)
       Fail(a.patience.failure, a.describe_mismatch, wrong, expected, theirs, lane, base);
   } else if (invalids != 0) {
