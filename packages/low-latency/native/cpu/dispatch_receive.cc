@@ -6,6 +6,7 @@
 #include "failures.h"
 #include "moe_ep/layout/placement.h"
 #include "moe_ep/quant/scales.h"
+#include "moe_ep/stream_row.h"
 
 namespace moe_ep::cpu {
 namespace {
@@ -77,8 +78,10 @@ class Receiver {
       }
     }
     call_.received.first.data<int32_t>()[0] = 0;
-    if (call_.arguments.rank_major != 0) return;
-    for (size_t e = 0; e < filled.size(); ++e) Count(static_cast<int64_t>(e), filled[e]);
+    if (call_.arguments.rank_major == 0)
+      for (size_t e = 0; e < filled.size(); ++e) Count(static_cast<int64_t>(e), filled[e]);
+    // All ranks receive about as much as this one, and share the caches.
+    stream_ = WorthStreaming(RowBytes(), num_rows_ * ranks);
   }
 
   int64_t num_messages() const { return num_messages_; }
@@ -158,7 +161,8 @@ class Receiver {
     return std::find(values, values + slot, values[slot]) != values + slot;
   }
 
-  void Count(int64_t group, int32_t count) const {
+  void Count(int64_t group, int32_t count) {
+    num_rows_ += count;
     call_.recv_count.data<int32_t>()[group] = count;
     if (call_.recv_stats) call_.recv_stats.data<int32_t>()[group] += count;
   }
@@ -198,14 +202,16 @@ class Receiver {
     }
   }
 
+  int64_t RowBytes() const { return call_.recv_x.size(2) * (call_.recv_scales ? 1 : 2); }
+
   void PutRow(const uint8_t* row, int64_t target) const {
-    const int64_t hidden = call_.recv_x.size(2);
-    if (!call_.recv_scales) {
-      std::memcpy(call_.recv_x.data<uint16_t>() + target * hidden, row,
-                  static_cast<size_t>(hidden) * 2);
-      return;
+    const int64_t bytes = RowBytes();
+    uint8_t* to = call_.recv_x.data<uint8_t>() + target * bytes;
+    if (stream_) {
+      StreamRow(to, row, bytes);
+    } else {
+      std::memcpy(to, row, static_cast<size_t>(bytes));
     }
-    std::memcpy(call_.recv_x.data<uint8_t>() + target * hidden, row, static_cast<size_t>(hidden));
   }
 
   // Calls body(scales) for each row of an expert, rank-major of a source, in order.
@@ -248,6 +254,8 @@ class Receiver {
   int32_t begin_;   // experts of this rank
   int32_t end_;
   int32_t num_messages_ = 0;
+  int64_t num_rows_ = 0;
+  bool stream_ = false;
 };
 
 }  // namespace
@@ -266,6 +274,7 @@ void DispatchReceive(const Exec& exec, const DispatchCall& call) {
     if (call.arguments.rank_major != 0) receiver.ClearRouting();
     exec.ParallelFor(receiver.num_messages(), 4, [&](int64_t begin, int64_t end) {
       for (int64_t message = begin; message < end; ++message) receiver.Unpack(message);
+      FinishStreaming();
     });
     if (call.recv_scales) {
       exec.ParallelFor(call.recv_count.numel(), 1, [&](int64_t begin, int64_t end) {
