@@ -4,6 +4,7 @@ import { CudaDevice, MoeEpError } from '@moe-ep/core'
 import { connect, type ProcessGroup } from '@moe-ep/transport'
 import { isBetweenRanks, type OperationName } from './command/operation-names.js'
 import { measureCases } from './measure/measure-cases.js'
+import { mostSets } from './measure/rotation.js'
 import { Scope } from './measure/scope.js'
 import { operations } from './operations/index.js'
 import type { BenchContext } from './operations/operation.js'
@@ -22,7 +23,9 @@ async function measureOperation(context: BenchContext, name: OperationName): Pro
   const scope = new Scope(device)
   try {
     const { subject, ceilings, floor, check, block = 1, rule, ...bytes } = await operations[name](context, scope)
-    const { iters, warmup } = options
+    const { iters } = options
+    // Sets follow from bytes, which differ between ranks; iterations that are made together must be as many on all of them.
+    const warmup = device.kind === 'cpu' ? Math.max(options.warmup, mostSets) : options.warmup
     const cases = [subject, ...ceilings, ...(floor === undefined ? [] : [floor])]
     await awaitFills(device)
     const [samples = [], ...others] = await measureCases(cases, { iters, warmup, block })

@@ -4,7 +4,8 @@ import type { LaunchKind } from '../command/bench-options.js'
 
 const fallbackCacheBytes = 32 * 2 ** 20
 const mostBytes = 256 * 2 ** 20
-const mostSets = 16
+/** Of sets on the cpu. */
+export const mostSets = 16
 
 /** Bytes of the last-level cache as the kernel tells them; 32 MiB where it does not. */
 export function lastLevelCacheBytes(file = '/sys/devices/system/cpu/cpu0/cache/index3/size'): number {

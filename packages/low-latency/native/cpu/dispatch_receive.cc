@@ -6,6 +6,7 @@
 #include "failures.h"
 #include "moe_ep/layout/placement.h"
 #include "moe_ep/quant/scales.h"
+#include "moe_ep/stream_row.h"
 
 namespace moe_ep::cpu {
 namespace {
@@ -90,8 +91,10 @@ class Receiver {
       }
     }
     call_.received.first.data<int32_t>()[0] = 0;
-    if (call_.arguments.rank_major != 0) return;
-    for (size_t e = 0; e < filled.size(); ++e) Count(static_cast<int64_t>(e), filled[e]);
+    if (call_.arguments.rank_major == 0)
+      for (size_t e = 0; e < filled.size(); ++e) Count(static_cast<int64_t>(e), filled[e]);
+    // All ranks receive about as much as this one, and share the caches.
+    stream_ = WorthStreaming(RowBytes(), num_rows_ * ranks);
   }
 
   int64_t num_messages() const { return num_messages_; }
@@ -124,6 +127,35 @@ class Receiver {
     }
   }
 
+  // The scales of an expert's rows, rank-major of a source's. Columns are whole pages apart, so
+  // that each scale of a row is in a cache line of its own: several rows are written at a time.
+  void PutScales(int64_t group) const {
+    constexpr int64_t kBlock = 16;  // f32 numbers of a cache line
+    const int64_t stride = rows_ * int64_t{4};
+    uint8_t* column =
+        call_.recv_scales.data<uint8_t>() + group * call_.recv_scales.size(2) * stride;
+    const int64_t groups = NumGroups(call_.recv_x.size(2));
+    const bool packed = call_.recv_scales.dtype() == DType::kI32;
+    const float* scales[kBlock];
+    int64_t first = 0;
+    int64_t count = 0;
+    const auto put = [&] {
+      const auto row = [&](int64_t i) {
+        return ScaleRow{column + (first + i) * int64_t{4}, stride, packed};
+      };
+      for (int64_t g = 0; g < groups; ++g)
+        for (int64_t i = 0; i < count; ++i) row(i).Store(g, 1, scales[i] + g);
+      for (int64_t i = 0; i < count; ++i) row(i).StorePadding(groups);
+      first += count;
+      count = 0;
+    };
+    ForRowsOf(group, [&](const float* of_row) {
+      scales[count++] = of_row;
+      if (count == kBlock) put();
+    });
+    put();
+  }
+
  private:
   const DispatchHead& Head(int source) const {
     return buffer_.Head(buffer_.routes.rank(), call_.slot, source);
@@ -142,7 +174,8 @@ class Receiver {
     return std::find(values, values + slot, values[slot]) != values + slot;
   }
 
-  void Count(int64_t group, int32_t count) const {
+  void Count(int64_t group, int32_t count) {
+    num_rows_ += count;
     call_.recv_count.data<int32_t>()[group] = count;
     if (call_.recv_stats) call_.recv_stats.data<int32_t>()[group] += count;
   }
@@ -182,23 +215,48 @@ class Receiver {
     }
   }
 
+  int64_t RowBytes() const { return call_.recv_x.size(2) * (call_.recv_scales ? 1 : 2); }
+
   void PutRow(const uint8_t* row, int64_t target) const {
+    const int64_t bytes = RowBytes();
+    uint8_t* to = call_.recv_x.data<uint8_t>() + target * bytes;
+    if (stream_) {
+      StreamRow(to, row, bytes);
+    } else {
+      std::memcpy(to, row, static_cast<size_t>(bytes));
+    }
+  }
+
+  // Calls body(scales) for each row of an expert, rank-major of a source, in order.
+  template <typename Body>
+  void ForRowsOf(int64_t group, const Body& body) const {
     const int64_t hidden = call_.recv_x.size(2);
-    if (!call_.recv_scales) {
-      std::memcpy(call_.recv_x.data<uint16_t>() + target * hidden, row,
-                  static_cast<size_t>(hidden) * 2);
+    const auto scales_of = [&](int source, int64_t token, int64_t selection) {
+      return reinterpret_cast<const float*>(MessageOf(source, token, selection) +
+                                            ScalesOffset(hidden));
+    };
+    if (call_.arguments.rank_major != 0) {
+      const auto source = static_cast<int>(group);
+      const int32_t* first = call_.received.first.data<int32_t>() + source;
+      for (int32_t message = first[0]; message < first[1]; ++message) {
+        const int32_t origin = call_.received.messages.data<int32_t>()[message];
+        body(scales_of(source, origin % buffer_.layout.max_tokens, 0));
+      }
       return;
     }
-    std::memcpy(call_.recv_x.data<uint8_t>() + target * hidden, row, static_cast<size_t>(hidden));
-    const int64_t groups = NumGroups(hidden);
-    const int64_t columns = call_.recv_scales.size(2);
-    const int64_t expert = target / rows_;  // or source
-    uint8_t* first = call_.recv_scales.data<uint8_t>() +
-                     (expert * columns * rows_ + target % rows_) * int64_t{4};
-    const bool packed = call_.recv_scales.dtype() == DType::kI32;
-    const ScaleRow scales = {first, rows_ * int64_t{4}, packed};
-    scales.Store(0, groups, reinterpret_cast<const float*>(row + ScalesOffset(hidden)));
-    scales.StorePadding(groups);
+    const int ranks = buffer_.routes.world_size();
+    const bool per_selection = buffer_.layout.messages_per_token > 1;
+    int64_t row = 0;
+    for (int source = 0; source < ranks; ++source) {
+      const int64_t range = call_.layout_range.data<int64_t>()[group * ranks + source];
+      for (const int64_t end = row + (range & 0xffffffff); row < end; ++row) {
+        const int64_t target = group * rows_ + row;
+        const int64_t token = call_.src_info.data<int32_t>()[target];
+        const int32_t* rows = RowsOf(source, token);
+        const int64_t slot = per_selection ? std::find(rows, rows + topk_, target) - rows : 0;
+        body(scales_of(source, token, slot));
+      }
+    }
   }
 
   const DispatchCall& call_;
@@ -209,6 +267,8 @@ class Receiver {
   int32_t begin_;   // experts of this rank
   int32_t end_;
   int32_t num_messages_ = 0;
+  int64_t num_rows_ = 0;
+  bool stream_ = false;
 };
 
 }  // namespace
@@ -227,7 +287,13 @@ void DispatchReceive(const Exec& exec, const DispatchCall& call) {
     if (call.arguments.rank_major != 0) receiver.ClearRouting();
     exec.ParallelFor(receiver.num_messages(), 4, [&](int64_t begin, int64_t end) {
       for (int64_t message = begin; message < end; ++message) receiver.Unpack(message);
+      FinishStreaming();
     });
+    if (call.recv_scales) {
+      exec.ParallelFor(call.recv_count.numel(), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t group = begin; group < end; ++group) receiver.PutScales(group);
+      });
+    }
     state.received = state.epoch;
   }
   buffer.SignalAll(call.slot, SignalKind::kFree, state.epoch);

@@ -8,6 +8,7 @@
 #include "moe_ep/layout/topk_ids.h"
 #include "moe_ep/quant/elements.h"
 #include "moe_ep/quant/group_quant.h"
+#include "moe_ep/stream_row.h"
 
 namespace moe_ep::cpu {
 namespace {
@@ -46,7 +47,12 @@ class Sender {
         buffer_(*call.buffer),
         placement_(placement),
         tables_(tables),
-        cast_(static_cast<size_t>(buffer_.layout.message_bytes)) {}
+        cast_(static_cast<size_t>(buffer_.layout.message_bytes)) {
+    // All ranks send about as much as this one, and share the caches.
+    const int64_t ranks = buffer_.routes.world_size();
+    const int64_t copies = call.x.size(0) * std::min(call.arguments.topk, ranks);
+    stream_ = WorthStreaming(call.arguments.hidden, copies * ranks);
+  }
 
   // The row is cast once, and written to each rank that has one of the token's experts; where every
   // selection has a message of its own, to each expert.
@@ -65,9 +71,13 @@ class Sender {
       if (std::find(sent, sent + count, target) != sent + count) continue;
       if (count == 0) MakeRow(token);
       sent[count++] = target;
-      std::memcpy(
-          buffer_.Message(rank, call_.slot, buffer_.routes.rank(), token, per_selection ? slot : 0),
-          row_, static_cast<size_t>(row_bytes_));
+      uint8_t* message =
+          buffer_.Message(rank, call_.slot, buffer_.routes.rank(), token, per_selection ? slot : 0);
+      if (stream_) {
+        StreamRow(message, row_, row_bytes_);
+      } else {
+        std::memcpy(message, row_, static_cast<size_t>(row_bytes_));
+      }
     }
   }
 
@@ -93,6 +103,7 @@ class Sender {
   std::vector<uint8_t> cast_;
   const uint8_t* row_ = nullptr;
   int64_t row_bytes_ = 0;
+  bool stream_;
 };
 
 void PutTables(const DispatchCall& call, const Tables& tables, int rank) {
@@ -143,6 +154,7 @@ bool DispatchSend(const Exec& exec, const DispatchCall& call) {
     exec.ParallelFor(call.x.size(0), 4, [&](int64_t begin, int64_t end) {
       Sender sender(call, placement, tables);
       for (int64_t token = begin; token < end; ++token) sender.Send(token);
+      FinishStreaming();
     });
     for (int rank = 0; rank < ranks; ++rank)
       if (TakesPart(state.present, rank)) PutTables(call, tables, rank);
