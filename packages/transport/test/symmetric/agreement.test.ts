@@ -79,7 +79,8 @@ test('ranks of two nodes of one machine count for their node, those of one GPU f
   const connect = { nodes: 3 }
   const cpu: Made = () => ({ kind: 'cpu', gpu: '' })
   const own = await withWishes(cpu, (agreements) => Promise.all(agreements), connect)
-  expect(own).toEqual(Array(3).fill({ sharing: 'memfd', ranksOnDevice: 1 }))
+  expect(own).toEqual(own.map(() => ({ sharing: 'memfd', ranksOnDevice: 1 })))
+  expect(own).toHaveLength(3)
   const gpu: Made = () => ({ gpu: 'GPU-0' })
   const errors = await withWishes(gpu, (agreements) => Promise.all(agreements.map(failureOf)), connect)
   expect(codesOf(errors)).toEqual(Array(3).fill('ERR_MOE_EP_OUT_OF_MEMORY'))
