@@ -62,7 +62,7 @@ Phases PhasesArgument(const Arguments& args, size_t index) {
 
 // dispatch(stream, buffer, slot, phases, sharedArguments, timeoutMs, sms, x, topkIdx, topkWeights,
 //          recvX, recvScales, recvCount, srcInfo, layoutRange, rows, messages, first, recvTopkIdx,
-//          recvTopkWeights, recvStats, waitStats)
+//          recvTopkWeights, recvStats, waitStats, xGlobalScale)
 Napi::Value EnqueueDispatch(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const DispatchCall call{
@@ -75,6 +75,7 @@ Napi::Value EnqueueDispatch(const Napi::CallbackInfo& info) {
       .x = args.tensor(7),
       .topk_idx = args.tensor(8),
       .topk_weights = args.optional_tensor(9),
+      .global_scale = args.optional_tensor(22),
       .recv_x = args.tensor(10),
       .recv_scales = args.optional_tensor(11),
       .recv_count = args.tensor(12),

@@ -45,6 +45,7 @@ interface LowLatencyNative {
     recvTopkWeights: Optional,
     recvStats: Optional,
     waitStats: Optional,
+    xGlobalScale: Optional,
   ): void
   combine(
     stream: StreamHandle,

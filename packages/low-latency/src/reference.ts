@@ -1,9 +1,11 @@
 /**
  * The same operations in plain TypeScript, for all ranks at once: the oracle. Rows are arrays of numbers, bf16 values already; what
- * travels as fp8 is quant's affair (`reference.quantizePerTokenGroup` with numerics 'deepep').
+ * they become on their way {@link castRow} says.
  */
 import { decode, encode } from '@moe-ep/core'
 import { linearPlacement } from '@moe-ep/layout'
+
+export * from './reference-formats.js'
 
 /** What one rank dispatches: [T][topk] each. */
 export interface ReferenceInput {

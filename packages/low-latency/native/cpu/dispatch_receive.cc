@@ -166,12 +166,16 @@ class Receiver {
 
   void PutRow(const uint8_t* row, int64_t target) const {
     const int64_t hidden = call_.recv_x.size(2);
-    if (!call_.recv_scales) {
-      std::memcpy(call_.recv_x.data<uint16_t>() + target * hidden, row,
-                  static_cast<size_t>(hidden) * 2);
+    const int64_t code_bytes = CodeBytes(call_.format(), hidden);
+    std::memcpy(call_.recv_x.data<uint8_t>() + target * code_bytes, row,
+                static_cast<size_t>(code_bytes));
+    if (!call_.recv_scales) return;
+    if (HasByteScales(call_.format())) {
+      const int64_t count = NumByteScales(call_.format(), hidden);
+      std::memcpy(call_.recv_scales.data<uint8_t>() + target * count, row + code_bytes,
+                  static_cast<size_t>(count));
       return;
     }
-    std::memcpy(call_.recv_x.data<uint8_t>() + target * hidden, row, static_cast<size_t>(hidden));
     const int64_t groups = NumGroups(hidden);
     const int64_t columns = call_.recv_scales.size(2);
     const int64_t expert = target / rows_;  // or source

@@ -203,7 +203,7 @@ class Receiver {
   __device__ void Copy(Item item, int first, int listed) const {
     if (item.expert < 0 && !rank_major()) return;
     const int lane = threadIdx.x % kLanes;
-    const int64_t row_bytes = a_.bf16() ? a_.shared.hidden * 2 : a_.shared.hidden;
+    const int64_t row_bytes = CodeBytes(a_.format(), a_.shared.hidden);
     const auto vectors = static_cast<int>(row_bytes / 16);
     const int pieces = (vectors + kCopied - 1) / kCopied;
     const auto target_of = [&](int i, uint32_t origin) {
@@ -222,6 +222,11 @@ class Receiver {
       const uint32_t entry = shared_->list[i];
       CopyPiece<4>(a_.recv_x + target_of(i, entry) * row_bytes, message_of(entry),
                    unit % pieces * kCopied + lane, vectors);
+    }
+    if (a_.scale_rows.data != nullptr) {
+      return a_.scale_rows.Copy(
+          listed, [&](int i) { return message_of(shared_->list[i]) + row_bytes; },
+          [&](int i) { return target_of(i, shared_->list[i]); });
     }
     if (a_.scales == nullptr) return;
     for (int unit = threadIdx.x; unit < listed * a_.scale_columns; unit += kThreads) {

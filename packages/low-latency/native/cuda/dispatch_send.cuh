@@ -151,6 +151,7 @@ __device__ inline void PutTables(const DispatchArguments& a, SendShared* shared)
   __syncthreads();
   if (static_cast<int>(threadIdx.x) >= buffer.ranks()) return;
   DispatchHead head = {a.shared, a.tokens, -1, 0};
+  if (a.global_scale != nullptr) head.arguments.global_scale = __float_as_uint(*a.global_scale);
   if (shared->invalid != ~0ull) {
     head.invalid_token = static_cast<int64_t>(shared->invalid) / a.topk();
     head.invalid_id = a.ids[static_cast<int64_t>(shared->invalid)];
@@ -159,8 +160,10 @@ __device__ inline void PutTables(const DispatchArguments& a, SendShared* shared)
 }
 
 // False when the dispatch is not to go on; the same for all threads of the block.
-__device__ inline bool Send(const DispatchArguments& a, uint64_t begin_ns, uint64_t epoch,
-                            SendShared* shared) {
+// `send_piece`(token, piece, shared memory) is called by warps.
+template <typename SendPieceOf>
+__device__ __forceinline__ bool Send(const DispatchArguments& a, uint64_t begin_ns, uint64_t epoch,
+                                     SendShared* shared, const SendPieceOf& send_piece) {
   const DeviceBuffer& buffer = a.buffer;
   const GroupLook look(buffer);
   // Nobody writes messages over those that a rank has not unpacked yet.
@@ -178,7 +181,7 @@ __device__ inline bool Send(const DispatchArguments& a, uint64_t begin_ns, uint6
       const int pieces = static_cast<int>((a.shared.hidden + kPiece - 1) / kPiece);
       const auto items = static_cast<int>(a.tokens * pieces);
       for (int i = warp * senders + static_cast<int>(blockIdx.x); i < items; i += senders * kWarps)
-        SendPiece(a, i / pieces, i % pieces, &shared->pieces[warp]);
+        send_piece(i / pieces, i % pieces, &shared->pieces[warp]);
     }
     look.Check(buffer, a.patience.failure);
   }
