@@ -92,7 +92,7 @@ Napi::Value EnqueueDispatch(const Napi::CallbackInfo& info) {
 }
 
 // combine(stream, buffer, slot, phases, weighted, rankMajor, experts, timeoutMs, sms, x, rows,
-//         messages, first, topkIdx, topkWeights, out, waitStats)
+//         messages, first, topkIdx, topkWeights, out, waitStats, logfmt)
 Napi::Value EnqueueCombine(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const CombineCall call{
@@ -101,6 +101,7 @@ Napi::Value EnqueueCombine(const Napi::CallbackInfo& info) {
       .phases = PhasesArgument(args, 3),
       .weighted = args.boolean(4),
       .rank_major = args.boolean(5),
+      .logfmt = args.boolean(17),
       .experts = args.integer(6),
       .timeout_ms = args.integer(7),
       .sms = args.integer(8),

@@ -58,6 +58,7 @@ struct CombineCall {
   Phases phases;
   bool weighted;    // weights came with the dispatch, or rank-major: one row of a rank comes home
   bool rank_major;  // rows go home as they are
+  bool logfmt;      // rows go home as LogFMT-10
   int64_t experts;  // of all ranks
   int64_t timeout_ms;
   int64_t sms;

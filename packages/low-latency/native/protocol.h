@@ -58,6 +58,11 @@ inline constexpr uint64_t kTokensInSignal = 2048;
 MOE_EP_HOST_DEVICE constexpr uint64_t MessagesSignal(uint64_t epoch, int64_t tokens) {
   return epoch * kTokensInSignal + static_cast<uint64_t>(tokens);
 }
+// That results are there says how they are encoded: ranks that disagree hear of it.
+inline constexpr uint64_t kResultEncodings = 2;
+MOE_EP_HOST_DEVICE constexpr uint64_t ResultsSignal(uint64_t epoch, bool logfmt) {
+  return epoch * kResultEncodings + (logfmt ? 1 : 0);
+}
 enum class SignalKind : int64_t {
   kMessages = 0,  // a dispatch's head, tables and rows are there
   kFree = 1,      // the source has unpacked what this rank sent

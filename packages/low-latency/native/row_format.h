@@ -58,4 +58,12 @@ static_assert(CodeBytes(RowFormat::kMxfp8, 16) + ByteScaleRoom(RowFormat::kMxfp8
 static_assert(CodeBytes(RowFormat::kNvfp4, 32) + ByteScaleRoom(RowFormat::kNvfp4, 32) <=
               MessageBytes(32));
 
+// Results as LogFMT-10: codes, then two bf16 a group of 128 elements. They fit where rows of bf16
+// do.
+MOE_EP_HOST_DEVICE constexpr int64_t LogCodeBytes(int64_t hidden) { return hidden / 8 * 10; }
+MOE_EP_HOST_DEVICE constexpr int64_t LogRangesOffset(int64_t hidden) {
+  return (LogCodeBytes(hidden) + 3) / 4 * 4;
+}
+static_assert(LogRangesOffset(8) + 4 * NumGroups(8) <= 2 * 8);
+
 }  // namespace moe_ep

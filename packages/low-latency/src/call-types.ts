@@ -110,6 +110,12 @@ export interface LowLatencyDispatchResult extends PackedRows {
 export interface LowLatencyCombineOptions extends CallOptions {
   /** bf16 [T, hidden], instead of a new tensor. */
   readonly out?: Tensor
+  /**
+   * Rows come home as LogFMT-10, 10.25 bits an element instead of 16, each within 2.3 % (see quant's README; NaN and infinities both
+   * come home as NaN). The same on all ranks.
+   * @default false
+   */
+  readonly useLogfmt?: boolean
 }
 
 export interface LowLatencyCombineResult {

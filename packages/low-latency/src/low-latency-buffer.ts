@@ -217,11 +217,14 @@ export class LowLatencyBuffer implements Disposable {
    *
    * Rank-major a row comes home for each (token, rank), and they are summed in rank order: apply weights before.
    *
+   * With `useLogfmt` a row comes home as LogFMT-10 (quant's `quantizeLogFmt10` of the bf16 row that would come otherwise) and is decoded
+   * to f32 for the sum.
+   *
    * @param x bf16 of packedRecvX's shape: its rows answer those.
    * @param topkIdx the ids of the dispatch.
    * @param topkWeights f32 [T, topk]; undefined where they came with the dispatch, and rank-major.
    * @throws ERR_MOE_EP_ARGUMENT, also for a handle whose receive hook was not called; ERR_MOE_EP_RELEASED when the handle has ended. On
-   *   await as in dispatch; an id that is no expert's fails this rank alone.
+   *   await as in dispatch, a `useLogfmt` that differs being an argument that differs; an id that is no expert's fails this rank alone.
    */
   lowLatencyCombine(
     x: Tensor,
@@ -234,6 +237,7 @@ export class LowLatencyBuffer implements Disposable {
     const { lease, received } = this.#dispatchOf(handle)
     if (received === undefined) throw argumentError('handle', 'one whose receive hook was called', 'one before it')
     const { hidden, numTokens, numExperts } = handle
+    const { useLogfmt = false } = options
     const rankMajor = handle.layout === 'rank-major'
     const weighted = handle.weighted || rankMajor
     checkCombine(this, { x, topkIdx, topkWeights, handle, weighted }, options)
@@ -247,7 +251,7 @@ export class LowLatencyBuffer implements Disposable {
         native().combine(
           ...([stream.handle, this.#handle, lease.slot, phases, weighted, rankMajor, numExperts] as const),
           ...([timeoutMs, numSms, x.handle, rows.handle, messages.handle, first.handle, topkIdx.handle] as const),
-          ...([topkWeights?.handle, combinedX.handle, options.waitRecvCostStats?.handle] as const),
+          ...([topkWeights?.handle, combinedX.handle, options.waitRecvCostStats?.handle, useLogfmt] as const),
         ),
       )
       return stream.record()

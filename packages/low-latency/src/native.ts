@@ -65,6 +65,7 @@ interface LowLatencyNative {
     topkWeights: Optional,
     out: TensorHandle,
     waitStats: Optional,
+    logfmt: boolean,
   ): void
 }
 

@@ -43,3 +43,10 @@ export function castRow(row: ArrayLike<number>, options: ReferenceFormat): Refer
       return quant.quantizeNvfp4(row, { hidden, globalScale: xGlobalScale })
   }
 }
+
+/** What a result of bf16 values is after its way home as LogFMT-10, in f32. */
+export function throughLogFmt(row: readonly number[]): number[] {
+  const hidden = row.length
+  const { codes, ranges } = quant.quantizeLogFmt10(row, { hidden })
+  return Array.from(quant.dequantizeLogFmt10(codes, ranges, { hidden, dtype: 'f32' }), Number)
+}

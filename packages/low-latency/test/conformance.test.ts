@@ -48,6 +48,7 @@ function casesOf({ maxTokensPerRank, maxTopk, hidden, experts }: (typeof sizes)[
         format: fc.constantFrom(...Object.keys(formats)),
         // What the rows' own messages carry, combine is told later.
         weights: fc.constantFrom('at dispatch', 'at combine', 'at combine, a message for each expert'),
+        useLogfmt: fc.boolean(),
         hooks: fc.boolean(),
         numSms: fc.constantFrom(undefined, 1, 2, 7),
       })
@@ -151,7 +152,9 @@ describe('dispatch and combine equal the reference bit for bit', () => {
           await expectReceived(inputs, received[rank]!, result, c.format)
           const y = resultsTensor(results[rank]!, result.packedRecvX.shape[1]!, c.hidden)
           const weights = weighted ? undefined : topkWeights
-          const { combinedX, event, hook } = buffer.lowLatencyCombine(y, topkIdx, weights, result.handle, options)
+          const { combinedX, event, hook } = buffer.lowLatencyCombine(y, topkIdx, weights, result.handle, {
+            ...{ ...options, useLogfmt: c.useLogfmt },
+          })
           await event.synchronize()
           await hook?.().synchronize()
           expect(await numbersOf(combinedX)).toEqual(combined[rank]!.flat())

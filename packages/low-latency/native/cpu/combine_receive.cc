@@ -1,4 +1,5 @@
 #include "cpu/kernels.h"
+#include "cpu/logfmt_rows.h"
 #include "cpu/weighted_sum.h"
 #include "moe_ep/layout/placement.h"
 #include "moe_ep/layout/topk_ids.h"
@@ -16,6 +17,22 @@ bool CheckIds(const Exec& exec, const CombineCall& call) {
   return false;
 }
 
+// Whether all ranks encode results alike; else the stream is in failure. All find the same.
+bool CheckEncodings(const Exec& exec, const CombineCall& call) {
+  const Buffer& buffer = *call.buffer;
+  const auto of = [&](int source) -> int64_t {
+    const uint64_t index = buffer.SignalIndex(call.slot, SignalKind::kResults, source);
+    const auto& cell = buffer.routes.signal(buffer.routes.rank(), index);
+    return cell.value.load(std::memory_order_relaxed) % kResultEncodings;
+  };
+  for (int source = 1; source < buffer.routes.world_size(); ++source) {
+    if (of(source) == of(0)) continue;
+    FailWith(exec, DescribeEncodings, of(0), of(source), source);
+    return false;
+  }
+  return true;
+}
+
 class Summer {
  public:
   explicit Summer(const CombineCall& call)
@@ -26,6 +43,7 @@ class Summer {
   void Sum(int64_t token) const {
     const int64_t columns = call_.out.size(1);
     uint16_t* out = call_.out.data<uint16_t>() + token * columns;
+    if (call_.logfmt) return SumLog(token, columns, out);
     Term terms[kMaxTopk];
     if (call_.weighted) {
       // One row from each rank that the token went to, in the order of ranks.
@@ -43,6 +61,24 @@ class Summer {
   }
 
  private:
+  // The same of results in LogFMT-10.
+  void SumLog(int64_t token, int64_t columns, uint16_t* out) const {
+    LogTerm terms[kMaxTopk];
+    int64_t count = 0;
+    if (call_.weighted) {
+      count = NumRanksOf(token);
+      for (int64_t place = 0; place < count; ++place) terms[place] = {Row(token, place), 1.0f};
+    } else {
+      const int64_t topk = call_.topk_idx.size(1);
+      for (int64_t slot = 0; slot < topk; ++slot) {
+        const int64_t at = token * topk + slot;
+        if (ids_[at] >= 0)
+          terms[count++] = {Row(token, slot), call_.topk_weights.data<float>()[at]};
+      }
+    }
+    SumLogRows(terms, count, columns, out);
+  }
+
   const uint16_t* Row(int64_t token, int64_t place) const {
     return call_.buffer->Result(call_.buffer->routes.rank(), call_.slot, token, place);
   }
@@ -72,11 +108,12 @@ class Summer {
 void CombineReceive(const Exec& exec, const CombineCall& call) {
   const Buffer& buffer = *call.buffer;
   if (!buffer.routes.CheckNotPoisoned(exec) || !buffer.CheckReceived(exec, call.slot)) return;
-  if (!buffer.WaitForAll(exec, call.slot, SignalKind::kResults, buffer.slots[call.slot].epoch,
+  if (!buffer.WaitForAll(exec, call.slot, SignalKind::kResults,
+                         ResultsSignal(buffer.slots[call.slot].epoch, false),
                          DeadlineAfter(call.timeout_ms), kCombineOperation, "rows",
                          call.wait_stats.data<int64_t>()))
     return;
-  if (!CheckIds(exec, call)) return;
+  if (!CheckEncodings(exec, call) || !CheckIds(exec, call)) return;
   const Summer summer(call);
   exec.ParallelFor(call.out.size(0), 2, [&](int64_t begin, int64_t end) {
     for (int64_t token = begin; token < end; ++token) summer.Sum(token);
