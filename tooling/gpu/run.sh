@@ -8,7 +8,8 @@
 #
 #   --device NAME      what MOE_EP_DEVICE says to the tests (default cuda:0)
 #   --out FOLDER       results go there: tests.json, bench.json (with --json; else .txt), output.txt, sanitizer.txt
-#   --sanitize TOOL    under compute-sanitizer: memcheck, racecheck, initcheck or synccheck
+#   --sanitize TOOL    under compute-sanitizer: memcheck, racecheck, initcheck or synccheck. While it runs each process has a
+#                      log in FOLDER/sanitizer-logs; whatever ends the run, they become sanitizer.txt, but for SIGKILL
 #
 # The bundle is unpacked once, into a temporary folder that later runs use again.
 set -euo pipefail
@@ -50,13 +51,35 @@ if [[ ! -d $work ]]; then
 fi
 
 results=$(mktemp -d)
-trap 'rm -rf "$results"' EXIT
+logs=
+# Also where the run is ended from outside, by `timeout` say: what a sanitizer has found until then is what such runs are for.
+finish() {
+  status=$?
+  trap - EXIT INT TERM
+  if [[ -n $logs ]]; then
+    summarise
+    if grep -q 'SUMMARY: [1-9]' "$out/sanitizer.txt" && [[ $status -eq 0 ]]; then status=99; fi
+  fi
+  rm -rf "$results"
+  exit "$status"
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
 if [[ -n $out ]]; then
   mkdir -p "$out"
   out=$(cd "$out" && pwd)
 else
   out=$results
 fi
+
+summarise() {
+  find "$logs" -type f -exec cat {} + >"$out/sanitizer.txt"
+  rm -rf "$logs"
+  echo "$sanitizer, summaries of all processes:"
+  grep SUMMARY "$out/sanitizer.txt" | sort | uniq -c || echo '  none'
+  grep -v 'SUMMARY\|COMPUTE-SANITIZER' "$out/sanitizer.txt" | head -n 80 || true
+}
 
 export PATH=$work/bin:$PATH MOE_EP_DEVICE=$device NO_COLOR=1
 
@@ -65,8 +88,11 @@ if [[ -n $sanitizer ]]; then
   PATH=$PATH:/usr/local/cuda/bin
   command -v compute-sanitizer >/dev/null || fail 'there is no compute-sanitizer'
   # A log for each process: what several say must not be mixed.
+  logs=$out/sanitizer-logs
+  rm -rf "$logs"
+  mkdir "$logs"
   prefix=(compute-sanitizer --tool "$sanitizer" --target-processes all --require-cuda-init no
-    --log-file "$results/sanitizer.%p")
+    --log-file "$logs/%p.txt")
 fi
 
 status=0
@@ -102,11 +128,4 @@ case $verb in
   *) fail "unknown: $verb" ;;
 esac
 
-if [[ -n $sanitizer ]]; then
-  cat "$results"/sanitizer.* >"$out/sanitizer.txt"
-  echo "$sanitizer, summaries of all processes:"
-  grep SUMMARY "$out/sanitizer.txt" | sort | uniq -c || echo '  none'
-  grep -v 'SUMMARY\|COMPUTE-SANITIZER' "$out/sanitizer.txt" | head -n 80 || true
-  if grep -q 'SUMMARY: [1-9]' "$out/sanitizer.txt" && [[ $status -eq 0 ]]; then status=99; fi
-fi
 exit "$status"

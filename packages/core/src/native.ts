@@ -49,7 +49,7 @@ interface CoreNative {
   streamClose(stream: StreamHandle, abort: boolean): void
   streamDelay(stream: StreamHandle, microseconds: number): void
   streamFail(stream: StreamHandle, code: string, message: string): void
-  streamRecord(stream: StreamHandle, event: EventHandle): void
+  streamRecord(stream: StreamHandle, event: EventHandle, timed: boolean): void
   streamWait(stream: StreamHandle, event: EventHandle, takeFailure: boolean): void
   createEvent(): EventHandle
   eventSynchronize(event: EventHandle): Promise<void>

@@ -61,7 +61,18 @@ export class Stream implements AsyncDisposable {
   /** Marks the current end of the queue in `event` (a new one by default). */
   record(event: Event = new Event(this.device)): Event {
     this.#requireOpen()
-    native().streamRecord(this.handle, event.handle)
+    native().streamRecord(this.handle, event.handle, true)
+    return event
+  }
+
+  /**
+   * An event for the current end of the queue that is there to be waited for: in a graph of a cuda device it tells the time of the end of
+   * the launch, since telling its own would be a step between the work before and the work behind it. What operations return.
+   */
+  mark(): Event {
+    this.#requireOpen()
+    const event = new Event(this.device)
+    native().streamRecord(this.handle, event.handle, false)
     return event
   }
 

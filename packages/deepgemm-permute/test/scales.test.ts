@@ -1,7 +1,8 @@
-import { type DType, dtypes, Tensor } from '@moe-ep/core'
+import { type DType, Tensor } from '@moe-ep/core'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { computeAlignedM, permute, permuteMasked, reference } from '../src/index.js'
+import { restride } from './restride.js'
 import {
   asWords,
   device,
@@ -20,24 +21,6 @@ const refused = expect.objectContaining({ code: 'ERR_MOE_EP_ARGUMENT' })
 /** Row and column strides of the last two dimensions. */
 function lastStrides(tensor: Tensor): number[] {
   return tensor.strides.slice(-2)
-}
-
-/** The same scales with other strides: columns or rows apart, or column by column. */
-function restride(scales: Tensor, how: 'packed' | 'wide' | 'column'): Tensor {
-  if (how === 'packed') return scales
-  const [rows, columns] = scales.shape as [number, number]
-  const strides = how === 'wide' ? [columns * 3 + 1, 2] : [1, rows + 1]
-  const span = 1 + Math.max(0, rows - 1) * strides[0]! + Math.max(0, columns - 1) * strides[1]!
-  const bytes = scales.byteLength / Math.max(1, rows * columns)
-  const elementBytes = dtypes[scales.dtype].bits / 8
-  const target = new Uint8Array(span * elementBytes)
-  rowBytes(scales).forEach((row, r) => {
-    for (let c = 0; c < columns; c++) {
-      target.set(row.subarray(c * bytes, (c + 1) * bytes), (r * strides[0]! + c * strides[1]!) * bytes)
-    }
-  })
-  const { memory } = Tensor.copyOf(target, [span], scales.dtype)
-  return new Tensor({ memory, dtype: scales.dtype, shape: scales.shape, strides })
 }
 
 describe('scales', () => {

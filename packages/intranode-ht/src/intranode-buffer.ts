@@ -169,7 +169,7 @@ export class IntranodeBuffer implements Disposable {
       const result = this.#views.dispatchResult(this.#filled(x, lease, counts), options)
       if (options.out === undefined) return result
       const copied = copyOut(stream, result, options.out)
-      this.#filledBy(lease, stream.record())
+      this.#filledBy(lease, stream.mark())
       return { ...result, ...copied, event: this.#leases.get(lease)! }
     })
   }
@@ -217,7 +217,7 @@ export class IntranodeBuffer implements Disposable {
     return releasedOnFailure(begun, async () => {
       const { topkIdx, scales, fill = -1, zeroPadding = false } = options
       enqueueSendGrouped(kernel, { x, scales, topkIdx, fill, zeroPadding }, plan)
-      this.#filledBy(lease, stream.record())
+      this.#filledBy(lease, stream.mark())
       return this.#views.groupedResult(this.#filled(x, lease, await this.#settledPlan(options, begun)), options)
     })
   }
@@ -403,7 +403,7 @@ export class IntranodeBuffer implements Disposable {
   #enqueueSend(x: Tensor, options: DispatchOptions, { kernel, plan, lease }: Begun, fillTail: boolean): void {
     const { scales, topkIdx, topkWeights } = options
     enqueueSend(kernel, { x, scales, topkIdx, topkWeights, fillTail }, plan)
-    this.#filledBy(lease, kernel.stream.record())
+    this.#filledBy(lease, kernel.stream.mark())
   }
 
   /** A lease that is released without a combine is in use until its rows are there. */
@@ -448,7 +448,7 @@ export class IntranodeBuffer implements Disposable {
   }
 
   #leave(lease: Lease, stream: Stream): Event {
-    const event = stream.record()
+    const event = stream.mark()
     lease.release(event)
     return event
   }

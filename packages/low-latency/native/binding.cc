@@ -26,12 +26,13 @@ const BufferHandle& BufferArgument(const Arguments& args, size_t index) {
   return handle;
 }
 
-// createBuffer(routes, layout) -> buffer
+// createBuffer(routes, layout, masksLate) -> buffer
 Napi::Value CreateBuffer(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   auto buffer = std::make_shared<Buffer>();
   buffer->routes = RoutesArgument(args, 0);
   buffer->layout = FromNumbers<BufferLayout>(args, 1);
+  buffer->masks_late = args.boolean(2);
 #if MOE_EP_CUDA
   if (buffer->routes.device() >= 0 && buffer->routes.world_size() > cuda::kMostRanks) {
     Throw(args.env(), "ERR_MOE_EP_UNSUPPORTED",
@@ -116,6 +117,27 @@ Napi::Value EnqueueCombine(const Napi::CallbackInfo& info) {
                  [call](const Exec& exec) { MOE_EP_ON_DEVICE(Combine, exec, call); });
 }
 
+// updateMask(stream, buffer, rank, masks): of one rank, or of all for -1.
+Napi::Value EnqueueUpdateMask(const Napi::CallbackInfo& info) {
+  const Arguments args(info);
+  const auto rank = static_cast<int>(args.integer(2));
+  const UpdateMaskCall call{
+      .buffer = BufferArgument(args, 1),
+      .ranks = rank < 0 ? ~RankBits{0} : BitOf(rank),
+      .masks = args.boolean(3),
+  };
+  return Enqueue(args.env(), args.stream(0),
+                 [call](const Exec& exec) { MOE_EP_ON_DEVICE(UpdateMask, exec, call); });
+}
+
+// queryMask(stream, buffer, out)
+Napi::Value EnqueueQueryMask(const Napi::CallbackInfo& info) {
+  const Arguments args(info);
+  const QueryMaskCall call{.buffer = BufferArgument(args, 1), .out = args.tensor(2)};
+  return Enqueue(args.env(), args.stream(0),
+                 [call](const Exec& exec) { MOE_EP_ON_DEVICE(QueryMask, exec, call); });
+}
+
 // messageBytes(hidden), paddedTopk(topk): sizes that layouts are made of.
 Napi::Value MessageBytesOf(const Napi::CallbackInfo& info) {
   const Arguments args(info);
@@ -132,10 +154,12 @@ Napi::Object Initialize(Napi::Env env, Napi::Object exports) {
   Export(env, exports, "closeBuffer", CloseBuffer);
   Export(env, exports, "dispatch", EnqueueDispatch);
   Export(env, exports, "combine", EnqueueCombine);
+  Export(env, exports, "updateMask", EnqueueUpdateMask);
+  Export(env, exports, "queryMask", EnqueueQueryMask);
   Export(env, exports, "messageBytes", MessageBytesOf);
   Export(env, exports, "paddedTopk", PaddedTopkOf);
   exports.Set("signalKinds", Napi::Number::New(env, static_cast<double>(kNumSignalKinds)));
-  exports.Set("stateBytes", Napi::Number::New(env, sizeof(SlotState)));
+  exports.Set("stateBytes", Napi::Number::New(env, sizeof(DeviceState)));
   exports.Set("headBytes", Napi::Number::New(env, sizeof(DispatchHead)));
   return exports;
 }

@@ -2,6 +2,7 @@
 // calls.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -17,12 +18,27 @@ namespace moe_ep {
 struct SlotState {
   uint64_t epoch = 0;     // dispatches that began
   uint64_t received = 0;  // the newest dispatch whose rows are there
+  RankBits present = 0;   // ranks that take part in the newest dispatch
+};
+
+// The same in the memory of a cuda device, for kernels.
+struct DeviceState {
+  SlotState slot;
+  RankBits mask;  // of the first slot's: the buffer's
+  // Where late ranks are masked one block decides for all who is present.
+  uint64_t decisions;  // the newest one's number
+  RankBits decided;
 };
 
 struct Buffer {
   Routes routes;
   BufferLayout layout;
   std::vector<SlotState> slots;
+  bool masks_late = false;  // a rank that does not come in time is masked, which is no failure
+  // Ranks that are neither sent to nor waited for. Commands change it, in the order of streams.
+  mutable std::atomic<RankBits> mask{0};
+
+  RankBits Unmasked() const { return ~mask.load(std::memory_order_relaxed); }
 
   DispatchHead& Head(int rank, int64_t slot, int source) const {
     return reinterpret_cast<DispatchHead*>(At(rank, slot, layout.heads_offset))[source];
@@ -40,7 +56,7 @@ struct Buffer {
     return At(rank, slot, layout.messages_offset + (place + selection) * layout.message_bytes);
   }
   uint16_t* Result(int rank, int64_t slot, int64_t token, int64_t place) const {
-    const int64_t row = token * layout.max_topk + place;
+    const int64_t row = token * layout.results_per_token + place;
     return reinterpret_cast<uint16_t*>(At(rank, slot, layout.results_offset)) +
            row * layout.max_hidden;
   }
@@ -57,18 +73,30 @@ struct Buffer {
     for (int step = 0; step < routes.world_size(); ++step)
       routes.Signal(PeerAt(step), SignalIndex(slot, kind, routes.rank()), value);
   }
+  // Waits for the ranks that take part; where late ones are masked, they are gone from `present`.
   // `waited` [ranks], if given, grows by the nanoseconds that each source let this rank wait.
   bool WaitForAll(const Exec& exec, int64_t slot, SignalKind kind, uint64_t value, int64_t deadline,
-                  const char* operation, const char* missing, int64_t* waited = nullptr) const {
+                  const char* operation, const char* missing, RankBits* present,
+                  int64_t* waited = nullptr) const {
     int64_t since = waited == nullptr ? 0 : MonotonicNanoseconds();
     for (int step = 0; step < routes.world_size(); ++step) {
       const int source = PeerAt(step);
+      if (!TakesPart(*present, source)) continue;
       const auto describe = [&] {
         return std::string(operation) + ", slot " + std::to_string(slot) + ": no " + missing +
                " from rank " + std::to_string(source);
       };
-      if (!routes.Wait(exec, SignalIndex(slot, kind, source), value, deadline, describe))
+      const uint64_t index = SignalIndex(slot, kind, source);
+      if (masks_late && source < 64 && source != routes.rank()) {
+        bool late = false;
+        if (!routes.WaitOrLate(exec, index, value, deadline, &late) && !late) return false;
+        if (late) {
+          *present &= ~BitOf(source);
+          mask.fetch_or(BitOf(source), std::memory_order_relaxed);
+        }
+      } else if (!routes.Wait(exec, index, value, deadline, describe)) {
         return false;
+      }
       if (waited == nullptr) continue;
       const int64_t now = MonotonicNanoseconds();
       waited[source] += now - since;

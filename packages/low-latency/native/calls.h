@@ -52,6 +52,17 @@ struct DispatchCall {
   Tensor wait_stats;         // i64 [ranks], grows by nanoseconds waited for each source; or absent
 };
 
+struct UpdateMaskCall {
+  std::shared_ptr<Buffer> buffer;
+  RankBits ranks;
+  bool masks;  // else unmasks
+};
+
+struct QueryMaskCall {
+  std::shared_ptr<Buffer> buffer;
+  Tensor out;  // i32 [ranks]: 1 for a masked one
+};
+
 struct CombineCall {
   std::shared_ptr<Buffer> buffer;
   int64_t slot;

@@ -24,8 +24,8 @@ std::string WrongId(const char* operation, const int64_t* values) {
 void DescribeMismatch(const int64_t* values, moe_ep_failure_text* text) {
   Put(text, "ERR_MOE_EP_MISMATCH",
       std::string(kDispatchOperation) + ": " + kSharedArgumentNames[values[0]] + " is " +
-          std::to_string(values[1]) + " on rank 0 and " + std::to_string(values[2]) + " on rank " +
-          std::to_string(values[3]));
+          std::to_string(values[1]) + " on rank " + std::to_string(values[4]) + " and " +
+          std::to_string(values[2]) + " on rank " + std::to_string(values[3]));
 }
 
 void DescribeInvalidId(const int64_t* values, moe_ep_failure_text* text) {
@@ -39,8 +39,9 @@ void DescribeCombineId(const int64_t* values, moe_ep_failure_text* text) {
 void DescribeEncodings(const int64_t* values, moe_ep_failure_text* text) {
   const auto word = [](int64_t given) { return std::string(given != 0 ? "true" : "false"); };
   Put(text, "ERR_MOE_EP_MISMATCH",
-      std::string(kCombineOperation) + ": useLogfmt is " + word(values[0]) + " on rank 0 and " +
-          word(values[1]) + " on rank " + std::to_string(values[2]));
+      std::string(kCombineOperation) + ": useLogfmt is " + word(values[0]) + " on rank " +
+          std::to_string(values[3]) + " and " + word(values[1]) + " on rank " +
+          std::to_string(values[2]));
 }
 
 void DescribeNotReceived(const int64_t* values, moe_ep_failure_text* text) {

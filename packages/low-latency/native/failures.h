@@ -13,7 +13,7 @@ void DescribeMismatch(const int64_t* values, moe_ep_failure_text* text);
 void DescribeInvalidId(const int64_t* values, moe_ep_failure_text* text);
 // Of a combine, whose ids only this rank looks at. Values as before.
 void DescribeCombineId(const int64_t* values, moe_ep_failure_text* text);
-// Of a combine. Values: what rank 0 sent, what the other sent, the other.
+// Of a combine. Values: what the first rank sent, what the other sent, the other, the first.
 void DescribeEncodings(const int64_t* values, moe_ep_failure_text* text);
 // Values: slot.
 void DescribeNotReceived(const int64_t* values, moe_ep_failure_text* text);

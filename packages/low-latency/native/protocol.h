@@ -29,7 +29,8 @@ struct SharedArguments {
   int64_t experts;
   int64_t has_weights;
   int64_t rank_major;    // 1: rows stay as they came, and one for each comes home
-  int64_t global_scale;  // of NVFP4: the f32's bits, which the send phase reads; else 0
+  int64_t mask;          // ranks that take no part, a bit each; the sender fills it in
+  int64_t global_scale;  // of NVFP4: the f32's bits, which the sender fills in; else 0
 };
 inline constexpr const char* kSharedArgumentNames[] = {
     "hidden",
@@ -38,6 +39,7 @@ inline constexpr const char* kSharedArgumentNames[] = {
     "numExperts",
     "topkWeights given",
     "rank-major layout",
+    "mask of ranks",
     "xGlobalScale (bits of the f32)",
 };
 inline constexpr int kNumSharedArguments = sizeof(SharedArguments) / sizeof(int64_t);
@@ -70,6 +72,14 @@ enum class SignalKind : int64_t {
 };
 inline constexpr int64_t kNumSignalKinds = 3;
 
+// Ranks that take part in a dispatch, a bit each. Masks are for worlds of up to 64 ranks; in larger
+// ones all take part.
+using RankBits = uint64_t;
+MOE_EP_HOST_DEVICE constexpr bool TakesPart(RankBits bits, int rank) {
+  return rank >= 64 || (bits >> rank & 1) != 0;
+}
+MOE_EP_HOST_DEVICE constexpr RankBits BitOf(int rank) { return RankBits{1} << rank; }
+
 // Byte offsets in the payload, from the first slot's; all slots look alike.
 struct BufferLayout {
   int64_t slots;
@@ -83,8 +93,11 @@ struct BufferLayout {
   int64_t ids_offset;          // i32 [source, max_tokens, PaddedTopk(max_topk)]
   int64_t weights_offset;      // f32 of the same shape
   int64_t messages_offset;     // [source, max_tokens, messages_per_token]
-  int64_t results_offset;      // bf16 [max_tokens, max_topk, max_hidden]
+  int64_t results_offset;      // bf16 [max_tokens, results_per_token, max_hidden]
   int64_t state_offset;        // of a cuda device: what the rank's own kernels remember of the slot
+  int64_t results_per_token;   // max_topk; with masks not less than ranks
+  int64_t results_by_rank;     // with masks: each rank has places of its own, so that one that was
+                               // given up does no harm when it goes on
 };
 
 }  // namespace moe_ep

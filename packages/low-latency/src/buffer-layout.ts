@@ -19,9 +19,22 @@ export interface LowLatencyBufferSizes {
    * @default 'rank'
    */
   readonly protocol?: LowLatencyProtocol
+  /**
+   * Whether calls can leave ranks out. `'manual'`: those that `updateMaskBuffer` names. `'late'`: also those that have not come at a
+   * deadline, from this call on; `queryMaskBuffer` tells which. A rank that was left out may go on any time without doing harm: results
+   * of each rank have places of their own, so weights must come with the dispatch, or the layout be rank-major. For protocol 'rank' and
+   * up to 64 ranks.
+   * @default 'none'
+   */
+  readonly masks?: MaskPolicy
 }
 
+export type MaskPolicy = 'none' | 'manual' | 'late'
+
 export type LowLatencyProtocol = 'rank' | 'expert'
+
+/** Masks are words of 64 bits. */
+const mostMaskedRanks = 64
 
 /** Sizes with their defaults, and what they need of symmetric memory. */
 export interface BufferLayout {
@@ -35,12 +48,19 @@ export interface BufferLayout {
 /** @throws ERR_MOE_EP_ARGUMENT. */
 export function layoutBuffer(options: LowLatencyBufferSizes, numRanks: number): BufferLayout {
   const { hidden, maxTokensPerRank, maxTopk: topk = maxTopk, maxInFlight = 2, protocol = 'rank' } = options
-  const sizes = { hidden, maxTokensPerRank, maxTopk: topk, maxInFlight, protocol }
+  const { masks = 'none' } = options
+  const sizes = { hidden, maxTokensPerRank, maxTopk: topk, maxInFlight, protocol, masks }
   requireHidden('hidden', hidden, 8)
   requireInteger('maxTokensPerRank', maxTokensPerRank, 0, 1024)
   requireInteger('maxTopk', topk, 1, maxTopk)
   requireInteger('maxInFlight', maxInFlight, 1, 64)
   if (protocol !== 'rank' && protocol !== 'expert') throw argumentError('protocol', "'rank' or 'expert'", protocol)
+  if (!['none', 'manual', 'late'].includes(masks)) throw argumentError('masks', "'none', 'manual' or 'late'", masks)
+  if (masks !== 'none' && (protocol !== 'rank' || numRanks > mostMaskedRanks)) {
+    const received = `protocol '${protocol}' and ${numRanks} ranks`
+    throw argumentError('masks', `'none', or protocol 'rank' and at most ${mostMaskedRanks} ranks`, received)
+  }
+  const resultsPerToken = masks === 'none' ? topk : Math.max(topk, numRanks)
   const messageBytes = native().messageBytes(hidden)
   const messagesPerToken = protocol === 'rank' ? 1 : topk
   const tableBytes = numRanks * maxTokensPerRank * native().paddedTopk(topk) * 4
@@ -49,7 +69,7 @@ export function layoutBuffer(options: LowLatencyBufferSizes, numRanks: number): 
   const ids = slot.reserve(tableBytes)
   const weights = slot.reserve(tableBytes)
   const messages = slot.reserve(numRanks * maxTokensPerRank * messagesPerToken * messageBytes)
-  const results = slot.reserve(maxTokensPerRank * topk * hidden * 2)
+  const results = slot.reserve(maxTokensPerRank * resultsPerToken * hidden * 2)
   const state = slot.reserve(native().stateBytes)
   // Slots begin on pages of their own.
   const slotBytes = Math.ceil(slot.byteLength / 4096) * 4096
@@ -60,6 +80,7 @@ export function layoutBuffer(options: LowLatencyBufferSizes, numRanks: number): 
     nativeFields: [
       ...[maxInFlight, slotBytes, hidden, maxTokensPerRank, topk, messagesPerToken, messageBytes],
       ...[heads, ids, weights, messages, results, state].map(({ byteOffset }) => byteOffset),
+      ...[resultsPerToken, masks === 'none' ? 0 : 1],
     ],
   }
 }

@@ -75,6 +75,8 @@ export function checkDispatch(
     if (topkWeights !== undefined)
       throw argumentError('topkWeights', "nothing with protocol 'expert': combine takes them", topkWeights)
   }
+  if (sizes.masks !== 'none' && layout !== 'rank-major' && topkWeights === undefined)
+    throw argumentError('topkWeights', 'a Tensor where ranks may be masked', topkWeights)
   if (topkWeights !== undefined)
     requireTensor('topkWeights', topkWeights, { dtype: 'f32', shape: topkIdx.shape, device })
   // Rows of all experts of a rank are numbered by i32.

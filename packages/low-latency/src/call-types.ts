@@ -21,6 +21,11 @@ export interface CallOptions {
   readonly waitRecvCostStats?: Tensor
 }
 
+export interface MaskOptions {
+  /** @default the device's default stream */
+  readonly stream?: Stream
+}
+
 export interface LowLatencyDispatchOptions extends CallOptions {
   /** Experts of all ranks together, the same on all; linear placement: the first E mod R ranks own one more. */
   readonly numExperts: number

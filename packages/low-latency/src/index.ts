@@ -1,4 +1,4 @@
-export type { LowLatencyBufferSizes, LowLatencyProtocol } from './buffer-layout.js'
+export type { LowLatencyBufferSizes, LowLatencyProtocol, MaskPolicy } from './buffer-layout.js'
 export type {
   CallOptions,
   LowLatencyCombineOptions,
@@ -6,6 +6,7 @@ export type {
   LowLatencyDispatchOptions,
   LowLatencyDispatchResult,
   LowLatencyHandle,
+  MaskOptions,
   PackedRows,
   RecvLayout,
 } from './call-types.js'

@@ -14,6 +14,7 @@ import { linearPlacement } from '@moe-ep/layout'
 import { type Lease, type ProcessGroup, requireSameLayout, SlotRing, SymmetricMemory } from '@moe-ep/transport'
 import { type BufferLayout, layoutBuffer, type LowLatencyBufferSizes } from './buffer-layout.js'
 import type {
+  MaskOptions,
   LowLatencyCombineOptions,
   LowLatencyCombineResult,
   LowLatencyDispatchOptions,
@@ -60,15 +61,15 @@ export class LowLatencyBuffer implements Disposable {
   readonly #dispatches = new WeakMap<LowLatencyHandle, Dispatch>()
   #closed = false
 
-  private constructor(memory: SymmetricMemory, layout: BufferLayout, timeoutMs: number, numSms: number | undefined) {
+  private constructor(memory: SymmetricMemory, layout: BufferLayout, options: LowLatencyBufferOptions) {
     this.group = memory.group
     this.device = memory.device
-    this.timeoutMs = timeoutMs
-    this.numSms = numSms ?? Math.max(1, Math.floor(multiprocessorsOf(memory.device) / memory.ranksOnDevice))
+    this.timeoutMs = options.timeoutMs ?? memory.group.timeoutMs
+    this.numSms = options.numSms ?? Math.max(1, Math.floor(multiprocessorsOf(memory.device) / memory.ranksOnDevice))
     this.#memory = memory
     this.#layout = layout
     this.#slots = new SlotRing(layout.sizes.maxInFlight)
-    this.#handle = native().createBuffer(memory.routes, layout.nativeFields)
+    this.#handle = native().createBuffer(memory.routes, layout.nativeFields, layout.sizes.masks === 'late')
     const { maxInFlight, maxTokensPerRank, maxTopk } = layout.sizes
     const numMessages = memory.group.worldSize * maxTokensPerRank
     this.#received = Array.from({ length: maxInFlight }, () => ({
@@ -100,11 +101,12 @@ export class LowLatencyBuffer implements Disposable {
     if (group.topology.nodes > 1) throw unsupported(`it spans one node, the group has ${group.topology.nodes}`)
     const memory = await SymmetricMemory.create(group, {
       ...{ byteLength: layout.byteLength, numSignals: layout.numSignals, timeoutMs, device },
+      outlivesPeers: layout.sizes.masks === 'late',
       ...(signal !== undefined && { signal }),
     })
     try {
       await requireSameLayout(group, layout.nativeFields, { timeoutMs, signal, label: 'low-latency buffer' })
-      return new LowLatencyBuffer(memory, layout, timeoutMs, numSms)
+      return new LowLatencyBuffer(memory, layout, options)
     } catch (error) {
       memory.close()
       throw error
@@ -123,7 +125,7 @@ export class LowLatencyBuffer implements Disposable {
 
   /** Why calls on this buffer fail from now on, if they do. */
   get failure(): MoeEpError | undefined {
-    return this.group.failure ?? this.#memory.failure
+    return this.#memory.failure ?? this.group.failure
   }
 
   /**
@@ -161,8 +163,8 @@ export class LowLatencyBuffer implements Disposable {
     }
     const shared = [
       ...[hidden, format.code, topk, numExperts],
-      // The bits of a global scale are found where the work runs.
-      ...[topkWeights === undefined ? 0 : 1, rankMajor ? 1 : 0, 0],
+      // The mask and the bits of a global scale are filled in where the call runs.
+      ...[topkWeights === undefined ? 0 : 1, rankMajor ? 1 : 0, 0, 0],
     ]
     const lease = this.#slots.acquire(slot)
     try {
@@ -189,7 +191,7 @@ export class LowLatencyBuffer implements Disposable {
             ...([recvStats?.handle, waitStats?.handle, xGlobalScale?.handle] as const),
           ),
         )
-        return stream.record()
+        return stream.mark()
       }
       const result = { ...packed, handle, recvTopkIdx, recvTopkWeights }
       if (!returnRecvHook) {
@@ -254,7 +256,7 @@ export class LowLatencyBuffer implements Disposable {
           ...([topkWeights?.handle, combinedX.handle, options.waitRecvCostStats?.handle, useLogfmt] as const),
         ),
       )
-      return stream.record()
+      return stream.mark()
     }
     this.#dispatches.delete(handle)
     if (options.returnRecvHook !== true) {
@@ -309,6 +311,39 @@ export class LowLatencyBuffer implements Disposable {
     this.#requireOpen()
   }
 
+  /**
+   * Enqueued: masks a rank, or takes it back. This rank neither sends to a masked one nor waits for it, and sums leave out its rows. All
+   * others must do the same before their next dispatch: ranks that disagree fail it on all of them, by name, and the buffer works on. A
+   * rank that is masked by others hears that from its own dispatch, too. It can be taken back if it has called every dispatch meanwhile.
+   * @param rank any but this one.
+   * @throws ERR_MOE_EP_ARGUMENT; ERR_MOE_EP_UNSUPPORTED for a buffer without masks; ERR_MOE_EP_RELEASED.
+   */
+  updateMaskBuffer(rank: number, masked: boolean, { stream = this.device.defaultStream }: MaskOptions = {}): void {
+    this.#requireOpen()
+    requireInteger('rank', rank, 0, this.group.worldSize - 1)
+    if (rank === this.group.rank) throw argumentError('rank', 'another rank', rank)
+    this.#requireMasks()
+    native().updateMask(stream.handle, this.#handle, rank, masked)
+  }
+
+  /** Enqueued: takes all ranks back. */
+  cleanMaskBuffer({ stream = this.device.defaultStream }: MaskOptions = {}): void {
+    this.#requireOpen()
+    this.#requireMasks()
+    native().updateMask(stream.handle, this.#handle, -1, false)
+  }
+
+  /**
+   * Enqueued: writes which ranks are masked, by {@link updateMaskBuffer} or by a deadline.
+   * @param maskStatus i32 [R]: 1 for a masked rank.
+   */
+  queryMaskBuffer(maskStatus: Tensor, { stream = this.device.defaultStream }: MaskOptions = {}): void {
+    this.#requireOpen()
+    const required = { dtype: 'i32', shape: [this.group.worldSize], device: this.device } as const
+    requireTensor('maskStatus', maskStatus, required)
+    native().queryMask(stream.handle, this.#handle, maskStatus.handle)
+  }
+
   /** Frees the memory as soon as queued work is done. */
   close(): void {
     if (this.#closed) return
@@ -325,6 +360,11 @@ export class LowLatencyBuffer implements Disposable {
     const dispatch = this.#dispatches.get(handle)
     if (dispatch !== undefined) return dispatch
     throw new MoeEpError('ERR_MOE_EP_RELEASED', 'handle: its dispatch has ended, or was of another buffer')
+  }
+
+  #requireMasks(): void {
+    if (this.sizes.masks !== 'none') return
+    throw new MoeEpError('ERR_MOE_EP_UNSUPPORTED', "the buffer was made without masks: see the option 'masks'")
   }
 
   #requireOpen(): void {

@@ -20,7 +20,7 @@ interface LowLatencyNative {
   messageBytes(hidden: number): number
   /** Slots of a row of the tables of ids. */
   paddedTopk(topk: number): number
-  createBuffer(routes: RoutesHandle, layout: readonly number[]): BufferHandle
+  createBuffer(routes: RoutesHandle, layout: readonly number[], masksLate: boolean): BufferHandle
   closeBuffer(buffer: BufferHandle): void
   dispatch(
     stream: StreamHandle,
@@ -67,6 +67,9 @@ interface LowLatencyNative {
     waitStats: Optional,
     logfmt: boolean,
   ): void
+  /** Of one rank, or of all for -1. */
+  updateMask(stream: StreamHandle, buffer: BufferHandle, rank: number, masks: boolean): void
+  queryMask(stream: StreamHandle, buffer: BufferHandle, out: TensorHandle): void
 }
 
 export const native = featureAddon<LowLatencyNative>({

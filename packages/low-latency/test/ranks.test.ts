@@ -30,6 +30,20 @@ describe('8 ranks', () => {
 })
 
 test.each([
+  ['killed', 'SIGKILL', 'ERR_MOE_EP_PEER_LOST'],
+  ['stopped', 'SIGSTOP', undefined],
+] as const)('a rank that is %s is masked, and the others go on in the same world', async (_, signal, code) => {
+  await start({ numRanks: 4, scenario: 'mask' })
+  await Promise.all(ranks.map((rank) => rank.event('ready')))
+  process.kill(ranks[2]!.pid!, signal)
+  const others = ranks.filter((_, rank) => rank !== 2)
+  await Promise.all(others.map((rank) => rank.event('masked')))
+  for (const { events } of others) expect(events.slice(1)).toEqual([{ event: 'masked', wrong: 0, lost: code }])
+  ranks[2]!.kill()
+  expect(await endsOf(ranks)).toEqual([0, 0, 'SIGKILL', 0])
+})
+
+test.each([
   ['anywhere in a loop', 'loop'],
   ['between dispatch and combine', 'stopBeforeCombine'],
 ])('a rank that is killed %s: the others get a named error, and go on in a smaller world', async (_, scenario) => {

@@ -76,7 +76,7 @@ Napi::Value CreateEvent(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value StreamRecord(const Napi::CallbackInfo& info) {
-  Require(info.Env(), StreamArgument(info[0]).Record(EventArgument(info[1])));
+  Require(info.Env(), StreamArgument(info[0]).Record(EventArgument(info[1]), info[2].ToBoolean()));
   return info.Env().Undefined();
 }
 

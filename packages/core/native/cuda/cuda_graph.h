@@ -48,7 +48,8 @@ class CudaGraph final : public DeviceGraph {
   Aborts aborts;
   // During the capture: what is recorded at an event, for joins.
   std::map<const Event*, EventPtr> joins;
-  // Events of the list and what the graph records for each, in order.
+  // Events of the list and what the graph records for each, in order; null where it records
+  // nothing.
   std::vector<std::pair<std::shared_ptr<Event>, EventPtr>> times;
 
   cudaGraphExec_t executable = nullptr;

@@ -3,7 +3,6 @@
 #include <chrono>
 #include <exception>
 #include <utility>
-#include <vector>
 
 #include "cpu/host_recording.h"
 #include "cuda/driver_use.h"
@@ -20,32 +19,6 @@ CudaStream* Running(moe_ep_exec* exec) {
 
 CommandPtr MarkerCommand(std::function<void(moe_ep_exec*)> function) {
   return std::make_shared<Command>(Command::Kind::kMarker, std::move(function));
-}
-
-// The nodes of a graph that what is captured next will wait for.
-struct CaptureEnds {
-  std::vector<cudaGraphNode_t> nodes;
-  std::vector<cudaGraphEdgeData> edges;  // of each, or none
-
-  void Restore(cudaStream_t stream) const {
-    Check(cudaStreamUpdateCaptureDependencies(stream, const_cast<cudaGraphNode_t*>(nodes.data()),
-                                              edges.empty() ? nullptr : edges.data(), nodes.size(),
-                                              cudaStreamSetCaptureDependencies),
-          "cudaStreamUpdateCaptureDependencies");
-  }
-};
-
-CaptureEnds EndsOfCapture(cudaStream_t stream) {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  const cudaGraphNode_t* nodes = nullptr;
-  const cudaGraphEdgeData* edges = nullptr;
-  size_t count = 0;
-  Check(cudaStreamGetCaptureInfo(stream, &status, nullptr, nullptr, &nodes, &edges, &count),
-        "cudaStreamGetCaptureInfo");
-  CaptureEnds ends;
-  ends.nodes.assign(nodes, nodes + count);
-  if (edges != nullptr) ends.edges.assign(edges, edges + count);
-  return ends;
 }
 
 Failure Broken(const std::exception& error) { return {"ERR_MOE_EP_INTERNAL", error.what()}; }
@@ -242,7 +215,7 @@ MaybeFailure CudaStream::Replay(const std::shared_ptr<const Graph>& graph) {
     const CudaRecording::Parts end = PartsOfMark();
     for (const auto& [event, time] : captured.times) {
       CudaRecording::Parts parts = end;
-      parts.time = time;
+      if (time != nullptr) parts.time = time;
       event->MoveTo(std::make_shared<CudaRecording>(std::move(parts)));
     }
   } catch (const std::exception& error) {
@@ -392,15 +365,16 @@ MaybeFailure CudaStream::CaptureJoined(Capture& capture) {
   return std::nullopt;
 }
 
-void CudaStream::CaptureRecord(Capture&, const std::shared_ptr<Event>& event) {
+void CudaStream::CaptureRecord(Capture&, const std::shared_ptr<Event>& event, bool timed) {
   device_.MakeCurrent();
-  // The time is told beside the work: what follows waits for the work alone, and not for a stamp.
-  const CaptureEnds ends = EndsOfCapture(stream_);
-  EventPtr time = device_.NewEvent();
-  Check(cudaEventRecordWithFlags(time.get(), stream_, cudaEventRecordExternal),
-        "cudaEventRecordWithFlags");
-  ends.Restore(stream_);
+  EventPtr time;
+  if (timed) {
+    time = device_.NewEvent();
+    Check(cudaEventRecordWithFlags(time.get(), stream_, cudaEventRecordExternal),
+          "cudaEventRecordWithFlags");
+  }
   captured_->times.emplace_back(event, std::move(time));
+  // Behind the other one, which is work of the graph and has to be joined too.
   captured_->joins[event.get()] = RecordEvent();
 }
 

@@ -56,7 +56,7 @@ class CudaStream final : public Stream, public Submitter, public Dependent {
   MaybeFailure CaptureBegun(Capture& capture) override;
   MaybeFailure CaptureJoined(Capture& capture) override;
   void CaptureCommand(const CommandPtr& command) override;
-  void CaptureRecord(Capture& capture, const std::shared_ptr<Event>& event) override;
+  void CaptureRecord(Capture& capture, const std::shared_ptr<Event>& event, bool timed) override;
   void CaptureWait(Capture& capture, const std::shared_ptr<Event>& event) override;
   MaybeFailure CaptureEnded(Capture& capture, bool valid) override;
 

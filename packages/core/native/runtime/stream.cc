@@ -19,7 +19,7 @@ bool Stream::Enqueue(CommandPtr command) {
   return true;
 }
 
-MaybeFailure Stream::Record(const std::shared_ptr<Event>& event) {
+MaybeFailure Stream::Record(const std::shared_ptr<Event>& event, bool timed) {
   {
     std::lock_guard lock(mutex_);
     if (closed_) return Closed();
@@ -27,7 +27,7 @@ MaybeFailure Stream::Record(const std::shared_ptr<Event>& event) {
     if (capture_ != nullptr) {
       capture_->Record(this, event);
       event->NoteIn(capture_);
-      CaptureRecord(*capture_, event);
+      CaptureRecord(*capture_, event, timed);
       return std::nullopt;
     }
   }

@@ -30,7 +30,8 @@ class Stream : public std::enable_shared_from_this<Stream> {
   virtual bool WhenDone(std::function<void(MaybeFailure)> then) = 0;
 
   // The failure is the caller's, not the stream's: closed, or a broken rule of captures.
-  MaybeFailure Record(const std::shared_ptr<Event>& event);
+  // `timed` false: in a graph its time is that of the end of the launch.
+  MaybeFailure Record(const std::shared_ptr<Event>& event, bool timed = true);
   // With `take_failure`, what failed before the event fails here, too.
   MaybeFailure WaitFor(const std::shared_ptr<Event>& event, bool take_failure);
   MaybeFailure Launch(const std::shared_ptr<const Graph>& graph);
@@ -76,7 +77,7 @@ class Stream : public std::enable_shared_from_this<Stream> {
   virtual MaybeFailure CaptureBegun(Capture&) { return std::nullopt; }
   virtual MaybeFailure CaptureJoined(Capture&) { return std::nullopt; }
   virtual void CaptureCommand(const CommandPtr&) {}
-  virtual void CaptureRecord(Capture&, const std::shared_ptr<Event>&) {}
+  virtual void CaptureRecord(Capture&, const std::shared_ptr<Event>&, bool /*timed*/) {}
   virtual void CaptureWait(Capture&, const std::shared_ptr<Event>&) {}
   // By then no stream is captured any more; `valid` says whether the graph will be used.
   virtual MaybeFailure CaptureEnded(Capture&, bool) { return std::nullopt; }

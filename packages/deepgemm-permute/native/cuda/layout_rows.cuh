@@ -7,17 +7,17 @@
 
 namespace moe_ep::cuda {
 
-// Where the experts' rows lie. starts[num_local] is where the last expert's padding ends. In global
-// memory that another kernel has just written, or in shared memory.
-template <bool kGlobal>
+// Where the experts' rows lie. starts[num_local] is where the last expert's padding ends. In shared
+// memory, or in global memory that another kernel has written: only who has waited for that kernel
+// may read it, and then reads what is in the first-level cache from the second time on.
 struct Segments {
   const int32_t* starts;
   const int32_t* counts;
   int64_t num_local;
 
-  __device__ __forceinline__ int32_t Start(int64_t expert) const { return Load(starts + expert); }
-  __device__ __forceinline__ int32_t Count(int64_t expert) const { return Load(counts + expert); }
-  __device__ __forceinline__ int32_t needed() const { return Start(num_local); }
+  __device__ __forceinline__ int32_t Start(int64_t expert) const { return starts[expert]; }
+  __device__ __forceinline__ int32_t Count(int64_t expert) const { return counts[expert]; }
+  __device__ __forceinline__ int32_t needed() const { return starts[num_local]; }
 
   // The expert whose rows or padding this row, below needed(), belongs to.
   __device__ __forceinline__ int64_t ExpertOf(int64_t row) const {
@@ -33,15 +33,6 @@ struct Segments {
     }
     return low;
   }
-
- private:
-  static __device__ __forceinline__ int32_t Load(const int32_t* from) {
-    if constexpr (kGlobal) {
-      return __ldcg(from);
-    } else {
-      return *from;
-    }
-  }
 };
 
 // From the plan of many blocks: slots come in chunks of a power of two; a slot's word is its group
@@ -49,9 +40,9 @@ struct Segments {
 struct ChunkedRows {
   static constexpr uint32_t kNoWord = 0xffffffffu;
 
-  const uint32_t* words;
-  const uint32_t* prefix;
-  Segments<true> segments;
+  const uint32_t* words;   // in global memory
+  const uint32_t* prefix;  // where the segments are
+  Segments segments;
   int64_t num_slots;
   int64_t num_chunks;
   int shift;  // of slots to chunks, and of words to groups
@@ -61,7 +52,7 @@ struct ChunkedRows {
   __device__ __forceinline__ int32_t RowOfWord(uint32_t word, int64_t slot) const {
     if (word == kNoWord) return -1;
     const int64_t group = word >> shift;
-    const uint32_t before = __ldcg(prefix + group * num_chunks + (slot >> shift));
+    const uint32_t before = prefix[group * num_chunks + (slot >> shift)];
     return segments.Start(group) + static_cast<int32_t>(before + RankIn(word));
   }
 
@@ -84,7 +75,7 @@ struct ChunkedRows {
 // From a placement that a block has worked out for itself, in shared memory.
 struct SharedRows {
   const int32_t* rows;
-  Segments<false> segments;
+  Segments segments;
   int64_t num_slots;
 
   __device__ __forceinline__ int32_t operator[](int64_t slot) const { return rows[slot]; }

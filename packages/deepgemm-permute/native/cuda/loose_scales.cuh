@@ -1,6 +1,6 @@
-// Scales that cannot travel with their rows: columns lie apart in the output, or are packed.
-// Whoever moves a row puts its scales in place, one element a lane. Neighbouring rows of a column
-// are written by different warps at about the same time, and meet in the second-level cache.
+// Scales that cannot travel with their rows: columns lie apart in the output, or are packed, or
+// rows of them are no multiples of 16 bytes. Of few tokens, whoever moves a row puts its scales in
+// place, one element a lane. Scales of many tokens go in tiles: scale_tiles.cuh.
 #pragma once
 
 #include <cstdint>
@@ -45,7 +45,15 @@ struct LooseScales {
     }
   }
 
- private:
+  // Whether elements of the output are words of the input, and where.
+  __device__ __forceinline__ bool CopiesWords() const {
+    return move.pack ? words && move.columns % 4 == 0 : move.element_bytes == 4;
+  }
+  __device__ __forceinline__ const uint8_t* WordAt(int64_t token, int64_t column) const {
+    return move.from + token * move.from_row_stride +
+           column * (move.pack ? 4 : move.from_column_stride);
+  }
+
   __device__ __forceinline__ void Store(uint8_t* place, uint32_t value) const {
     if (move.to_element_bytes() == 4) {
       *reinterpret_cast<uint32_t*>(place) = value;

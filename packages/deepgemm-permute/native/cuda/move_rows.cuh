@@ -21,7 +21,7 @@ struct MoveArguments {
   int64_t scales_from_stride;
   uint8_t* scales_to;
   int32_t scale_bytes;
-  // Scales that are put in place one by one.
+  // Scales that the movers themselves put in place one by one.
   bool has_loose_scales;
   LooseScales loose_scales;
   // Rows are moved in pieces that fit into a stage of shared memory.
@@ -64,15 +64,18 @@ __device__ __forceinline__ void ForPieces(const MoveArguments& move, int64_t bat
   }
 }
 
-// Rows go through shared memory by bulk copies. Some loads are under way while stored rows are
-// still being read out of shared memory.
+inline constexpr int kBulkMovers = 4;  // warps of a block
+inline constexpr int kMostStageBytes = 8192;
+
+// Rows go through shared memory by bulk copies. All stages are loaded before the places of rows are
+// known; from then on some loads are under way while stored rows are still being read out of shared
+// memory. With more of either, memory serves nothing faster.
+template <int kStages>
 struct BulkMover {
-  // Warps of a block. With more bytes under way than these bring, memory gets slower again.
-  static constexpr int kMovers = 4;
-  static constexpr int kStages = 3;
-  static constexpr int kStoring = 1;  // stages that are being read out while the others load
+  static constexpr int kMovers = kBulkMovers;
+  static constexpr int kTeams = 2;  // beside them: while one waits for memory the other one writes
+  static constexpr int kStoring = kStages / 2;  // stages that are being read out
   static constexpr int kAhead = kStages - kStoring;
-  static constexpr int kMostStageBytes = 8192;
 
   struct Control {
     uint64_t full[kStages];
@@ -107,11 +110,12 @@ struct BulkMover {
     __syncwarp();
   }
 
-  // Starts to load the first pieces of a batch whose rows' places are not known yet.
+  // Starts to load pieces of a batch whose rows' places are not known yet, while stages are free.
   __device__ void Preload(int64_t batch, uint32_t needed) {
+    if (loaded == kStages) return;
     ForPieces(move, batch, needed, [&](int64_t token, int, int piece) {
       Load(token, piece);
-      return loaded < kAhead;
+      return loaded < kStages;
     });
   }
 
@@ -122,7 +126,8 @@ struct BulkMover {
 
   // Moves a piece of a token's row to this lane's row, if it has one.
   __device__ void Push(int64_t token, int piece, int32_t row) {
-    if (pushed == loaded) {
+    const bool preloaded = pushed < loaded;
+    if (!preloaded) {
       while (popped + kAhead <= loaded) Pop();
       if (loaded >= kStages) WaitBulkStoresRead<kStoring>();
       __syncwarp();
@@ -131,6 +136,8 @@ struct BulkMover {
     control->row[pushed % kStages][Lane()] = row;
     control->piece[pushed % kStages][Lane()] = piece;
     ++pushed;
+    // It has been there for long: memory waits for something to do.
+    if (preloaded) Pop();
   }
 
   __device__ void Finish() {
@@ -187,6 +194,7 @@ struct BulkMover {
 // Rows go through registers: any alignment.
 struct PlainMover {
   static constexpr int kMovers = 12;
+  static constexpr int kTeams = 1;
 
   static __host__ __device__ int64_t SharedBytes(const MoveArguments&) { return 0; }
 
@@ -256,40 +264,75 @@ struct PlainMover {
   }
 };
 
-// Moves mover `mover`'s share. Its first batch has been preloaded for the lanes of `preloaded`.
+// What a mover has asked for ahead of its first two batches.
+struct FirstBatches {
+  int64_t slot[2];     // of this lane
+  uint32_t needed[2];  // lanes whose rows may be needed: these were preloaded
+  uint32_t word[2];
+
+  __device__ __forceinline__ FirstBatches(const MoveArguments& move, int64_t mover,
+                                          int64_t num_movers)
+      : slot{SlotOfLane(move, mover, Lane()), SlotOfLane(move, mover + num_movers, Lane())},
+        needed{},
+        word{} {}
+
+  template <typename Needs>
+  __device__ __forceinline__ void Find(const Needs& needs) {
+    const bool both[2] = {slot[0] >= 0 && needs(slot[0]), slot[1] >= 0 && needs(slot[1])};
+    needed[0] = __ballot_sync(kAllLanes, both[0]);
+    needed[1] = __ballot_sync(kAllLanes, both[1]);
+  }
+  template <typename Rows>
+  __device__ __forceinline__ void LoadWords(const Rows& rows) {
+    word[0] = slot[0] < 0 ? 0 : rows.Word(slot[0]);
+    word[1] = slot[1] < 0 ? 0 : rows.Word(slot[1]);
+  }
+};
+
+// Moves mover `mover`'s share.
 template <typename Mover, typename Rows>
-__device__ __forceinline__ void MoveBatches(Mover& engine, const Rows& rows, uint32_t preloaded,
-                                            int64_t mover, int64_t num_movers) {
+__device__ __forceinline__ void MoveBatches(Mover& engine, const Rows& rows,
+                                            const FirstBatches& first, int64_t mover,
+                                            int64_t num_movers) {
   const MoveArguments& move = engine.move;
   const int lane = Lane();
+  const auto row_of = [&](uint32_t word, int64_t slot) {
+    return slot < 0 ? -1 : rows.LocalRowOfWord(word, slot);
+  };
   int64_t batch = mover;
-  int64_t slot = SlotOfLane(move, batch, lane);
-  uint32_t word = slot < 0 ? 0 : rows.Word(slot);
   int64_t next = mover + num_movers;
-  for (bool first = true; batch < move.num_batches; first = false) {
-    // What the next turn needs is asked for in this one.
-    const int64_t next_slot = SlotOfLane(move, next, lane);
-    const uint32_t next_word = next_slot < 0 ? 0 : rows.Word(next_slot);
+  int64_t next_slot = first.slot[1];
+  uint32_t next_word = first.word[1];
+  int32_t row = row_of(first.word[0], first.slot[0]);
+  for (int turn = 0; batch < move.num_batches; ++turn) {
+    // What the next turns need is asked for in this one.
     unsigned long long claim = 0;
     if (move.claims != nullptr && lane == 0) claim = atomicAdd(move.claims, 1ull);
     if (move.has_loose_scales && next_slot >= 0 && lane % move.width == 0)
       move.loose_scales.Prefetch(next_slot / move.topk);
+    int32_t next_row = -1;
+    bool knows_next = false;
 
-    const int32_t row = slot < 0 ? -1 : rows.LocalRowOfWord(word, slot);
-    const uint32_t needed = first ? preloaded : __ballot_sync(kAllLanes, row >= 0);
+    uint32_t needed = __ballot_sync(kAllLanes, row >= 0);
+    if (turn == 0) needed = first.needed[0];
+    if (turn == 1) needed = first.needed[1];
     ForPieces(move, batch, needed, [&](int64_t token, int first_lane, int piece) {
       const bool mine = lane >= first_lane && lane < first_lane + move.width;
       engine.Push(token, piece, mine ? row : -1);
       if (move.has_loose_scales && piece == 0) move.loose_scales.Move(token, mine ? row : -1);
+      if (!knows_next) next_row = row_of(next_word, next_slot);
+      knows_next = true;
       return true;
     });
+    if (!knows_next) next_row = row_of(next_word, next_slot);
 
     batch = next;
-    slot = next_slot;
-    word = next_word;
+    row = next_row;
     next = move.claims == nullptr
                ? next + num_movers
                : 2 * num_movers + static_cast<int64_t>(__shfl_sync(kAllLanes, claim, 0));
+    next_slot = SlotOfLane(move, next, lane);
+    next_word = next_slot < 0 ? 0 : rows.Word(next_slot);
   }
   engine.Finish();
 }

@@ -1,16 +1,15 @@
-// Small inputs take one launch: every block works out the whole placement for itself and moves its
-// share. Others take two: a plan (plan.cuh), and a kernel that moves rows, which starts while the
-// plan is made and loads the first rows meanwhile. Blocks of both have warps that move rows and
-// warps that do the rest.
+// Small inputs take one launch (small_kernel.cuh), others two: a plan (plan.cuh), and a kernel that
+// moves rows (move_kernel.cuh). Blocks of both have warps that move rows and warps that do the
+// rest.
 
 #include "cuda/permute.h"
 
 #include <algorithm>
 #include <limits>
 
-#include "cuda/move_rows.cuh"
+#include "cuda/move_kernel.cuh"
 #include "cuda/plan.cuh"
-#include "cuda/row_tiles.cuh"
+#include "cuda/small_kernel.cuh"
 #include "moe_ep/cuda/launch.h"
 
 namespace moe_ep::cuda {
@@ -21,174 +20,9 @@ constexpr bool kUseBulkCopies = true;
 
 constexpr int64_t kScratchKey = 0x7065726d75746531;  // this file's
 
-// Small: up to so many slots, and groups that 16 warps can count in shared memory.
-constexpr int kSmallWarps = 16;
-constexpr int kSmallRounds = 4;
-constexpr int64_t kSmallSlots = kSmallWarps * kSmallRounds * kWarp;
-constexpr int64_t kSmallGroups = 512;
 // What a block may have on this architecture.
 constexpr int64_t kMostSharedBytes = 227 << 10;
-// Rows of so few tokens are loaded before anybody knows whether they are needed.
-constexpr int64_t kEagerTokens = 512;
-
-constexpr int kHelpers = 4;  // warps of a block that moves rows after a plan
 constexpr int64_t kPlanSharedBytes = 96 << 10;
-
-struct TileWork {
-  TileArguments tiles;
-  int32_t* row_of_slot;
-  int64_t num_slots;
-};
-
-// What is left beside the moving of rows.
-template <typename Rows>
-__device__ void Help(const Rows& rows, const TileWork& work, int64_t helper, int64_t num_helpers) {
-  WriteRowsOfSlots(rows, work.row_of_slot, work.num_slots, helper, num_helpers);
-  const int64_t num_tiles = work.tiles.num_tiles();
-  for (int64_t tile = helper; tile < num_tiles; tile += num_helpers)
-    FinishTile(rows, work.tiles, tile);
-}
-
-struct MoveKernelArguments {
-  MoveArguments move;
-  TileWork work;
-  LocalExperts experts;
-  ChunkedRows rows;
-  const moe_ep_failure_record* failure;
-};
-
-// Neighbouring pieces of work go to different blocks.
-template <typename Mover>
-__global__ void __launch_bounds__((Mover::kMovers + kHelpers) * kWarp)
-    MoveKernel(const __grid_constant__ MoveKernelArguments a) {
-  extern __shared__ __align__(128) uint8_t shared[];
-  const int warp = WarpOfBlock();
-  if (warp < Mover::kMovers) {
-    // Inputs are there: the plan did not start before what was ahead of it on the stream.
-    Mover mover(a.move, shared, warp);
-    mover.Start();
-    const int64_t index = int64_t{warp} * gridDim.x + blockIdx.x;
-    const int64_t slot = SlotOfLane(a.move, index, Lane());
-    const uint32_t needed = __ballot_sync(kAllLanes, slot >= 0 && a.experts[slot] >= 0);
-    mover.Preload(index, needed);
-    cudaGridDependencySynchronize();
-    if (Failed(a.failure)) return mover.Abandon();
-    MoveBatches(mover, a.rows, needed, index, int64_t{Mover::kMovers} * gridDim.x);
-  } else {
-    cudaGridDependencySynchronize();
-    if (Failed(a.failure)) return;
-    const int helper = warp - Mover::kMovers;
-    Help(a.rows, a.work, int64_t{helper} * gridDim.x + blockIdx.x, int64_t{kHelpers} * gridDim.x);
-  }
-}
-
-struct SmallKernelArguments {
-  PlanArguments plan;
-  MoveArguments move;
-  TileWork work;
-};
-
-template <typename Mover>
-constexpr int kSmallHelpers = kSmallWarps - Mover::kMovers;
-
-// Shared memory behind the mover's.
-struct SmallMemory {
-  int32_t* rows;
-  uint32_t* counts;  // [kSmallWarps, groups]
-  uint32_t* totals;
-  int32_t* starts;
-
-  static int64_t Bytes(int64_t num_slots, int64_t num_groups) {
-    return 4 * (num_slots + (kSmallWarps + 2) * num_groups + 1);
-  }
-  __device__ SmallMemory(uint8_t* memory, int64_t num_slots, int64_t num_groups)
-      : rows(reinterpret_cast<int32_t*>(memory)),
-        counts(reinterpret_cast<uint32_t*>(rows + num_slots)),
-        totals(counts + kSmallWarps * num_groups),
-        starts(reinterpret_cast<int32_t*>(totals + num_groups)) {}
-};
-
-// The whole placement, the same in every block; false where something was wrong.
-__device__ bool PlaceInBlock(const PlanArguments& a, const SmallMemory& memory) {
-  __shared__ BadSlot bad;
-  __shared__ bool fits;
-  const bool reports = blockIdx.x == 0;
-  const int warp = WarpOfBlock();
-  const WarpCounts counts{memory.counts, 1, a.num_groups};
-  for (int64_t i = threadIdx.x; i < kSmallWarps * a.num_groups; i += blockDim.x)
-    memory.counts[i] = 0;
-  if (threadIdx.x == 0) bad = 0;
-  __syncthreads();
-
-  // Whole rounds for every warp.
-  const int64_t rounds = (a.num_slots + kSmallWarps * kWarp - 1) / (kSmallWarps * kWarp);
-  const int64_t begin = warp * rounds * kWarp;
-  const int64_t behind = begin + rounds * kWarp;
-  const int64_t end = behind < a.num_slots ? behind : a.num_slots;
-  RankedSlots<kSmallRounds> slots;
-  RankSlots<kSmallRounds>(a.groups, begin, end, warp, counts, &bad, &slots);
-  __syncthreads();
-  StartWarps(counts, kSmallWarps, a.num_groups,
-             [&](int64_t group, uint32_t total) { memory.totals[group] = total; });
-  __syncthreads();
-  if (warp == 0) {
-    bool ok = bad == 0;
-    if (!ok && reports && Lane() == 0)
-      FailForSlot(a.failure, a.describers, a.groups.experts, SlotOf(bad), a.request.topk);
-    ok = ok && CheckRoom(a.request, memory.totals, a.describers, a.failure, reports);
-    if (ok)
-      PlaceGroups(a.request, a.num_groups, {memory.totals, memory.starts}, a.placement, reports);
-    if (Lane() == 0) fits = ok;
-  }
-  __syncthreads();
-  if (!fits) return false;
-#pragma unroll
-  for (int r = 0; r < kSmallRounds; ++r) {
-    const int64_t slot = begin + r * kWarp + Lane();
-    if (slot >= end) break;
-    const int32_t group = slots.group[r];
-    memory.rows[slot] =
-        group < 0
-            ? -1
-            : memory.starts[group] + static_cast<int32_t>(counts.At(warp, group) + slots.rank[r]);
-  }
-  __syncthreads();
-  return true;
-}
-
-template <typename Mover>
-__global__ void __launch_bounds__(kSmallWarps* kWarp)
-    SmallKernel(const __grid_constant__ SmallKernelArguments a) {
-  extern __shared__ __align__(128) uint8_t shared[];
-  if (Failed(a.plan.failure)) return;
-  const int warp = WarpOfBlock();
-  const int64_t index = int64_t{warp} * gridDim.x + blockIdx.x;
-  const SmallMemory memory(shared + Mover::SharedBytes(a.move), a.plan.num_slots,
-                           a.plan.num_groups);
-  const SharedRows rows{memory.rows,
-                        {memory.starts, reinterpret_cast<const int32_t*>(memory.totals),
-                         a.plan.request.experts.num_local},
-                        a.plan.num_slots};
-  const bool moves = warp < Mover::kMovers;
-  const int64_t slot = moves ? SlotOfLane(a.move, index, Lane()) : -1;
-  const bool eager = a.move.num_tokens <= kEagerTokens;
-  uint32_t needed = __ballot_sync(kAllLanes, slot >= 0);
-  Mover mover(a.move, shared, warp);
-  if (moves) {
-    mover.Start();
-    if (eager) mover.Preload(index, needed);
-  }
-  const bool placed = PlaceInBlock(a.plan, memory);
-  if (moves) {
-    if (!placed) return mover.Abandon();
-    if (!eager) needed = __ballot_sync(kAllLanes, slot >= 0 && rows.LocalRowOfWord(0, slot) >= 0);
-    MoveBatches(mover, rows, needed, index, int64_t{Mover::kMovers} * gridDim.x);
-  } else if (placed) {
-    const int helper = warp - Mover::kMovers;
-    Help(rows, a.work, int64_t{helper} * gridDim.x + blockIdx.x,
-         int64_t{kSmallHelpers<Mover>} * gridDim.x);
-  }
-}
 
 bool IsAligned(const void* pointer, int64_t stride, int64_t bytes) {
   return (reinterpret_cast<uintptr_t>(pointer) | static_cast<uintptr_t>(stride | bytes)) % 16 == 0;
@@ -198,8 +32,7 @@ bool IsAligned(const void* pointer, int64_t stride, int64_t bytes) {
 bool ScalesTravel(const ScaleMove& scales, bool has_rows) {
   const int64_t bytes = scales.columns * scales.element_bytes;
   return scales.from != nullptr && has_rows && !scales.pack && bytes > 0 &&
-         bytes <= BulkMover::kMostStageBytes / 2 &&
-         scales.from_column_stride == scales.element_bytes &&
+         bytes <= kMostStageBytes / 2 && scales.from_column_stride == scales.element_bytes &&
          scales.to_column_stride == scales.element_bytes && scales.to_row_stride == bytes &&
          (scales.to_batch_stride == 0 || scales.to_batch_stride == scales.rows_per_batch * bytes) &&
          IsAligned(scales.from, scales.from_row_stride, bytes) && IsAligned(scales.to, 0, bytes);
@@ -243,7 +76,7 @@ MoveArguments MoveOf(const PermuteRequest& request, bool scales_travel, int64_t 
 
 void SplitIntoPieces(MoveArguments* move) {
   const int64_t bytes = move->rows.row_bytes;
-  const int64_t most = BulkMover::kMostStageBytes - move->scale_bytes;
+  const int64_t most = kMostStageBytes - move->scale_bytes;
   const int64_t pieces = std::max<int64_t>(1, (bytes + most - 1) / most);
   move->piece_bytes = static_cast<int32_t>(((bytes + pieces - 1) / pieces + 15) / 16 * 16);
   move->num_pieces = static_cast<int32_t>(pieces);
@@ -290,7 +123,7 @@ PlanArguments PlanOf(const Exec& exec, const PlacementRequest& request, const Pl
   return plan;
 }
 
-// Room in scratch memory, part after part.
+// Room in scratch or shared memory, part after part.
 class Parts {
  public:
   int64_t Take(int64_t bytes) {
@@ -339,7 +172,8 @@ void LaunchPlan(const Exec& exec, bool with_words, PlanArguments* plan) {
   Launch(kernel,
          {.grid = dim3(static_cast<unsigned>(num_chunks)),
           .block = dim3(static_cast<unsigned>(num_warps * kWarp)),
-          .shared_bytes = shared_bytes},
+          .shared_bytes = shared_bytes,
+          .overlaps_previous = true},
          exec.cuda_stream(), *plan);
 }
 
@@ -354,7 +188,10 @@ void PermuteWith(const Exec& exec, const PlanArguments& plan, const MoveArgument
   if (plan.num_slots <= kSmallSlots && plan.num_groups <= kSmallGroups &&
       shared_bytes + kStaticBytes <= kMostSharedBytes) {
     Launch(SmallKernel<Mover>,
-           {.grid = grid, .block = dim3(kSmallWarps * kWarp), .shared_bytes = shared_bytes},
+           {.grid = grid,
+            .block = dim3(kSmallWarps * kWarp),
+            .shared_bytes = shared_bytes,
+            .overlaps_previous = true},
            exec.cuda_stream(), SmallKernelArguments{plan, move, work});
     return;
   }
@@ -362,6 +199,7 @@ void PermuteWith(const Exec& exec, const PlanArguments& plan, const MoveArgument
   LaunchPlan(exec, true, &large);
   MoveKernelArguments arguments = {
       .move = move,
+      .scales = {},
       .work = work,
       .experts = large.groups.experts,
       .rows = {.words = large.words,
@@ -373,12 +211,21 @@ void PermuteWith(const Exec& exec, const PlanArguments& plan, const MoveArgument
                .num_chunks = large.num_chunks(),
                .shift = large.shift},
       .failure = large.failure,
+      .tiles_at = 0,
   };
   arguments.move.claims = &large.state->claims;
+  Parts shared;
+  shared.Take(Mover::SharedBytes(move));
+  if (move.has_loose_scales) {
+    arguments.scales = ScaleTiles::Of(move.loose_scales, move.num_tokens, move.topk);
+    arguments.tiles_at = static_cast<int32_t>(shared.Take(Mover::kTeams * sizeof(ScaleTileMemory)));
+    arguments.move.has_loose_scales = false;
+    if (move.rows.row_bytes == 0) arguments.move.num_batches = 0;
+  }
   Launch(MoveKernel<Mover>,
          {.grid = grid,
-          .block = dim3((Mover::kMovers + kHelpers) * kWarp),
-          .shared_bytes = Mover::SharedBytes(move),
+          .block = dim3((Mover::kMovers + kHelpers<Mover>)*kWarp),
+          .shared_bytes = shared.bytes(),
           .overlaps_previous = true},
          exec.cuda_stream(), arguments);
 }
@@ -394,13 +241,18 @@ void Permute(const Exec& exec, const PermuteRequest& request, const Placement& p
                     IsAligned(rows.from, rows.from_stride, rows.row_bytes) &&
                     IsAligned(rows.to, 0, 0);
   const bool scales_travel = ScalesTravel(request.scales, rows.row_bytes > 0);
-  const int movers = bulk ? BulkMover::kMovers : PlainMover::kMovers;
+  const int movers = bulk ? kBulkMovers : PlainMover::kMovers;
   MoveArguments move =
       MoveOf(request, scales_travel, int64_t{movers} * Multiprocessors(exec.device()));
   const TileWork work = WorkOf(request, placement, expert_ids, scales_travel);
   if (bulk) {
     SplitIntoPieces(&move);
-    PermuteWith<BulkMover>(exec, plan, move, work);
+    // As many bytes under way for short rows as for long ones.
+    if (move.stage_bytes <= kMostStageBytes / 2) {
+      PermuteWith<BulkMover<8>>(exec, plan, move, work);
+    } else {
+      PermuteWith<BulkMover<4>>(exec, plan, move, work);
+    }
   } else {
     PermuteWith<PlainMover>(exec, plan, move, work);
   }

@@ -29,23 +29,33 @@ struct RankedSlots {
   uint32_t rank[kRounds];
 };
 
-// Ranks slots [begin, end) of a warp, at most 32 * kRounds, and counts them. Bad slots are noted.
+// Ids of slots [begin, end) of a warp, at most 32 * kRounds: a long way to memory, which other work
+// can go beside.
 template <int kRounds>
-__device__ __forceinline__ void RankSlots(const SlotGroups& groups, int64_t begin, int64_t end,
-                                          int warp, const WarpCounts& counts, BadSlot* bad,
+struct SlotIds {
+  int64_t id[kRounds];
+
+  __device__ __forceinline__ SlotIds(const SlotGroups& groups, int64_t begin, int64_t end) {
+#pragma unroll
+    for (int r = 0; r < kRounds; ++r) {
+      const int64_t slot = begin + r * kWarp + Lane();
+      id[r] = slot < end ? groups.experts.Id(slot) : kNoExpert;
+    }
+  }
+};
+
+// Ranks these slots and counts them. Bad slots are noted.
+template <int kRounds>
+__device__ __forceinline__ void RankSlots(const SlotGroups& groups, const SlotIds<kRounds>& ids,
+                                          int64_t begin, int64_t end, int warp,
+                                          const WarpCounts& counts, BadSlot* bad,
                                           RankedSlots<kRounds>* slots) {
   const int lane = Lane();
-  // All ids first, then all map entries: each is a long way to memory.
-  int64_t ids[kRounds];
+  // All map entries first.
 #pragma unroll
   for (int r = 0; r < kRounds; ++r) {
     const int64_t slot = begin + r * kWarp + lane;
-    ids[r] = slot < end ? groups.experts.Id(slot) : kNoExpert;
-  }
-#pragma unroll
-  for (int r = 0; r < kRounds; ++r) {
-    const int64_t slot = begin + r * kWarp + lane;
-    int64_t group = slot < end ? groups.OfId(ids[r]) : kNoExpert;
+    int64_t group = slot < end ? groups.OfId(ids.id[r]) : kNoExpert;
     if (group == kInvalidExpert) {
       NoteBadSlot(bad, slot);
       group = kNoExpert;

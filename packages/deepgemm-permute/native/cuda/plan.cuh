@@ -7,6 +7,7 @@
 #include "cuda/layout_rows.cuh"
 #include "cuda/place_slots.cuh"
 #include "moe_ep/cuda/failure.cuh"
+#include "moe_ep/cuda/last_block.cuh"
 
 namespace moe_ep::cuda {
 
@@ -44,50 +45,103 @@ struct PlanArguments {
   }
 };
 
-// Turns the chunks' counts of a group into sums of the chunks before; a warp calls it.
-__device__ inline uint32_t SumChunks(uint32_t* counts, int64_t num_chunks) {
+// Turns the chunks' counts of groups `first`, `first + step` and so on into sums of the chunks
+// before, and calls total(group, sum); a warp calls it. Several groups' counts are under way at
+// once.
+template <typename Total>
+__device__ inline void SumChunks(uint32_t* prefix, int64_t num_groups, int64_t num_chunks,
+                                 int64_t first, int64_t step, const Total& total) {
+  constexpr int kGroups = 2;
   constexpr int kTogether = 8;
   const int lane = Lane();
-  uint32_t sum = 0;
-  for (int64_t first = 0; first < num_chunks; first += kTogether * kWarp) {
-    uint32_t count[kTogether];
+  for (; first < num_groups; first += kGroups * step) {
+    uint32_t sum[kGroups] = {};
+    for (int64_t begin = 0; begin < num_chunks; begin += kTogether * kWarp) {
+      uint32_t count[kGroups][kTogether];
 #pragma unroll
-    for (int i = 0; i < kTogether; ++i) {
-      const int64_t chunk = first + i * kWarp + lane;
-      count[i] = chunk < num_chunks ? __ldcg(counts + chunk) : 0;
+      for (int g = 0; g < kGroups; ++g) {
+        const int64_t group = first + g * step;
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) {
+          const int64_t chunk = begin + i * kWarp + lane;
+          count[g][i] = group < num_groups && chunk < num_chunks
+                            ? __ldcg(prefix + group * num_chunks + chunk)
+                            : 0;
+        }
+      }
+#pragma unroll
+      for (int g = 0; g < kGroups; ++g) {
+        const int64_t group = first + g * step;
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) {
+          if (begin + i * kWarp >= num_chunks) break;  // the same in all lanes
+          const int64_t chunk = begin + i * kWarp + lane;
+          const uint32_t behind = sum[g] + InclusiveSum(count[g][i], lane);
+          if (group < num_groups && chunk < num_chunks)
+            prefix[group * num_chunks + chunk] = behind - count[g][i];
+          sum[g] = __shfl_sync(kAllLanes, behind, kWarp - 1);
+        }
+      }
     }
 #pragma unroll
-    for (int i = 0; i < kTogether; ++i) {
-      const int64_t chunk = first + i * kWarp + lane;
-      const uint32_t behind = sum + InclusiveSum(count[i], lane);
-      if (chunk < num_chunks) counts[chunk] = behind - count[i];
-      sum = __shfl_sync(kAllLanes, behind, kWarp - 1);
-    }
+    for (int g = 0; g < kGroups; ++g)
+      if (first + g * step < num_groups && lane == 0) total(first + g * step, sum[g]);
   }
-  return sum;
+}
+
+// What the last block does: sums over chunks, checks, places of groups. It is on the way of
+// everything else, so what it reads is asked for before anything waits.
+__device__ inline void PlaceChunks(const PlanArguments& a, uint32_t* shared, int64_t num_chunks) {
+  const int num_warps = static_cast<int>(blockDim.x / kWarp);
+  const int warp = WarpOfBlock();
+  const int64_t num_local = a.request.experts.num_local;
+  uint32_t* const totals = a.counts_in_shared ? shared : a.totals;
+  // Behind the totals, where counts of other warps were.
+  const bool copies = a.counts_in_shared && num_warps > 1 && a.request.reserved != nullptr &&
+                      num_local <= blockDim.x;
+  const bool copies_one = copies && threadIdx.x < num_local;
+  const int32_t reserved = copies_one ? __ldg(a.request.reserved + threadIdx.x) : 0;
+  const BadSlot bad = __ldcg(&a.state->bad);
+  SumChunks(a.prefix, a.num_groups, num_chunks, warp, num_warps,
+            [&](int64_t group, uint32_t total) { totals[group] = total; });
+  if (copies_one) shared[a.num_groups + threadIdx.x] = static_cast<uint32_t>(reserved);
+  __syncthreads();
+  if (warp != 0) return;
+  PlacementRequest request = a.request;
+  if (copies) request.reserved = reinterpret_cast<const int32_t*>(shared + a.num_groups);
+  if (bad != 0) {
+    if (Lane() == 0)
+      FailForSlot(a.failure, a.describers, a.groups.experts, SlotOf(bad), a.request.topk);
+  } else if (CheckRoom(request, totals, a.describers, a.failure, true)) {
+    PlaceGroups(request, a.num_groups, {totals, a.starts}, a.placement, true);
+  }
+  if (Lane() == 0) *a.state = PlanState{};
 }
 
 template <int kRounds>
 __global__ void __launch_bounds__(kPlanWarps* kWarp)
     PlanKernel(const __grid_constant__ PlanArguments a) {
-  extern __shared__ uint32_t shared[];
-  __shared__ bool is_last;
+  extern __shared__ uint32_t plan_memory[];
+  // What is ahead on the stream has ended before the next kernel may start: that one reads inputs
+  // without a wait of its own.
+  cudaGridDependencySynchronize();
   cudaTriggerProgrammaticLaunchCompletion();
-  if (Failed(a.failure)) return;  // all blocks alike: only the last one reports
+  const bool failed = Failed(a.failure);
   const int num_warps = static_cast<int>(blockDim.x / kWarp);
   const int warp = WarpOfBlock();
   const int64_t chunk = blockIdx.x;
   const int64_t num_chunks = gridDim.x;
-  const WarpCounts counts = a.counts_in_shared ? WarpCounts{shared, 1, a.num_groups}
+  const int64_t begin = (chunk << a.shift) + warp * kRounds * kWarp;
+  const SlotIds<kRounds> ids(a.groups, begin, a.num_slots);
+  const WarpCounts counts = a.counts_in_shared ? WarpCounts{plan_memory, 1, a.num_groups}
                                                : WarpCounts{a.prefix + chunk, num_chunks, 0};
   // Counts that are not in shared memory are those of a single warp.
   const int64_t num_counts = a.counts_in_shared ? num_warps * a.num_groups : a.num_groups;
   for (int64_t i = threadIdx.x; i < num_counts; i += blockDim.x) counts.At(0, i) = 0;
-  __syncthreads();
+  if (__syncthreads_or(failed) != 0) return;  // all blocks alike: only the last one reports
 
-  const int64_t begin = (chunk << a.shift) + warp * kRounds * kWarp;
   RankedSlots<kRounds> slots;
-  RankSlots<kRounds>(a.groups, begin, a.num_slots, warp, counts, &a.state->bad, &slots);
+  RankSlots<kRounds>(a.groups, ids, begin, a.num_slots, warp, counts, &a.state->bad, &slots);
   __syncthreads();
   StartWarps(counts, num_warps, a.num_groups,
              [&](int64_t group, uint32_t total) { a.prefix[group * num_chunks + chunk] = total; });
@@ -105,31 +159,7 @@ __global__ void __launch_bounds__(kPlanWarps* kWarp)
                           : (static_cast<uint32_t>(group) << a.shift) | (before + slots.rank[r]);
     }
   }
-
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) is_last = atomicAdd(&a.state->finished, 1u) == gridDim.x - 1;
-  __syncthreads();
-  if (!is_last) return;
-  __threadfence();
-
-  const BadSlot bad = __ldcg(&a.state->bad);
-  uint32_t* const totals = a.counts_in_shared ? shared : a.totals;
-  if (bad == 0) {
-    for (int64_t group = warp; group < a.num_groups; group += num_warps) {
-      const uint32_t total = SumChunks(a.prefix + group * num_chunks, num_chunks);
-      if (Lane() == 0) totals[group] = total;
-    }
-  }
-  __syncthreads();
-  if (warp != 0) return;
-  if (bad != 0) {
-    if (Lane() == 0)
-      FailForSlot(a.failure, a.describers, a.groups.experts, SlotOf(bad), a.request.topk);
-  } else if (CheckRoom(a.request, totals, a.describers, a.failure, true)) {
-    PlaceGroups(a.request, a.num_groups, {totals, a.starts}, a.placement, true);
-  }
-  if (Lane() == 0) *a.state = PlanState{};
+  if (IsLastBlock(&a.state->finished)) PlaceChunks(a, plan_memory, num_chunks);
 }
 
 }  // namespace moe_ep::cuda

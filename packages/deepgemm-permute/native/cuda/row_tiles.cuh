@@ -115,4 +115,20 @@ __device__ inline void WriteRowsOfSlots(const Rows& rows, int32_t* row_of_slot, 
   }
 }
 
+struct TileWork {
+  TileArguments tiles;
+  int32_t* row_of_slot;
+  int64_t num_slots;
+};
+
+// What is left beside the moving of rows.
+template <typename Rows>
+__device__ inline void Help(const Rows& rows, const TileWork& work, int64_t helper,
+                            int64_t num_helpers) {
+  WriteRowsOfSlots(rows, work.row_of_slot, work.num_slots, helper, num_helpers);
+  const int64_t num_tiles = work.tiles.num_tiles();
+  for (int64_t tile = helper; tile < num_tiles; tile += num_helpers)
+    FinishTile(rows, work.tiles, tile);
+}
+
 }  // namespace moe_ep::cuda

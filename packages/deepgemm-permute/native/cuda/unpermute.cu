@@ -26,6 +26,8 @@ constexpr int64_t kMostTokens = std::numeric_limits<int32_t>::max();
 
 __global__ void __launch_bounds__(kCheckThreads)
     CheckKernel(const __grid_constant__ ReduceArguments a) {
+  // What is ahead on the stream has ended before the sums may start: they read rows at once.
+  cudaGridDependencySynchronize();
   cudaTriggerProgrammaticLaunchCompletion();
   if (Failed(a.failure)) return;
   const int64_t step = int64_t{gridDim.x} * blockDim.x;
@@ -92,7 +94,8 @@ void LaunchCheck(Way way, const Exec& exec, const ReduceArguments& a) {
         "cudaFuncSetAttribute");
   Launch(CheckKernel,
          {.grid = GridFor((a.num_slots() + kCheckThreads - 1) / kCheckThreads, exec.device(), 4),
-          .block = dim3(kCheckThreads)},
+          .block = dim3(kCheckThreads),
+          .overlaps_previous = true},
          exec.cuda_stream(), a);
 }
 

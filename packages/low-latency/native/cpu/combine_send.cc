@@ -73,9 +73,10 @@ class Answerer {
     std::memcpy(to, from, static_cast<size_t>(hidden_) * 2);
   }
 
-  // How many lower ranks answer for this token, too.
+  // How many lower ranks answer for this token, too; or this rank.
   int64_t PlaceOf(int source, int64_t token) const {
     const int rank = buffer_.routes.rank();
+    if (buffer_.layout.results_by_rank != 0) return rank;
     const int32_t* ids = buffer_.Ids(rank, call_.slot, source) + token * stride_;
     int64_t ranks[kMaxTopk];
     int64_t count = 0;

@@ -17,18 +17,22 @@ bool CheckHeads(const Exec& exec, const DispatchCall& call) {
   const auto head_of = [&](int source) -> const DispatchHead& {
     return buffer.Head(buffer.routes.rank(), call.slot, source);
   };
-  const auto* first = reinterpret_cast<const int64_t*>(&head_of(0).arguments);
+  const RankBits present = buffer.slots[call.slot].present;
+  int base = 0;
+  while (!TakesPart(present, base)) ++base;
+  const auto* first = reinterpret_cast<const int64_t*>(&head_of(base).arguments);
   for (int source = 0; source < buffer.routes.world_size(); ++source) {
+    if (!TakesPart(present, source)) continue;
     const auto* others = reinterpret_cast<const int64_t*>(&head_of(source).arguments);
     for (int i = 0; i < kNumSharedArguments; ++i) {
       if (first[i] == others[i]) continue;
-      FailWith(exec, DescribeMismatch, i, first[i], others[i], source);
+      FailWith(exec, DescribeMismatch, i, first[i], others[i], source, base);
       return false;
     }
   }
   for (int source = 0; source < buffer.routes.world_size(); ++source) {
     const DispatchHead& head = head_of(source);
-    if (head.invalid_token < 0) continue;
+    if (!TakesPart(present, source) || head.invalid_token < 0) continue;
     FailWith(exec, DescribeInvalidId, source, head.invalid_token, head.invalid_id,
              head.arguments.experts);
     return false;
@@ -58,7 +62,8 @@ class Receiver {
     std::vector<int32_t> begin(filled.size());
     for (int source = 0; source < ranks; ++source) {
       begin = filled;
-      const int64_t tokens = Head(source).tokens;
+      const bool present = TakesPart(buffer_.slots[call_.slot].present, source);
+      const int64_t tokens = present ? Head(source).tokens : 0;
       const int32_t messages_before = num_messages_;
       for (int64_t token = 0; token < tokens; ++token) PlaceToken(source, token, &filled);
       call_.received.first.data<int32_t>()[source + 1] = num_messages_;
@@ -205,7 +210,7 @@ void DispatchReceive(const Exec& exec, const DispatchCall& call) {
   SlotState& state = buffer.slots[call.slot];
   if (!buffer.WaitForAll(exec, call.slot, SignalKind::kMessages, MessagesSignal(state.epoch, 0),
                          DeadlineAfter(call.timeout_ms), kDispatchOperation, "messages",
-                         call.wait_stats.data<int64_t>()))
+                         &state.present, call.wait_stats.data<int64_t>()))
     return;
   if (CheckHeads(exec, call)) {
     Receiver receiver(call);

@@ -52,9 +52,11 @@ class Sender {
     int32_t sent[kMaxTopk];  // to these experts, or ranks
     int count = 0;
     const bool per_selection = buffer_.layout.messages_per_token > 1;
+    const RankBits present = buffer_.slots[call_.slot].present;
     for (int64_t slot = 0; slot < topk; ++slot) {
       if (ids[slot] < 0) continue;
       const auto rank = static_cast<int32_t>(placement_.RankOf(ids[slot]));
+      if (!TakesPart(present, rank)) continue;
       const int32_t target = per_selection ? ids[slot] : rank;
       if (std::find(sent, sent + count, target) != sent + count) continue;
       if (count == 0) MakeRow(token);
@@ -118,22 +120,27 @@ DispatchHead HeadOf(const DispatchCall& call) {
 bool DispatchSend(const Exec& exec, const DispatchCall& call) {
   Buffer& buffer = *call.buffer;
   if (!buffer.routes.CheckNotPoisoned(exec)) return false;
-  const uint64_t epoch = ++buffer.slots[call.slot].epoch;
+  SlotState& state = buffer.slots[call.slot];
+  const uint64_t epoch = ++state.epoch;
+  state.present = buffer.Unmasked();
   // Nobody writes messages over those that a rank has not unpacked yet.
   if (!buffer.WaitForAll(exec, call.slot, SignalKind::kFree, epoch - 1,
                          DeadlineAfter(call.timeout_ms), kDispatchOperation,
-                         "word that its slot is free"))
+                         "word that its slot is free", &state.present))
     return false;
   const int ranks = buffer.routes.world_size();
   const ExpertPlacement placement{call.arguments.experts, ranks};
-  const DispatchHead head = HeadOf(call);
+  // Masked ranks hear of it, too, so that one that knows nothing of its mask need not wait to see.
+  DispatchHead head = HeadOf(call);
+  head.arguments.mask = static_cast<int64_t>(~state.present);
   if (head.invalid_token < 0) {
     const Tables tables(call);
     exec.ParallelFor(call.x.size(0), 4, [&](int64_t begin, int64_t end) {
       Sender sender(call, placement, tables);
       for (int64_t token = begin; token < end; ++token) sender.Send(token);
     });
-    for (int rank = 0; rank < ranks; ++rank) PutTables(call, tables, rank);
+    for (int rank = 0; rank < ranks; ++rank)
+      if (TakesPart(state.present, rank)) PutTables(call, tables, rank);
   }
   for (int rank = 0; rank < ranks; ++rank)
     buffer.Head(rank, call.slot, buffer.routes.rank()) = head;

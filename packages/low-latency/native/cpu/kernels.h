@@ -7,6 +7,8 @@ namespace moe_ep::cpu {
 
 void Dispatch(const Exec& exec, const DispatchCall& call);
 void Combine(const Exec& exec, const CombineCall& call);
+void UpdateMask(const Exec& exec, const UpdateMaskCall& call);
+void QueryMask(const Exec& exec, const QueryMaskCall& call);
 
 // Their phases; false, with the stream in failure, when there is nothing to go on with.
 bool DispatchSend(const Exec& exec, const DispatchCall& call);

@@ -16,7 +16,7 @@ MOE_EP_CLONES void EncodeLogRow(const uint16_t* x, int64_t hidden, void* result)
   QuantizeLogFmt10Row(x, hidden, row, reinterpret_cast<uint16_t*>(row + LogRangesOffset(hidden)));
 }
 
-MOE_EP_CLONES void SumLogRows(const LogTerm* terms, int64_t count, int64_t columns, uint16_t* out) {
+MOE_EP_CLONES void SumLogRows(const Term* terms, int64_t count, int64_t columns, uint16_t* out) {
   constexpr int64_t kGroup = LogFmt10::kGroup;
   float sum[kGroup];
   uint32_t numbers[kGroup];
@@ -24,7 +24,7 @@ MOE_EP_CLONES void SumLogRows(const LogTerm* terms, int64_t count, int64_t colum
     const int64_t size = std::min(kGroup, columns - g * kGroup);
     if (count == 0) std::fill_n(sum, size, 0.0f);
     for (int64_t term = 0; term < count; ++term) {
-      const auto* const row = static_cast<const uint8_t*>(terms[term].result);
+      const auto* const row = reinterpret_cast<const uint8_t*>(terms[term].row);
       const auto* const codes = row + g * LogFmt10::kGroupBytes;
       const auto* const range =
           reinterpret_cast<const uint16_t*>(row + LogRangesOffset(columns)) + 2 * g;

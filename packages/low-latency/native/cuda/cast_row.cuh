@@ -26,8 +26,8 @@ struct Nvfp4Rows {
 
 // A warp calls it. Codes and scales go through shared memory, so that whole vectors of both travel.
 template <typename Rows>
-__device__ __forceinline__ void SendSmallPiece(const DispatchArguments& a, int64_t token, int piece,
-                                               CastPiece* cast) {
+__device__ __forceinline__ void SendSmallPiece(const DispatchArguments& a, RankBits present,
+                                               int64_t token, int piece, CastPiece* cast) {
   using Codes = typename Rows::Codes;
   using Vector = LaneVector<BF16Element, 8>;
   constexpr int kGroup = Rows::Scales::kGroup;
@@ -52,7 +52,7 @@ __device__ __forceinline__ void SendSmallPiece(const DispatchArguments& a, int64
     items[i] = Vector::LoadIf(at < hidden, x + at);
   }
   const auto scales = Rows::MakeScales(a);
-  const Targets targets(a, token);
+  const Targets targets(a, token, present);
   SmallGroupScale made[Warp::kOwned];
   QuantizeSmallItems<Codes>(items, scales, made, [&](int i, const uint32_t (&codes)[kWords]) {
     StoreWords(staged + (i * kLanes + lane) * (8 / Codes::kPerByte), codes);

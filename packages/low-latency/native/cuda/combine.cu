@@ -69,9 +69,10 @@ __device__ void Answer(const CombineArguments& a, int source, int message, int p
   const int row = lane < a.topk && !a.rank_major ? a.rows[of_source + entry] : -1;
   const float weight =
       lane < a.topk && a.weighted ? __ldcg(buffer.Weights(rank, source) + entry) : 0.0f;
-  // How many lower ranks answer for this token, too.
+  // How many lower ranks answer for this token, too; or this rank.
   const int64_t owner = id >= 0 ? a.placement.RankOf(id) : rank;
-  const int place = __popc(__reduce_or_sync(kAllLanes, owner < rank ? 1u << owner : 0u));
+  const uint32_t lower = __reduce_or_sync(kAllLanes, owner < rank ? 1u << owner : 0u);
+  const int place = buffer.layout.results_by_rank != 0 ? rank : __popc(lower);
   if (a.rank_major) {
     const int64_t from = source * buffer.layout.max_tokens + message - a.first[source];
     return Results::Copy(a.hidden, buffer.Result(source, token, place), a.x + from * a.hidden, at,
@@ -172,7 +173,7 @@ __device__ bool CheckIds(const CombineArguments& a) {
 
 // 8 columns a lane of a token's sum. A warp calls it.
 template <typename Results>
-__device__ void SumPiece(const CombineArguments& a, int64_t token, int piece) {
+__device__ void SumPiece(const CombineArguments& a, RankBits present, int64_t token, int piece) {
   const int lane = threadIdx.x % kLanes;
   const int64_t id = lane < a.topk ? a.ids[token * a.topk + lane] : -1;
   uint32_t terms;
@@ -180,10 +181,14 @@ __device__ void SumPiece(const CombineArguments& a, int64_t token, int piece) {
   if (a.weighted) {
     // One row from each rank that the token went to, in the order of ranks.
     const uint32_t ranks = __reduce_or_sync(kAllLanes, id >= 0 ? 1u << a.placement.RankOf(id) : 0u);
-    const int count = __popc(ranks);
-    terms = count == kLanes ? kAllLanes : (1u << count) - 1u;
+    // Rows have places for all these ranks, also for those whose rows have not come.
+    const bool here = (ranks >> lane & 1u) != 0 && TakesPart(present, lane);
+    const int place =
+        a.buffer.layout.results_by_rank != 0 ? lane : __popc(ranks & ((1u << lane) - 1u));
+    terms = __reduce_or_sync(kAllLanes, here ? 1u << place : 0u);
   } else {
-    terms = __ballot_sync(kAllLanes, id >= 0);
+    const int owner = id >= 0 ? static_cast<int>(a.placement.RankOf(id)) : 0;
+    terms = __ballot_sync(kAllLanes, id >= 0 && TakesPart(present, owner));
     if (id >= 0) weight = a.weights[token * a.topk + lane];
   }
   const int at = piece * kLanes + lane;
@@ -219,16 +224,18 @@ __device__ void SumPiece(const CombineArguments& a, int64_t token, int piece) {
 
 // Whether all ranks encode results alike; else the first block reports who does not. All ranks, and
 // all blocks, find the same. `seen`: what WaitForAll gave. All threads of the block call it.
-__device__ bool CheckEncodings(const CombineArguments& a, uint64_t seen) {
+__device__ bool CheckEncodings(const CombineArguments& a, RankBits present, uint64_t seen) {
   bool same = true;
   if (threadIdx.x < kLanes) {
     const auto lane = static_cast<int>(threadIdx.x);
     const auto own = static_cast<int>(seen % kResultEncodings);
-    const int first = __shfl_sync(kAllLanes, own, 0);
-    const uint32_t others = __ballot_sync(kAllLanes, lane < a.buffer.ranks() && own != first);
+    const bool has = lane < a.buffer.ranks() && TakesPart(present, lane);
+    const int base = __ffs(static_cast<int>(__ballot_sync(kAllLanes, has))) - 1;
+    const int first = __shfl_sync(kAllLanes, own, base);
+    const uint32_t others = __ballot_sync(kAllLanes, has && own != first);
     same = others == 0;
     if (blockIdx.x == 0 && lane == __ffs(static_cast<int>(others)) - 1)
-      Fail(a.patience.failure, a.describe_encodings, first, own, lane);
+      Fail(a.patience.failure, a.describe_encodings, first, own, lane, base);
   }
   return __syncthreads_and(same) != 0;
 }
@@ -237,18 +244,21 @@ template <typename Results>
 __device__ void SumAll(const CombineArguments& a, uint64_t begin_ns, bool ok) {
   ok = ok && CheckIds(a);
   uint64_t seen = 0;
+  const uint64_t epoch = a.buffer.State().epoch;
+  RankBits present = a.buffer.State().present & a.buffer.Unmasked();
   ok = WaitForAll(a.buffer, a.patience, begin_ns,
-                  {SignalKind::kResults, ResultsSignal(a.buffer.State().epoch, false),
+                  {SignalKind::kResults, ResultsSignal(epoch, false), StepOf(epoch, Wait::kToSum),
                    Operation::kLowLatencyCombine, Missing::kRows},
-                  ok, blockIdx.x == 0 ? a.wait_stats : nullptr, &seen);
-  ok = ok && CheckEncodings(a, seen);
+                  ok, &present, blockIdx.x == 0 ? a.wait_stats : nullptr, &seen);
+  LetNextBegin();
+  ok = ok && CheckEncodings(a, present, seen);
   if (ok) {
     const int pieces = (a.vectors() + kLanes - 1) / kLanes;
     const int warp =
         threadIdx.x / kLanes * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
     const auto units = static_cast<int>(a.tokens * pieces);
     for (int unit = warp; unit < units; unit += kWarps * static_cast<int>(gridDim.x))
-      SumPiece<Results>(a, unit / pieces, unit % pieces);
+      SumPiece<Results>(a, present, unit / pieces, unit % pieces);
   }
   if (IsLastBlock(a.arrived + 1) && threadIdx.x == 0)
     SnapshotFailure(a.patience.failure, a.snapshot);
@@ -257,6 +267,7 @@ __device__ void SumAll(const CombineArguments& a, uint64_t begin_ns, bool ok) {
 template <bool kSend, bool kReceive, typename Results>
 __global__ void __launch_bounds__(kThreads, 2)
     CombineKernel(const __grid_constant__ CombineArguments a) {
+  cudaGridDependencySynchronize();
   const uint64_t begin_ns = Nanoseconds();
   bool ok = true;
   if constexpr (kSend) {
@@ -293,7 +304,8 @@ void Combine(const Exec& exec, const CombineCall& call) {
       .describe_encodings = DescribeEncodings,
       .describe_not_received = DescribeNotReceived,
   };
-  const LaunchShape shape = {.grid = dim3(static_cast<unsigned>(call.sms)), .block = kThreads};
+  const LaunchShape shape = {
+      .grid = dim3(static_cast<unsigned>(call.sms)), .block = kThreads, .overlaps_previous = true};
   const auto launch = [&](auto results) {
     using Results = decltype(results);
     if (call.phases.send && call.phases.receive) {

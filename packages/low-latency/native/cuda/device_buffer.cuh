@@ -18,6 +18,8 @@ struct DeviceBuffer {
   DeviceRoutes routes;
   BufferLayout layout;
   int64_t slot;
+  bool masks_late;
+  DeviceState* first_state;  // of the buffer's first slot
   // Of each rank's slot: among the arguments they are at hand, in memory a look takes as long as
   // any.
   uint8_t* slots[kMostRanks];
@@ -49,12 +51,14 @@ struct DeviceBuffer {
     return At(rank, layout.messages_offset + (place + selection) * layout.message_bytes);
   }
   __device__ uint16_t* Result(int rank, int64_t token, int64_t place) const {
-    const int64_t row = token * layout.max_topk + place;
+    const int64_t row = token * layout.results_per_token + place;
     return reinterpret_cast<uint16_t*>(At(rank, layout.results_offset)) + row * layout.max_hidden;
   }
-  __device__ SlotState& State() const {
-    return *reinterpret_cast<SlotState*>(At(rank(), layout.state_offset));
+  __device__ DeviceState& Own() const {
+    return *reinterpret_cast<DeviceState*>(At(rank(), layout.state_offset));
   }
+  __device__ SlotState& State() const { return Own().slot; }
+  __device__ RankBits Unmasked() const { return ~__ldcg(&first_state->mask); }
 
  private:
   __device__ int64_t TableOf(int source) const {
@@ -64,7 +68,11 @@ struct DeviceBuffer {
 };
 
 inline DeviceBuffer ToDevice(const Buffer& buffer, int64_t slot) {
-  DeviceBuffer made = {ToDevice(buffer.routes), buffer.layout, slot, {}, {}};
+  const int64_t state = buffer.layout.state_offset;
+  auto* const first =
+      buffer.routes.payload<DeviceState>(buffer.routes.rank(), static_cast<uint64_t>(state));
+  DeviceBuffer made = {
+      ToDevice(buffer.routes), buffer.layout, slot, buffer.masks_late, first, {}, {}};
   for (int rank = 0; rank < buffer.routes.world_size(); ++rank) {
     made.slots[rank] =
         buffer.routes.payload(rank, static_cast<uint64_t>(slot * buffer.layout.slot_bytes));
@@ -82,10 +90,17 @@ __device__ __forceinline__ void SignalAll(const DeviceBuffer& buffer, SignalKind
   StoreSignal(buffer.Signal(lane, kind, buffer.rank()), value);
 }
 
+// Numbers the waits of a slot, in their order.
+enum class Wait { kToSend = 1, kToReceive = 2, kToSum = 3 };
+__device__ __forceinline__ uint64_t StepOf(uint64_t epoch, Wait wait) {
+  return epoch * 4 + static_cast<uint64_t>(wait);
+}
+
 // What a wait is for.
 struct Awaited {
   SignalKind kind;
   uint64_t value;
+  uint64_t step;  // of the slot: StepOf
   Operation operation;
   Missing missing;
 };
@@ -112,20 +127,24 @@ class GroupLook {
   PoisonLook look_;
 };
 
+// What is reported of a wait for a peer, without its cause.
+__device__ inline PoisonWord WaitedFor(const DeviceBuffer& buffer, Awaited awaited, int peer) {
+  return {PoisonWord::kNone,
+          awaited.operation,
+          awaited.missing,
+          static_cast<uint8_t>(buffer.slot),
+          static_cast<uint16_t>(buffer.rank()),
+          static_cast<uint16_t>(peer)};
+}
+
 // One thread waits for a peer's signal; `seen` is what it was in the end.
 __device__ inline bool WaitFor(const DeviceBuffer& buffer, const Patience& patience, uint64_t begin,
                                Awaited awaited, int peer, uint64_t* seen) {
   const uint64_t* const signal = buffer.Signal(buffer.rank(), awaited.kind, peer);
   const auto came = [&] { return (*seen = LoadSignal(signal)) >= awaited.value; };
   if (IsWatcher()) {
-    return WaitUntil(buffer.routes, patience, begin, came, [&]() -> PoisonWord {
-      return {PoisonWord::kNone,
-              awaited.operation,
-              awaited.missing,
-              static_cast<uint8_t>(buffer.slot),
-              static_cast<uint16_t>(buffer.rank()),
-              static_cast<uint16_t>(peer)};
-    });
+    return WaitUntil(buffer.routes, patience, begin, came,
+                     [&] { return WaitedFor(buffer, awaited, peer); });
   }
   constexpr unsigned kLooksBetween = 64;
   for (unsigned looks = 1; !came(); ++looks)
@@ -133,15 +152,65 @@ __device__ inline bool WaitFor(const DeviceBuffer& buffer, const Patience& patie
   return true;
 }
 
-// Waits until every rank has signalled, a thread for each; the same answer for all threads of the
-// block, which all call it, as all blocks do. `waited` [ranks], if given, grows by nanoseconds.
-// `ok`: what a thread knows besides, and all hear. `seen` of a thread: the signal of the rank with
-// its number.
-__device__ inline bool WaitForAll(const DeviceBuffer& buffer, const Patience& patience,
-                                  uint64_t begin, Awaited awaited, bool ok,
-                                  int64_t* waited = nullptr, uint64_t* seen = nullptr) {
-  if (ok && static_cast<int>(threadIdx.x) < buffer.ranks()) {
+// Waits where late ranks are masked: the watcher finds out who is present, the others go by what it
+// says, so that all blocks go on with the same ranks. All threads of the block call it.
+__device__ inline bool WaitForPresent(const DeviceBuffer& buffer, const Patience& patience,
+                                      uint64_t begin, Awaited awaited, bool ok, RankBits* present) {
+  __shared__ RankBits decided;
+  DeviceState& own = buffer.Own();
+  if (threadIdx.x == 0) decided = *present;
+  __syncthreads();
+  if (IsWatcher()) {
     const int peer = static_cast<int>(threadIdx.x);
+    if (ok && peer < buffer.ranks() && TakesPart(*present, peer)) {
+      const uint64_t* const signal = buffer.Signal(buffer.rank(), awaited.kind, peer);
+      ok = WaitOrGiveUp(
+          buffer.routes, patience, begin, [&] { return LoadSignal(signal) >= awaited.value; },
+          [&](PoisonWord::Cause cause) {
+            if (cause == PoisonWord::kTimeout && peer != buffer.rank()) {
+              atomicAnd(reinterpret_cast<unsigned long long*>(&decided), ~BitOf(peer));
+            } else {
+              PoisonWord word = WaitedFor(buffer, awaited, peer);
+              word.cause = cause;
+              PoisonAll(buffer.routes, word, patience.failure);
+            }
+          });
+      // Late is not failed.
+      ok = ok || !Failed(patience.failure);
+    }
+    ok = __syncthreads_and(ok) != 0;
+    if (threadIdx.x == 0) {
+      buffer.first_state->mask |= *present & ~decided;
+      own.decided = decided;
+      __threadfence();
+      *static_cast<volatile uint64_t*>(&own.decisions) = awaited.step;
+    }
+  } else if (ok && threadIdx.x == 0) {
+    unsigned looks = 1;
+    while (*static_cast<volatile uint64_t*>(&own.decisions) < awaited.step) {
+      if (looks++ % 64 == 0 && Failed(patience.failure)) {
+        ok = false;
+        break;
+      }
+    }
+    __threadfence();
+    decided = __ldcg(&own.decided);
+  }
+  ok = __syncthreads_and(ok) != 0;
+  if (ok) *present = decided;
+  return ok;
+}
+
+// Waits until every rank that is present has signalled, a thread for each; the same answer for all
+// threads of the block, which all call it, as all blocks do. `waited` [ranks], if given, grows by
+// nanoseconds. `ok`: what a thread knows besides, and all hear. `seen` of a thread: the signal of
+// the rank with its number.
+__device__ inline bool WaitForAll(const DeviceBuffer& buffer, const Patience& patience,
+                                  uint64_t begin, Awaited awaited, bool ok, RankBits* present,
+                                  int64_t* waited = nullptr, uint64_t* seen = nullptr) {
+  const int peer = static_cast<int>(threadIdx.x);
+  if (buffer.masks_late) ok = WaitForPresent(buffer, patience, begin, awaited, ok, present);
+  if (ok && peer < buffer.ranks() && TakesPart(*present, peer)) {
     const uint64_t since = waited == nullptr ? 0 : Nanoseconds();
     uint64_t value = 0;
     ok = WaitFor(buffer, patience, begin, awaited, peer, &value);
@@ -150,6 +219,11 @@ __device__ inline bool WaitForAll(const DeviceBuffer& buffer, const Patience& pa
   }
   return __syncthreads_and(ok) != 0;
 }
+
+// Lets the next kernel of the stream take its places, where it waits for the end of this one.
+// Called when no wait for peers is left: places are what other ranks' kernels on the same GPU may
+// need.
+__device__ __forceinline__ void LetNextBegin() { cudaTriggerProgrammaticLaunchCompletion(); }
 
 // Copies up to kVectors vectors of 16 bytes a lane, from the `at`-th on, all loads before the
 // stores. A warp calls it.

@@ -27,24 +27,29 @@ __global__ void __launch_bounds__(kThreads, 2)
     DispatchKernel(const __grid_constant__ DispatchArguments a) {
   extern __shared__ __align__(16) uint8_t memory[];
   auto* const shared = reinterpret_cast<Shared*>(memory);
+  cudaGridDependencySynchronize();
   const uint64_t begin_ns = Nanoseconds();
   // Nobody advances it before all blocks have come to the end of sending.
   const uint64_t epoch = a.buffer.State().epoch + (kSend ? 1 : 0);
   bool ok = true;
+  RankBits present;
   if constexpr (kSend) {
-    ok = Send(a, begin_ns, epoch, &shared->send, [&](int token, int piece, CastPiece* cast) {
-      if constexpr (std::is_same_v<Rows, WideRows>) {
-        SendPiece(a, token, piece, cast);
-      } else {
-        SendSmallPiece<Rows>(a, token, piece, cast);
-      }
-    });
+    present = a.buffer.Unmasked();
+    ok = Send(a, begin_ns, epoch, &present, &shared->send,
+              [&](int token, int piece, CastPiece* cast) {
+                if constexpr (std::is_same_v<Rows, WideRows>) {
+                  SendPiece(a, present, token, piece, cast);
+                } else {
+                  SendSmallPiece<Rows>(a, present, token, piece, cast);
+                }
+              });
     // The phases share their memory.
     if constexpr (kReceive) __syncthreads();
   } else {
+    present = a.buffer.State().present;
     ok = !Failed(a.patience.failure);
   }
-  if constexpr (kReceive) Receive(a, begin_ns, epoch, ok, &shared->receive);
+  if constexpr (kReceive) Receive(a, begin_ns, epoch, ok, present, &shared->receive);
 }
 
 }  // namespace
@@ -87,7 +92,8 @@ void Dispatch(const Exec& exec, const DispatchCall& call) {
     Launch(kernel,
            {.grid = dim3(static_cast<unsigned>(call.sms)),
             .block = kThreads,
-            .shared_bytes = shared_bytes},
+            .shared_bytes = shared_bytes,
+            .overlaps_previous = true},
            exec.cuda_stream(), a);
   };
   const auto launch_phases = [&](auto rows) {

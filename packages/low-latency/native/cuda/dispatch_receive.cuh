@@ -21,12 +21,14 @@ struct ReceiveShared {
 
 // Whether all ranks may go on with this dispatch, into `ok`; else the first block reports why not.
 // All ranks, and all blocks, find the same, for all see all heads. A warp calls it.
-__device__ inline void CheckHeads(const DispatchArguments& a, bool* ok) {
+__device__ inline void CheckHeads(const DispatchArguments& a, RankBits present, bool* ok) {
   const DeviceBuffer& buffer = a.buffer;
   const int lane = threadIdx.x % kLanes;
-  const bool has = lane < buffer.ranks();
+  const bool has = lane < buffer.ranks() && TakesPart(present, lane);
+  const int base = __ffs(static_cast<int>(__ballot_sync(kAllLanes, has))) - 1;
   int64_t fields[kNumHeadFields];
-  const auto* head = reinterpret_cast<const int64_t*>(&buffer.Head(buffer.rank(), has ? lane : 0));
+  const auto* head =
+      reinterpret_cast<const int64_t*>(&buffer.Head(buffer.rank(), has ? lane : base));
 #pragma unroll
   for (int i = 0; i < kNumHeadFields; ++i) fields[i] = __ldcg(head + i);
   const int64_t invalid_token = fields[kNumSharedArguments + 1];
@@ -36,7 +38,7 @@ __device__ inline void CheckHeads(const DispatchArguments& a, bool* ok) {
   int64_t expected = 0;
 #pragma unroll
   for (int i = kNumSharedArguments - 1; i >= 0; --i) {
-    const int64_t first = __shfl_sync(kAllLanes, fields[i], 0);
+    const int64_t first = __shfl_sync(kAllLanes, fields[i], base);
     if (fields[i] == first) continue;
     wrong = i;
     theirs = fields[i];
@@ -47,7 +49,7 @@ __device__ inline void CheckHeads(const DispatchArguments& a, bool* ok) {
   const bool reports = blockIdx.x == 0;
   if (mismatches != 0) {
     if (reports && lane == __ffs(static_cast<int>(mismatches)) - 1)
-      Fail(a.patience.failure, a.describe_mismatch, wrong, expected, theirs, lane);
+      Fail(a.patience.failure, a.describe_mismatch, wrong, expected, theirs, lane, base);
   } else if (invalids != 0) {
     if (reports && lane == __ffs(static_cast<int>(invalids)) - 1)
       Fail(a.patience.failure, a.describe_invalid_id, lane, invalid_token, invalid_id,
@@ -279,29 +281,30 @@ __device__ inline void ClearRouting(const DispatchArguments& a, const Scan& scan
 
 // Tells sources that their messages may be overwritten, whether this rank could use them or not. A
 // warp of the last block calls it.
-__device__ inline void Free(const DispatchArguments& a, uint64_t epoch) {
+__device__ inline void Free(const DispatchArguments& a, RankBits present, uint64_t epoch) {
   const int lane = threadIdx.x % kLanes;
   const DeviceBuffer& buffer = a.buffer;
-  const bool came = lane >= buffer.ranks() ||
+  const bool came = lane >= buffer.ranks() || !TakesPart(present, lane) ||
                     LoadSignal(buffer.Signal(buffer.rank(), SignalKind::kMessages, lane)) >=
                         MessagesSignal(epoch, 0);
   if (__all_sync(kAllLanes, came)) SignalAll(buffer, SignalKind::kFree, epoch);
 }
 
 __device__ inline void Receive(const DispatchArguments& a, uint64_t begin_ns, uint64_t epoch,
-                               bool ok, ReceiveShared* shared) {
+                               bool ok, RankBits present, ReceiveShared* shared) {
   const DeviceBuffer& buffer = a.buffer;
   uint64_t seen = 0;
   ok = WaitForAll(buffer, a.patience, begin_ns,
-                  {SignalKind::kMessages, MessagesSignal(epoch, 0), Operation::kLowLatencyDispatch,
-                   Missing::kMessages},
-                  ok, blockIdx.x == 0 ? a.wait_stats : nullptr, &seen);
+                  {SignalKind::kMessages, MessagesSignal(epoch, 0), StepOf(epoch, Wait::kToReceive),
+                   Operation::kLowLatencyDispatch, Missing::kMessages},
+                  ok, &present, blockIdx.x == 0 ? a.wait_stats : nullptr, &seen);
+  LetNextBegin();
   if (ok) {
     if (static_cast<int>(threadIdx.x) < buffer.ranks())
-      shared->tokens[threadIdx.x] = static_cast<int>(seen % kTokensInSignal);
+      shared->tokens[threadIdx.x] = static_cast<int>(seen % kTokensInSignal);  // 0 if it is absent
     __syncthreads();
     // One warp looks at the heads while the others begin; all hear of it behind the first scan.
-    if (threadIdx.x / kLanes == kWarps - 1) CheckHeads(a, &shared->ok);
+    if (threadIdx.x / kLanes == kWarps - 1) CheckHeads(a, present, &shared->ok);
     Receiver receiver(a, shared);
     const auto blocks = static_cast<int>(gridDim.x);
     if (a.shared.rank_major != 0) {
@@ -316,12 +319,15 @@ __device__ inline void Receive(const DispatchArguments& a, uint64_t begin_ns, ui
   }
   if (!IsLastBlock(a.arrived + 1) || threadIdx.x >= kLanes) return;
   if (!FailedForWarp(a.patience.failure)) {
-    if (threadIdx.x == 0) buffer.State().received = epoch;
+    if (threadIdx.x == 0) {
+      buffer.State().received = epoch;
+      buffer.State().present = present;
+    }
   } else if (threadIdx.x == 0) {
     SnapshotFailure(a.patience.failure, a.snapshot);
   }
   __syncwarp();
-  Free(a, epoch);
+  Free(a, present, epoch);
 }
 
 }  // namespace moe_ep::cuda

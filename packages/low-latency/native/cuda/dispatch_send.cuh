@@ -25,19 +25,21 @@ struct SendShared {
 // Where a token's row goes. A warp makes it, a lane for each slot.
 class Targets {
  public:
-  __device__ Targets(const DispatchArguments& a, int64_t token) : a_(a), token_(token) {
+  __device__ Targets(const DispatchArguments& a, int64_t token, RankBits present)
+      : a_(a), token_(token) {
     const int lane = threadIdx.x % kLanes;
     const int64_t id = lane < a.topk() ? a.ids[token * a.topk() + lane] : -1;
     // Such a dispatch is refused by all ranks: nothing of this token need travel.
     if (__any_sync(kAllLanes, IsInvalidId(id, a.shared.experts))) return;
     const int rank = id >= 0 ? static_cast<int>(a.placement.RankOf(id)) : 0;
+    const bool goes = id >= 0 && TakesPart(present, rank);
     if (a.per_selection()) {
       // An expert gets a row once, however often the token names it.
       const uint32_t same = __match_any_sync(kAllLanes, id);
-      bits_ = __ballot_sync(kAllLanes, id >= 0 && __ffs(static_cast<int>(same)) - 1 == lane);
+      bits_ = __ballot_sync(kAllLanes, goes && __ffs(static_cast<int>(same)) - 1 == lane);
       rank_of_slot_ = rank;
     } else {
-      bits_ = __reduce_or_sync(kAllLanes, id >= 0 ? 1u << rank : 0u);
+      bits_ = __reduce_or_sync(kAllLanes, goes ? 1u << rank : 0u);
     }
   }
 
@@ -63,8 +65,8 @@ class Targets {
 };
 
 // A warp calls it.
-__device__ inline void SendPiece(const DispatchArguments& a, int64_t token, int piece,
-                                 CastPiece* cast) {
+__device__ inline void SendPiece(const DispatchArguments& a, RankBits present, int64_t token,
+                                 int piece, CastPiece* cast) {
   using Vector = LaneVector<BF16Element, 8>;
   using Warp = WarpItems<kGroupSize / 8, kItems>;
   const int lane = threadIdx.x % kLanes;
@@ -78,7 +80,7 @@ __device__ inline void SendPiece(const DispatchArguments& a, int64_t token, int 
       const int at = first + (i * kLanes + lane) * 8;
       if (at < hidden) items[i] = __ldg(reinterpret_cast<const uint4*>(x + at));
     }
-    Targets(a, token).ForEach([&](uint8_t* row) {
+    Targets(a, token, present).ForEach([&](uint8_t* row) {
 #pragma unroll
       for (int i = 0; i < kItems; ++i) {
         const int at = first + (i * kLanes + lane) * 8;
@@ -93,7 +95,7 @@ __device__ inline void SendPiece(const DispatchArguments& a, int64_t token, int 
     const int at = first + (i * kLanes + lane) * 8;
     items[i] = Vector::LoadIf(at < hidden, x + at);
   }
-  const Targets targets(a, token);
+  const Targets targets(a, token, present);
   const ScaleRule rule = {GroupNumerics::kDeepEp,
                           a.shared.format == static_cast<int64_t>(RowFormat::kFp8PowerOfTwo)};
   const float scale =
@@ -120,7 +122,7 @@ __device__ inline void SendPiece(const DispatchArguments& a, int64_t token, int 
 }
 
 // Ids, weights and the head, to all ranks. All threads of a block call it.
-__device__ inline void PutTables(const DispatchArguments& a, SendShared* shared) {
+__device__ inline void PutTables(const DispatchArguments& a, RankBits present, SendShared* shared) {
   const DeviceBuffer& buffer = a.buffer;
   if (threadIdx.x == 0) shared->invalid = ~0ull;
   __syncthreads();
@@ -141,6 +143,7 @@ __device__ inline void PutTables(const DispatchArguments& a, SendShared* shared)
     }
     for (int step = 0; step < buffer.ranks(); ++step) {
       const int rank = (buffer.rank() + step) % buffer.ranks();
+      if (!TakesPart(present, rank)) continue;
       reinterpret_cast<int4*>(buffer.Ids(rank, buffer.rank()))[i] =
           make_int4(ids[0], ids[1], ids[2], ids[3]);
       if (a.weights == nullptr) continue;
@@ -150,7 +153,9 @@ __device__ inline void PutTables(const DispatchArguments& a, SendShared* shared)
   }
   __syncthreads();
   if (static_cast<int>(threadIdx.x) >= buffer.ranks()) return;
+  // Masked ranks hear of it, too, so that one that knows nothing of its mask need not wait to see.
   DispatchHead head = {a.shared, a.tokens, -1, 0};
+  head.arguments.mask = static_cast<int64_t>(~present);
   if (a.global_scale != nullptr) head.arguments.global_scale = __float_as_uint(*a.global_scale);
   if (shared->invalid != ~0ull) {
     head.invalid_token = static_cast<int64_t>(shared->invalid) / a.topk();
@@ -163,19 +168,20 @@ __device__ inline void PutTables(const DispatchArguments& a, SendShared* shared)
 // `send_piece`(token, piece, shared memory) is called by warps.
 template <typename SendPieceOf>
 __device__ __forceinline__ bool Send(const DispatchArguments& a, uint64_t begin_ns, uint64_t epoch,
-                                     SendShared* shared, const SendPieceOf& send_piece) {
+                                     RankBits* present, SendShared* shared,
+                                     const SendPieceOf& send_piece) {
   const DeviceBuffer& buffer = a.buffer;
   const GroupLook look(buffer);
   // Nobody writes messages over those that a rank has not unpacked yet.
-  const bool ok =
-      WaitForAll(buffer, a.patience, begin_ns,
-                 {SignalKind::kFree, epoch - 1, Operation::kLowLatencyDispatch, Missing::kFreeSlot},
-                 !Failed(a.patience.failure));
+  const bool ok = WaitForAll(buffer, a.patience, begin_ns,
+                             {SignalKind::kFree, epoch - 1, StepOf(epoch, Wait::kToSend),
+                              Operation::kLowLatencyDispatch, Missing::kFreeSlot},
+                             !Failed(a.patience.failure), present);
   if (ok) {
     // The last block puts tables, the others rows, unless it is alone.
     const bool puts_tables = blockIdx.x == gridDim.x - 1;
     const int senders = gridDim.x == 1 ? 1 : static_cast<int>(gridDim.x) - 1;
-    if (puts_tables) PutTables(a, shared);
+    if (puts_tables) PutTables(a, *present, shared);
     if (!puts_tables || gridDim.x == 1) {
       const int warp = threadIdx.x / kLanes;
       const int pieces = static_cast<int>((a.shared.hidden + kPiece - 1) / kPiece);
@@ -187,7 +193,10 @@ __device__ __forceinline__ bool Send(const DispatchArguments& a, uint64_t begin_
   }
   if (!IsLastBlock(a.arrived) || threadIdx.x >= kLanes) return ok;
   if (ok && !FailedForWarp(a.patience.failure)) {
-    if (threadIdx.x == 0) buffer.State().epoch = epoch;
+    if (threadIdx.x == 0) {
+      buffer.State().epoch = epoch;
+      buffer.State().present = *present;
+    }
     SignalAll(buffer, SignalKind::kMessages, MessagesSignal(epoch, a.tokens));
   } else if (threadIdx.x == 0) {
     SnapshotFailure(a.patience.failure, a.snapshot);

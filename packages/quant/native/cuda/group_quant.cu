@@ -37,6 +37,7 @@ __global__ void __launch_bounds__(kTileThreads)
   constexpr int kItems = kRows * kVectors;
   using Vector = LaneVector<Element, kElements>;
   using Warp = WarpItems<128 / kElements, kItems>;
+  StartBehindPrevious();
   const int64_t tile = static_cast<int64_t>(blockIdx.x) * (kTileThreads / 32) + threadIdx.x / 32;
   if (tile >= tiles) return;
   const bool failed = Failed(m.record);
@@ -69,14 +70,15 @@ __global__ void __launch_bounds__(kTileThreads)
   if (Warp::Writes(lane) && row < m.rows) m.scales.Store(row, group, scale);
 }
 
-constexpr int kLongThreads = 256;
+constexpr int kLongHeld = 4;  // vectors of a thread
 
 // Groups of many whole vectors, a block for each, which is held in registers as far as it goes.
-template <typename Element, Encoding kEncoding>
-__global__ void __launch_bounds__(kLongThreads) QuantizeLongGroups(const __grid_constant__ Rows m) {
+template <typename Element, Encoding kEncoding, int kThreads>
+__global__ void __launch_bounds__(kThreads) QuantizeLongGroups(const __grid_constant__ Rows m) {
   constexpr int kElements = kLoadElements<Element>;
-  constexpr int kHeld = 4;
+  constexpr int kHeld = kLongHeld;
   using Vector = LaneVector<Element, kElements>;
+  StartBehindPrevious();
   const bool failed = Failed(m.record);
   const int64_t row = blockIdx.x / m.scales.groups;
   const int64_t group = blockIdx.x % m.scales.groups;
@@ -88,7 +90,7 @@ __global__ void __launch_bounds__(kLongThreads) QuantizeLongGroups(const __grid_
   Vector held[kHeld];
 #pragma unroll
   for (int k = 0; k < kHeld; ++k) {
-    const int64_t at = first + k * kLongThreads;
+    const int64_t at = first + k * kThreads;
     held[k] = Vector::LoadIf(at < count, x + at * kElements);
   }
   if (failed) return;
@@ -96,15 +98,15 @@ __global__ void __launch_bounds__(kLongThreads) QuantizeLongGroups(const __grid_
   const auto each = [&](const auto& body) {
 #pragma unroll
     for (int k = 0; k < kHeld; ++k) {
-      if (first + k * kLongThreads < count) body(held[k], (first + k * kLongThreads) * kElements);
+      if (first + k * kThreads < count) body(held[k], (first + k * kThreads) * kElements);
     }
-    for (int64_t at = first + kHeld * kLongThreads; at < count; at += kLongThreads) {
+    for (int64_t at = first + kHeld * kThreads; at < count; at += kThreads) {
       body(Vector::Load(x + at * kElements), at * kElements);
     }
   };
   uint32_t peak = 0;
   each([&](const Vector& v, int64_t) { peak = Peak<Element>::Larger(peak, v.PeakOf()); });
-  uint32_t largest = BlockMax<kLongThreads>(Peak<Element>::Bits(peak));
+  uint32_t largest = BlockMax<kThreads>(Peak<Element>::Bits(peak));
   GroupScale made;
   uint32_t codes[kElements / 4];
   if (largest < Element::kPlainLimit) {
@@ -117,7 +119,7 @@ __global__ void __launch_bounds__(kLongThreads) QuantizeLongGroups(const __grid_
   } else {
     peak = 0;
     each([&](const Vector& v, int64_t) { peak = Peak<Element>::Larger(peak, v.NumbersPeakOf()); });
-    largest = BlockMax<kLongThreads>(Peak<Element>::Bits(peak));
+    largest = BlockMax<kThreads>(Peak<Element>::Bits(peak));
     made = ScaleFor(m.rule, Element::ToFloat(static_cast<typename Element::Storage>(largest)));
     each([&](const Vector& v, int64_t at) {
       EncodeAny<kEncoding>(v, made, codes);
@@ -131,6 +133,7 @@ constexpr int kAnyThreads = 256;
 
 template <typename Element, Encoding kEncoding>
 __global__ void __launch_bounds__(kAnyThreads) QuantizeAnyGroups(const __grid_constant__ Rows m) {
+  StartBehindPrevious();
   const int64_t index = static_cast<int64_t>(blockIdx.x) * (kAnyThreads / 32) + threadIdx.x / 32;
   const int64_t row = index / m.scales.groups;
   const int64_t group = index % m.scales.groups;
@@ -143,6 +146,14 @@ __global__ void __launch_bounds__(kAnyThreads) QuantizeAnyGroups(const __grid_co
   StoreScaleOf(m.scales, row, group, scale);
 }
 
+// Launches a kernel that begins with StartBehindPrevious().
+template <typename Kernel, typename... Arguments>
+void LaunchBehind(const Exec& exec, Kernel kernel, dim3 grid, int threads,
+                  const Arguments&... arguments) {
+  Launch(kernel, {.grid = grid, .block = dim3(threads), .overlaps_previous = true},
+         exec.cuda_stream(), arguments...);
+}
+
 template <typename Element, Encoding kEncoding>
 void LaunchGroups(const Exec& exec, const Rows& m) {
   constexpr int kElements = kLoadElements<Element>;
@@ -151,28 +162,37 @@ void LaunchGroups(const Exec& exec, const Rows& m) {
   const bool vectors = Aligned16(m.x, m.values) && m.hidden % kElements == 0;
   if constexpr (kEncoding != Encoding::kDivideSaturating) {
     if (vectors && m.group_size == 128) {
-      constexpr int kRows = sizeof(typename Element::Storage) == 2 ? 8 : 2;
+      constexpr int kRows = sizeof(typename Element::Storage) == 2 ? 4 : 2;
       const int64_t column_tiles = CeilDiv(m.hidden, kTileColumns);
       const int64_t tiles = CeilDiv(m.rows, kRows) * column_tiles;
       // Few rows: more warps with less to do each.
       if (tiles < Multiprocessors(exec.device()) * 2 * kWarps) {
         const int64_t small = m.rows * column_tiles;
-        Launch(QuantizeTiles<Element, kEncoding, 1>, {BlocksFor(small, kWarps), kTileThreads},
-               exec.cuda_stream(), m, column_tiles, small);
+        LaunchBehind(exec, QuantizeTiles<Element, kEncoding, 1>, BlocksFor(small, kWarps),
+                     kTileThreads, m, column_tiles, small);
       } else {
-        Launch(QuantizeTiles<Element, kEncoding, kRows>, {BlocksFor(tiles, kWarps), kTileThreads},
-               exec.cuda_stream(), m, column_tiles, tiles);
+        LaunchBehind(exec, QuantizeTiles<Element, kEncoding, kRows>, BlocksFor(tiles, kWarps),
+                     kTileThreads, m, column_tiles, tiles);
       }
       return;
     }
   }
   constexpr int64_t kLong = 1024;
-  if (vectors && m.group_size % kElements == 0 && std::min(m.group_size, m.hidden) >= kLong) {
-    Launch(QuantizeLongGroups<Element, kEncoding>, {BlocksFor(groups, 1), kLongThreads},
-           exec.cuda_stream(), m);
+  const int64_t longest = std::min(m.group_size, m.hidden);
+  if (vectors && m.group_size % kElements == 0 && longest >= kLong) {
+    // As few threads as hold the group: none of them is without work.
+    const auto launch = [&]<int kThreads>() {
+      LaunchBehind(exec, QuantizeLongGroups<Element, kEncoding, kThreads>, BlocksFor(groups, 1),
+                   kThreads, m);
+    };
+    if (longest <= kLongHeld * 128 * kElements) {
+      launch.template operator()<128>();
+    } else {
+      launch.template operator()<256>();
+    }
   } else {
-    Launch(QuantizeAnyGroups<Element, kEncoding>,
-           {BlocksFor(groups, kAnyThreads / 32), kAnyThreads}, exec.cuda_stream(), m);
+    LaunchBehind(exec, QuantizeAnyGroups<Element, kEncoding>, BlocksFor(groups, kAnyThreads / 32),
+                 kAnyThreads, m);
   }
 }
 

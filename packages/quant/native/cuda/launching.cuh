@@ -13,6 +13,14 @@ namespace moe_ep::cuda {
 
 constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// The first thing in a kernel that is launched with `overlaps_previous`: nothing that is ahead on
+// the stream is touched before, and who comes next may take its place as soon as all blocks are
+// here.
+__device__ __forceinline__ void StartBehindPrevious() {
+  cudaGridDependencySynchronize();
+  cudaTriggerProgrammaticLaunchCompletion();
+}
+
 // Whether vectors of 16 bytes may be read and written from these places on.
 template <typename... Pointers>
 bool Aligned16(Pointers... pointers) {

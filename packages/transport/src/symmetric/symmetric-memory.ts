@@ -32,6 +32,12 @@ export interface SymmetricMemoryOptions {
    * @default 'auto': `vmm` where all drivers can, else `ipc`; {@link SymmetricMemory.sharing} says which
    */
   readonly sharing?: SharingChoice
+  /**
+   * Waits go on when the group has lost a rank (ERR_MOE_EP_PEER_LOST), for those who can do without it; other failures of the group end
+   * them all the same.
+   * @default false
+   */
+  readonly outlivesPeers?: boolean
   /** Deadline of the collective set-up. @default the group's */
   readonly timeoutMs?: number
   readonly signal?: AbortSignal
@@ -86,6 +92,7 @@ export class SymmetricMemory implements Disposable {
     numSignals: number
     segments: SharedSegments
     ranksOnDevice: number
+    outlivesPeers: boolean
   }) {
     const { group, segments } = parts
     this.group = group
@@ -97,6 +104,7 @@ export class SymmetricMemory implements Disposable {
     this.#routes = segments.createRoutes()
     // Kernels that wait for a lost peer end with the group's failure instead of their own deadline.
     this.#stopListening = group.onFailure((error) => {
+      if (parts.outlivesPeers && error.code === 'ERR_MOE_EP_PEER_LOST') return
       if (!this.#closed) native().poison(this.#routes, error.code, error.message, false)
     })
   }
@@ -109,7 +117,7 @@ export class SymmetricMemory implements Disposable {
    *   when a peer's GPU cannot be reached; what the group fails with.
    */
   static async create(group: ProcessGroup, options: SymmetricMemoryOptions): Promise<SymmetricMemory> {
-    const { byteLength, numSignals = 0, device = getDefaultDevice(), sharing = 'auto' } = options
+    const { byteLength, numSignals = 0, device = getDefaultDevice(), sharing = 'auto', outlivesPeers = false } = options
     const { timeoutMs = group.timeoutMs, signal } = options
     requireInteger('byteLength', byteLength, 0)
     requireInteger('numSignals', numSignals, 0, 2 ** 24)
@@ -126,7 +134,7 @@ export class SymmetricMemory implements Disposable {
     try {
       await segments.mapPeers(group, wait)
       await group.barrier(wait)
-      return new SymmetricMemory({ group, device, byteLength, numSignals, segments, ranksOnDevice })
+      return new SymmetricMemory({ group, device, byteLength, numSignals, segments, ranksOnDevice, outlivesPeers })
     } catch (error) {
       segments.close()
       // The others wait for this rank: they hear the reason now instead of their own deadline later.

@@ -74,6 +74,22 @@ class Routes {
   template <typename Describe>
   bool Wait(const Exec& exec, uint64_t index, uint64_t value, int64_t deadline,
             const Describe& missing) const {
+    return WaitWhile(index, value, [&] { return MayGoOn(exec, deadline, missing); });
+  }
+
+  // The same, but a deadline that passes is no failure: `late` says so then, and nobody hears of
+  // it.
+  bool WaitOrLate(const Exec& exec, uint64_t index, uint64_t value, int64_t deadline,
+                  bool* late) const {
+    return WaitWhile(index, value, [&] {
+      *late = MonotonicNanoseconds() > deadline;
+      return !*late && MayGoOn(exec, INT64_MAX, [] { return std::string(); });
+    });
+  }
+
+  // Waits until this rank's own signal is at least `value`, or `may_go_on` says no.
+  template <typename MayGoOn>
+  bool WaitWhile(uint64_t index, uint64_t value, const MayGoOn& may_go_on) const {
     SignalCell& cell = signal(rank(), index);
     for (int spins = 0;; ++spins) {
       const uint64_t seen = cell.value.load(std::memory_order_acquire);
@@ -82,7 +98,7 @@ class Routes {
         CpuRelax();
         continue;
       }
-      if (!MayGoOn(exec, deadline, missing)) return false;
+      if (!may_go_on()) return false;
       if (spins < state_->table.spin_iterations + kYields) {
         sched_yield();
       } else {

@@ -1,0 +1,139 @@
+// Small inputs take one launch: every block works out the whole placement for itself and moves its
+// share.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/layout_rows.cuh"
+#include "cuda/move_rows.cuh"
+#include "cuda/plan.cuh"
+#include "cuda/row_tiles.cuh"
+#include "moe_ep/cuda/failure.cuh"
+
+namespace moe_ep::cuda {
+
+// Small: up to so many slots, and groups that 16 warps can count in shared memory.
+inline constexpr int kSmallWarps = 16;
+inline constexpr int kSmallRounds = 4;
+inline constexpr int64_t kSmallSlots = kSmallWarps * kSmallRounds * kWarp;
+inline constexpr int64_t kSmallGroups = 512;
+// Rows of so few tokens are loaded before anybody knows whether they are needed.
+inline constexpr int64_t kEagerTokens = 512;
+
+struct SmallKernelArguments {
+  PlanArguments plan;
+  MoveArguments move;
+  TileWork work;
+};
+
+template <typename Mover>
+inline constexpr int kSmallHelpers = kSmallWarps - Mover::kMovers;
+
+// Shared memory behind the mover's.
+struct SmallMemory {
+  int32_t* rows;
+  uint32_t* counts;  // [kSmallWarps, groups]
+  uint32_t* totals;
+  int32_t* starts;
+
+  static int64_t Bytes(int64_t num_slots, int64_t num_groups) {
+    return 4 * (num_slots + (kSmallWarps + 2) * num_groups + 1);
+  }
+  __device__ SmallMemory(uint8_t* memory, int64_t num_slots, int64_t num_groups)
+      : rows(reinterpret_cast<int32_t*>(memory)),
+        counts(reinterpret_cast<uint32_t*>(rows + num_slots)),
+        totals(counts + kSmallWarps * num_groups),
+        starts(reinterpret_cast<int32_t*>(totals + num_groups)) {}
+};
+
+// The whole placement, the same in every block; false where something was wrong.
+__device__ inline bool PlaceInBlock(const PlanArguments& a, const SmallMemory& memory) {
+  __shared__ BadSlot bad;
+  __shared__ bool fits;
+  const bool reports = blockIdx.x == 0;
+  const int warp = WarpOfBlock();
+  const WarpCounts counts{memory.counts, 1, a.num_groups};
+  // Whole rounds for every warp.
+  const int64_t rounds = (a.num_slots + kSmallWarps * kWarp - 1) / (kSmallWarps * kWarp);
+  const int64_t begin = warp * rounds * kWarp;
+  const int64_t behind = begin + rounds * kWarp;
+  const int64_t end = behind < a.num_slots ? behind : a.num_slots;
+  const SlotIds<kSmallRounds> ids(a.groups, begin, end);
+  for (int64_t i = threadIdx.x; i < kSmallWarps * a.num_groups; i += blockDim.x)
+    memory.counts[i] = 0;
+  if (threadIdx.x == 0) bad = 0;
+  __syncthreads();
+
+  RankedSlots<kSmallRounds> slots;
+  RankSlots<kSmallRounds>(a.groups, ids, begin, end, warp, counts, &bad, &slots);
+  __syncthreads();
+  StartWarps(counts, kSmallWarps, a.num_groups,
+             [&](int64_t group, uint32_t total) { memory.totals[group] = total; });
+  __syncthreads();
+  if (warp == 0) {
+    bool ok = bad == 0;
+    if (!ok && reports && Lane() == 0)
+      FailForSlot(a.failure, a.describers, a.groups.experts, SlotOf(bad), a.request.topk);
+    ok = ok && CheckRoom(a.request, memory.totals, a.describers, a.failure, reports);
+    if (ok)
+      PlaceGroups(a.request, a.num_groups, {memory.totals, memory.starts}, a.placement, reports);
+    if (Lane() == 0) fits = ok;
+  }
+  __syncthreads();
+  if (!fits) return false;
+#pragma unroll
+  for (int r = 0; r < kSmallRounds; ++r) {
+    const int64_t slot = begin + r * kWarp + Lane();
+    if (slot >= end) break;
+    const int32_t group = slots.group[r];
+    memory.rows[slot] =
+        group < 0
+            ? -1
+            : memory.starts[group] + static_cast<int32_t>(counts.At(warp, group) + slots.rank[r]);
+  }
+  __syncthreads();
+  return true;
+}
+
+template <typename Mover>
+__global__ void __launch_bounds__(kSmallWarps* kWarp)
+    SmallKernel(const __grid_constant__ SmallKernelArguments a) {
+  extern __shared__ __align__(128) uint8_t shared[];
+  cudaGridDependencySynchronize();
+  cudaTriggerProgrammaticLaunchCompletion();
+  if (__syncthreads_or(Failed(a.plan.failure)) != 0) return;
+  const int warp = WarpOfBlock();
+  const int64_t index = int64_t{warp} * gridDim.x + blockIdx.x;
+  const SmallMemory memory(shared + Mover::SharedBytes(a.move), a.plan.num_slots,
+                           a.plan.num_groups);
+  const SharedRows rows{memory.rows,
+                        {memory.starts, reinterpret_cast<const int32_t*>(memory.totals),
+                         a.plan.request.experts.num_local},
+                        a.plan.num_slots};
+  const bool moves = warp < Mover::kMovers;
+  const int64_t num_movers = int64_t{Mover::kMovers} * gridDim.x;
+  const bool eager = a.move.num_tokens <= kEagerTokens;
+  // Others than movers have no batch.
+  FirstBatches first(a.move, moves ? index : a.move.num_batches, num_movers);
+  Mover mover(a.move, shared, warp);
+  if (moves) {
+    mover.Start();
+    if (eager) {
+      first.Find([](int64_t) { return true; });
+      mover.Preload(index, first.needed[0]);
+      mover.Preload(index + num_movers, first.needed[1]);
+    }
+  }
+  const bool placed = PlaceInBlock(a.plan, memory);
+  if (moves) {
+    if (!placed) return mover.Abandon();
+    if (!eager) first.Find([&](int64_t slot) { return rows.LocalRowOfWord(0, slot) >= 0; });
+    MoveBatches(mover, rows, first, index, num_movers);
+  } else if (placed) {
+    const int helper = warp - Mover::kMovers;
+    Help(rows, a.work, int64_t{helper} * gridDim.x + blockIdx.x,
+         int64_t{kSmallHelpers<Mover>} * gridDim.x);
+  }
+}
+
+}  // namespace moe_ep::cuda

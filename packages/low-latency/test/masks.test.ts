@@ -1,0 +1,171 @@
+import { Tensor } from '@moe-ep/core'
+import { linearPlacement } from '@moe-ep/layout'
+import { expect, test } from 'vitest'
+import { reference } from '../src/index.js'
+import {
+  codeOf,
+  failureOf,
+  type Input,
+  numbersOf,
+  type Rank,
+  randomInputs,
+  resultOf,
+  resultsTensor,
+  toTensors,
+  withWorld,
+} from './world.js'
+
+const shape = { hidden: 32, topk: 3, numExperts: 7, numTokens: [3, 4, 2, 4], seed: 0 }
+const sizes = { hidden: 32, maxTokensPerRank: 4, maxTopk: 3 }
+const { numExperts } = shape
+const placement = linearPlacement(numExperts, shape.numTokens.length)
+
+/** What is left of a dispatch without some ranks: they have no tokens, and nobody's tokens reach their experts. */
+function without(masked: readonly number[], inputs: readonly Input[]): Input[] {
+  return inputs.map(({ x, topkIdx, topkWeights }, rank) => {
+    if (masked.includes(rank)) return { x: [], topkIdx: [], topkWeights: [] }
+    const left = (id: number): number => (id >= 0 && masked.includes(placement.rankOf(id)) ? -1 : id)
+    return { x, topkIdx: topkIdx.map((ids) => ids.map(left)), topkWeights }
+  })
+}
+
+/** A dispatch and a combine of one rank among those that are there, compared with the reference. */
+async function trip({ rank, stream, buffer }: Rank, inputs: readonly Input[], masked: readonly number[], options = {}) {
+  const present = without(masked, inputs)
+  const received = reference.dispatch(present, numExperts)
+  const results = received.map((experts, owner) =>
+    experts.map((rows, local) =>
+      rows.map((row) => resultOf(present[row.sourceRank]!.x[row.sourceToken]!, placement.rangeOf(owner).begin + local)),
+    ),
+  )
+  const combined = reference.combine(present, results, { ...shape, weighted: true })
+  const { x, topkIdx, topkWeights } = toTensors(inputs[rank]!, shape)
+  const { packedRecvX, packedRecvCount, handle } = buffer.lowLatencyDispatch(x, topkIdx, {
+    ...{ numExperts, topkWeights, useFp8: false, stream, ...options },
+  })
+  const y = resultsTensor(results[rank]!, packedRecvX.shape[1]!, shape.hidden)
+  const { combinedX, event } = buffer.lowLatencyCombine(y, topkIdx, undefined, handle, { stream, ...options })
+  await event.synchronize()
+  expect(await numbersOf(packedRecvCount)).toEqual(received[rank]!.map((rows) => rows.length))
+  expect(await numbersOf(combinedX)).toEqual(combined[rank]!.flat())
+}
+
+async function maskOf({ buffer, stream, group }: Rank): Promise<number[]> {
+  const status = Tensor.empty([group.worldSize], 'i32', buffer.device)
+  buffer.queryMaskBuffer(status, { stream })
+  await stream.synchronize()
+  return numbersOf(status)
+}
+
+test('ranks are masked and taken back between calls; who is masked hears it from its own dispatch', async () => {
+  await withWorld(4, { ...sizes, masks: 'manual' }, async (ranks) => {
+    for (const [seed, masked] of [[], [1], [], [0, 3], [2], []].entries()) {
+      const inputs = randomInputs({ ...shape, seed })
+      await Promise.all(
+        ranks.map(async (one) => {
+          const { rank, stream, buffer } = one
+          buffer.cleanMaskBuffer({ stream })
+          if (!masked.includes(rank)) {
+            for (const other of masked) buffer.updateMaskBuffer(other, true, { stream })
+            expect(await maskOf(one)).toEqual(ranks.map((_, i) => Number(masked.includes(i))))
+            return trip(one, inputs, masked)
+          }
+          const { x, topkIdx, topkWeights } = toTensors(inputs[rank]!, shape)
+          const { handle } = buffer.lowLatencyDispatch(x, topkIdx, { numExperts, topkWeights, useFp8: false, stream })
+          const error = await failureOf(stream.synchronize())
+          expect(`${error.code} ${error.message}`).toMatch(/^ERR_MOE_EP_MISMATCH .*mask of ranks is/)
+          buffer.release(handle)
+        }),
+      )
+    }
+  })
+})
+
+test('ranks that disagree on a mask hear so, by name, and go on once they agree', async () => {
+  const inputs = randomInputs({ ...shape, seed: 7 })
+  await withWorld(4, { ...sizes, masks: 'manual' }, async (ranks) => {
+    await Promise.all(
+      ranks.map(async (one) => {
+        const { rank, stream, buffer } = one
+        if (rank === 1) buffer.updateMaskBuffer(3, true, { stream })
+        const { x, topkIdx, topkWeights } = toTensors(inputs[rank]!, shape)
+        const { handle } = buffer.lowLatencyDispatch(x, topkIdx, { numExperts, topkWeights, useFp8: false, stream })
+        const error = await failureOf(stream.synchronize())
+        expect(`${error.code} ${error.message}`).toMatch(
+          /^ERR_MOE_EP_MISMATCH .*mask of ranks is 0 on rank 0 and 8 on rank 1/,
+        )
+        buffer.release(handle)
+        buffer.cleanMaskBuffer({ stream })
+        await trip(one, inputs, [])
+      }),
+    )
+  })
+})
+
+test('a rank that does not come in time is masked, and the others go on without it', async () => {
+  await withWorld(4, { ...sizes, masks: 'late' }, async (ranks) => {
+    const present = ranks.filter(({ rank }) => rank !== 2)
+    const first = randomInputs({ ...shape, seed: 11 })
+    await Promise.all(ranks.map((one) => trip(one, first, [])))
+    for (const seed of [12, 13, 14, 15]) {
+      const inputs = randomInputs({ ...shape, seed })
+      await Promise.all(present.map((one) => trip(one, inputs, [2], seed === 12 ? { timeoutMs: 1000 } : {})))
+      for (const one of present) expect(await maskOf(one)).toEqual([0, 0, 1, 0])
+      expect(ranks[0]!.buffer.failure).toBeUndefined()
+    }
+    // It comes at last, and hears that the others have gone on.
+    const { stream, buffer } = ranks[2]!
+    const { x, topkIdx, topkWeights } = toTensors(first[2]!, shape)
+    const { handle } = buffer.lowLatencyDispatch(x, topkIdx, { numExperts, topkWeights, useFp8: false, stream })
+    expect(await failureOf(stream.synchronize())).toMatchObject({ code: 'ERR_MOE_EP_MISMATCH' })
+    buffer.release(handle)
+  })
+})
+
+test('a rank that is late between dispatch and combine is masked there', async () => {
+  const inputs = randomInputs({ ...shape, seed: 21 })
+  await withWorld(4, { ...sizes, masks: 'late' }, async (ranks) => {
+    const received = reference.dispatch(inputs, numExperts)
+    const results = received.map((experts) =>
+      experts.map((rows) => rows.map((row) => inputs[row.sourceRank]!.x[row.sourceToken]!)),
+    )
+    await Promise.all(
+      ranks.map(async (one) => {
+        const { rank, stream, buffer } = one
+        const { x, topkIdx, topkWeights } = toTensors(inputs[rank]!, shape)
+        const result = buffer.lowLatencyDispatch(x, topkIdx, { numExperts, topkWeights, useFp8: false, stream })
+        await result.event.synchronize()
+        if (rank === 3) return
+        const y = resultsTensor(results[rank]!, result.packedRecvX.shape[1]!, shape.hidden)
+        const { combinedX } = buffer.lowLatencyCombine(y, topkIdx, undefined, result.handle, {
+          stream,
+          timeoutMs: 1000,
+        })
+        await stream.synchronize()
+        const left = inputs.map(({ topkIdx: ids, ...input }) => ({
+          ...input,
+          topkIdx: ids.map((slots) => slots.map((id) => (id >= 0 && placement.rankOf(id) === 3 ? -1 : id))),
+        }))
+        const kept = results.map((experts, owner) => (owner === 3 ? experts.map(() => []) : experts))
+        const combined = reference.combine(left, kept, { ...shape, weighted: true })
+        expect(await numbersOf(combinedX)).toEqual(combined[rank]!.flat())
+        expect(await maskOf(one)).toEqual([0, 0, 0, 1])
+      }),
+    )
+  })
+})
+
+test('what masks do not go with is refused', async () => {
+  const inputs = randomInputs({ ...shape, seed: 1 })
+  await withWorld(4, sizes, async ([one]) => {
+    expect(codeOf(() => one!.buffer.updateMaskBuffer(1, true))).toBe('ERR_MOE_EP_UNSUPPORTED')
+  })
+  await withWorld(4, { ...sizes, masks: 'late' }, async ([one]) => {
+    const { buffer } = one!
+    const { x, topkIdx } = toTensors(inputs[0]!, shape)
+    expect(codeOf(() => buffer.lowLatencyDispatch(x, topkIdx, { numExperts }))).toBe('ERR_MOE_EP_ARGUMENT')
+    expect(codeOf(() => buffer.updateMaskBuffer(0, true))).toBe('ERR_MOE_EP_ARGUMENT')
+    expect(codeOf(() => buffer.updateMaskBuffer(4, true))).toBe('ERR_MOE_EP_ARGUMENT')
+    expect(await maskOf(one!)).toEqual([0, 0, 0, 0])
+  })
+})
