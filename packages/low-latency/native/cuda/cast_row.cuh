@@ -10,12 +10,14 @@ namespace moe_ep::cuda {
 // Formats with byte scales, each with a kernel of its own: together they would take more registers
 // than any alone.
 struct Mxfp8Rows {
+  static constexpr bool kByteScales = true;
   static constexpr RowFormat kFormat = RowFormat::kMxfp8;
   using Codes = E4M3Codes;
   using Scales = MxScales<Codes>;
   static __device__ Scales MakeScales(const DispatchArguments&) { return {MxScaleRule::kOcp}; }
 };
 struct Nvfp4Rows {
+  static constexpr bool kByteScales = true;
   static constexpr RowFormat kFormat = RowFormat::kNvfp4;
   using Codes = E2M1Codes;
   using Scales = Nvfp4Scales;

@@ -19,10 +19,12 @@ union Shared {
 };
 
 // bf16 and fp8: the same for both, whose choice is made for each piece.
-struct WideRows {};
+struct WideRows {
+  static constexpr bool kByteScales = false;
+};
 
-// `Rows`: the formats that the send phase knows.
-template <bool kSend, bool kReceive, typename Rows = WideRows>
+// `Rows`: the formats that it knows.
+template <bool kSend, bool kReceive, typename Rows>
 __global__ void __launch_bounds__(kThreads, 2)
     DispatchKernel(const __grid_constant__ DispatchArguments a) {
   extern __shared__ __align__(16) uint8_t memory[];
@@ -49,7 +51,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     present = a.buffer.State().present;
     ok = !Failed(a.patience.failure);
   }
-  if constexpr (kReceive) Receive(a, begin_ns, epoch, ok, present, &shared->receive);
+  if constexpr (kReceive)
+    Receive<Rows::kByteScales>(a, begin_ns, epoch, ok, present, &shared->receive);
 }
 
 }  // namespace
@@ -103,7 +106,7 @@ void Dispatch(const Exec& exec, const DispatchCall& call) {
     } else if (call.phases.send) {
       launch(DispatchKernel<true, false, Rows>, sizeof(SendShared));
     } else {
-      launch(DispatchKernel<false, true>, sizeof(ReceiveShared));
+      launch(DispatchKernel<false, true, Rows>, sizeof(ReceiveShared));
     }
   };
   switch (call.format()) {

@@ -65,6 +65,8 @@ struct Item {
   int parts;
 };
 
+// `kByteScales`: scales are rows of bytes; else columns of words, or absent.
+template <bool kByteScales>
 class Receiver {
  public:
   __device__ Receiver(const DispatchArguments& a, ReceiveShared* shared)
@@ -225,10 +227,11 @@ class Receiver {
       CopyPiece<4>(a_.recv_x + target_of(i, entry) * row_bytes, message_of(entry),
                    unit % pieces * kCopied + lane, vectors);
     }
-    if (a_.scale_rows.data != nullptr) {
-      return a_.scale_rows.Copy(
+    if constexpr (kByteScales) {
+      a_.scale_rows.Copy(
           listed, [&](int i) { return message_of(shared_->list[i]) + row_bytes; },
           [&](int i) { return target_of(i, shared_->list[i]); });
+      return;
     }
     if (a_.scales == nullptr) return;
     for (int unit = threadIdx.x; unit < listed * a_.scale_columns; unit += kThreads) {
@@ -290,8 +293,9 @@ __device__ inline void Free(const DispatchArguments& a, RankBits present, uint64
   if (__all_sync(kAllLanes, came)) SignalAll(buffer, SignalKind::kFree, epoch);
 }
 
-__device__ inline void Receive(const DispatchArguments& a, uint64_t begin_ns, uint64_t epoch,
-                               bool ok, RankBits present, ReceiveShared* shared) {
+template <bool kByteScales>
+__device__ void Receive(const DispatchArguments& a, uint64_t begin_ns, uint64_t epoch, bool ok,
+                        RankBits present, ReceiveShared* shared) {
   const DeviceBuffer& buffer = a.buffer;
   uint64_t seen = 0;
   ok = WaitForAll(buffer, a.patience, begin_ns,
@@ -305,7 +309,7 @@ __device__ inline void Receive(const DispatchArguments& a, uint64_t begin_ns, ui
     __syncthreads();
     // One warp looks at the heads while the others begin; all hear of it behind the first scan.
     if (threadIdx.x / kLanes == kWarps - 1) CheckHeads(a, present, &shared->ok);
-    Receiver receiver(a, shared);
+    Receiver<kByteScales> receiver(a, shared);
     const auto blocks = static_cast<int>(gridDim.x);
     if (a.shared.rank_major != 0) {
       receiver.Pack({-1, static_cast<int>(blockIdx.x), blocks});
