@@ -29,8 +29,8 @@ struct SharedArguments {
   int64_t experts;
   int64_t has_weights;
   int64_t rank_major;    // 1: rows stay as they came, and one for each comes home
-  int64_t mask;          // ranks that take no part, a bit each; the sender fills it in
   int64_t global_scale;  // of NVFP4: the f32's bits, which the sender fills in; else 0
+  int64_t mask;          // ranks that take no part, a bit each; the sender fills it in
 };
 inline constexpr const char* kSharedArgumentNames[] = {
     "hidden",
@@ -39,11 +39,12 @@ inline constexpr const char* kSharedArgumentNames[] = {
     "numExperts",
     "topkWeights given",
     "rank-major layout",
-    "mask of ranks",
     "xGlobalScale (bits of the f32)",
+    "mask of ranks",
 };
 inline constexpr int kNumSharedArguments = sizeof(SharedArguments) / sizeof(int64_t);
 static_assert(kNumSharedArguments == sizeof(kSharedArgumentNames) / sizeof(const char*));
+inline constexpr int kMaskArgument = offsetof(SharedArguments, mask) / sizeof(int64_t);
 
 // What a source tells every rank of a dispatch, beside the ids and weights of all its tokens.
 struct DispatchHead {

@@ -10,6 +10,18 @@
 namespace moe_ep::cpu {
 namespace {
 
+// Masks whom any rank that is present masks. All see the same heads, so all that go on have the
+// same mask from now on; who is masked by others keeps hearing so.
+void SettleMask(const Buffer& buffer, int64_t slot) {
+  RankBits masked = 0;
+  for (int source = 0; source < buffer.routes.world_size(); ++source) {
+    if (TakesPart(buffer.slots[slot].present, source))
+      masked |=
+          static_cast<RankBits>(buffer.Head(buffer.routes.rank(), slot, source).arguments.mask);
+  }
+  buffer.mask.fetch_or(masked & ~BitOf(buffer.routes.rank()), std::memory_order_relaxed);
+}
+
 // Whether all ranks may go on with this dispatch; else the stream is in failure. All find the same,
 // for all see all heads.
 bool CheckHeads(const Exec& exec, const DispatchCall& call) {
@@ -26,6 +38,7 @@ bool CheckHeads(const Exec& exec, const DispatchCall& call) {
     const auto* others = reinterpret_cast<const int64_t*>(&head_of(source).arguments);
     for (int i = 0; i < kNumSharedArguments; ++i) {
       if (first[i] == others[i]) continue;
+      if (buffer.masks_late) SettleMask(buffer, call.slot);
       FailWith(exec, DescribeMismatch, i, first[i], others[i], source, base);
       return false;
     }

@@ -118,13 +118,13 @@ __device__ void Answer(const CombineArguments& a, int source, int message, int p
   Results::Put(a.hidden, buffer.Result(source, token, place), sums, at, shared);
 }
 
+// `first`, `count` of a lane: messages of the source with its number.
 template <typename Results>
-__device__ void AnswerAll(const CombineArguments& a, typename Results::Shared* shared) {
+__device__ void AnswerAll(const CombineArguments& a, int first, int count,
+                          typename Results::Shared* shared) {
   const int ranks = a.buffer.ranks();
   const int pieces = (a.vectors() + kAnswered * kLanes - 1) / (kAnswered * kLanes);
-  const int lane = threadIdx.x % kLanes;
-  const unsigned count = lane < ranks ? a.first[lane + 1] - a.first[lane] : 0;
-  const auto most = static_cast<int>(__reduce_max_sync(kAllLanes, count));
+  const int most = __reduce_max_sync(kAllLanes, count);
   const int warp =
       threadIdx.x / kLanes * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
   // In turns of sources, from the own rank on, so that not all ranks write to one.
@@ -133,8 +133,9 @@ __device__ void AnswerAll(const CombineArguments& a, typename Results::Shared* s
     const int turn = unit / pieces;
     const int source = (a.buffer.rank() + turn) % ranks;
     const int index = turn / ranks;
-    if (index < static_cast<int>(__shfl_sync(kAllLanes, count, source)))
-      Answer<Results>(a, source, a.first[source] + index, unit % pieces, shared);
+    const int begin = __shfl_sync(kAllLanes, first, source);
+    if (index < __shfl_sync(kAllLanes, count, source))
+      Answer<Results>(a, source, begin + index, unit % pieces, shared);
   }
 }
 
@@ -142,15 +143,22 @@ __device__ void AnswerAll(const CombineArguments& a, typename Results::Shared* s
 template <typename Results>
 __device__ bool SendAnswers(const CombineArguments& a) {
   __shared__ typename Results::Shared shared;
-  shared.FillTable();
   const GroupLook look(a.buffer);
-  const bool ok = MayBegin(a);
+  // Messages of the source with the lane's number: asked for before it is known whether to go on.
+  const int lane = threadIdx.x % kLanes;
+  const bool has = lane < a.buffer.ranks();
+  const int first = has ? a.first[lane] : 0;
+  const int count = has ? a.first[lane + 1] - first : 0;
+  shared.FillTable();
+  bool ok = MayBegin(a);
   if (ok) {
-    AnswerAll<Results>(a, &shared);
-    look.Check(a.buffer, a.patience.failure);
+    AnswerAll<Results>(a, first, count, &shared);
+    ok = look.Check(a.buffer, a.patience.failure);
   }
-  if (!IsLastBlock(a.arrived) || threadIdx.x >= kLanes) return ok;
-  if (!FailedForWarp(a.patience.failure)) {
+  const Arrival arrival = Arrive(a.arrived, !ok);
+  ok = !arrival.failed;
+  if (!arrival.last || threadIdx.x >= kLanes) return ok;
+  if (ok) {
     SignalAll(a.buffer, SignalKind::kResults,
               ResultsSignal(a.buffer.State().epoch, Results::kLogFmt));
   } else if (threadIdx.x == 0) {
@@ -260,7 +268,7 @@ __device__ void SumAll(const CombineArguments& a, uint64_t begin_ns, bool ok) {
     for (int unit = warp; unit < units; unit += kWarps * static_cast<int>(gridDim.x))
       SumPiece<Results>(a, present, unit / pieces, unit % pieces);
   }
-  if (IsLastBlock(a.arrived + 1) && threadIdx.x == 0)
+  if (Arrive(a.arrived + 1, !ok).last && threadIdx.x == 0)
     SnapshotFailure(a.patience.failure, a.snapshot);
 }
 

@@ -4,7 +4,6 @@
 #include "buffer.h"
 #include "cuda/kernels.h"
 #include "moe_ep/cuda/lanes.cuh"
-#include "moe_ep/cuda/last_block.cuh"
 #include "moe_ep/transport/device_routes.cuh"
 
 namespace moe_ep::cuda {
@@ -118,8 +117,9 @@ class GroupLook {
   __device__ explicit GroupLook(const DeviceBuffer& buffer) {
     if (Looks()) look_ = PoisonLook(buffer.routes);
   }
-  __device__ void Check(const DeviceBuffer& buffer, moe_ep_failure_record* failure) const {
-    if (Looks()) look_.Check(buffer.routes, failure);
+  // False, with the stream in failure, when it is not.
+  __device__ bool Check(const DeviceBuffer& buffer, moe_ep_failure_record* failure) const {
+    return !Looks() || look_.Check(buffer.routes, failure);
   }
 
  private:
@@ -210,14 +210,38 @@ __device__ inline bool WaitForAll(const DeviceBuffer& buffer, const Patience& pa
                                   int64_t* waited = nullptr, uint64_t* seen = nullptr) {
   const int peer = static_cast<int>(threadIdx.x);
   if (buffer.masks_late) ok = WaitForPresent(buffer, patience, begin, awaited, ok, present);
-  if (ok && peer < buffer.ranks() && TakesPart(*present, peer)) {
+  if (peer < buffer.ranks() && TakesPart(*present, peer)) {
     const uint64_t since = waited == nullptr ? 0 : Nanoseconds();
-    uint64_t value = 0;
-    ok = WaitFor(buffer, patience, begin, awaited, peer, &value);
+    // A first look, before it is known whether to go on: what tells that is still on its way.
+    uint64_t value = LoadSignal(buffer.Signal(buffer.rank(), awaited.kind, peer));
+    if (ok && value < awaited.value) ok = WaitFor(buffer, patience, begin, awaited, peer, &value);
     if (seen != nullptr) *seen = value;
     if (waited != nullptr) waited[peer] += static_cast<int64_t>(Nanoseconds() - since);
   }
   return __syncthreads_and(ok) != 0;
+}
+
+// How a block that has come to the end of a phase finds things.
+struct Arrival {
+  bool last;    // of all blocks
+  bool failed;  // some block, of those that have come
+};
+
+// Counts the blocks of a grid that have come here, as all of them must; the last one sees what the
+// others wrote. `failed`: of any thread. All threads of the block call it. `arrived` is zero before
+// and after.
+__device__ inline Arrival Arrive(unsigned int* arrived, bool failed) {
+  constexpr unsigned kFailure = 1u << 16;
+  __shared__ unsigned before;
+  const bool any = __syncthreads_or(failed) != 0;
+  if (threadIdx.x == 0) {
+    __threadfence();
+    before = atomicAdd(arrived, any ? kFailure + 1 : 1u);
+    if ((before & (kFailure - 1)) == gridDim.x - 1) *arrived = 0;
+    __threadfence();
+  }
+  __syncthreads();
+  return {(before & (kFailure - 1)) == gridDim.x - 1, any || before >= kFailure};
 }
 
 // Lets the next kernel of the stream take its places, where it waits for the end of this one.

@@ -48,6 +48,12 @@ __device__ inline void CheckHeads(const DispatchArguments& a, RankBits present, 
   const uint32_t invalids = __ballot_sync(kAllLanes, has && invalid_token >= 0);
   const bool reports = blockIdx.x == 0;
   if (mismatches != 0) {
+    // Whom any rank that is present masks is masked here, too: all see the same heads, so all that
+    // go on have the same mask from now on; who is masked by others keeps hearing so.
+    const auto masked = static_cast<RankBits>(has ? fields[kMaskArgument] : 0);
+    const auto low = __reduce_or_sync(kAllLanes, static_cast<uint32_t>(masked));
+    if (reports && lane == 0 && buffer.masks_late)
+      buffer.first_state->mask |= RankBits{low} & ~BitOf(buffer.rank());
     if (reports && lane == __ffs(static_cast<int>(mismatches)) - 1)
       Fail(a.patience.failure, a.describe_mismatch, wrong, expected, theirs, lane, base);
   } else if (invalids != 0) {
@@ -183,7 +189,7 @@ class Receiver {
   __device__ uint32_t SlotsOf(const int32_t* ids, int from, int to) const {
     uint32_t slots = 0;
     for (int i = 0; i < a_.stride() / 4; ++i) {
-      const int4 four = __ldcg(reinterpret_cast<const int4*>(ids) + i);
+      const int4 four = reinterpret_cast<const int4*>(ids)[i];
       const auto lies = [&](int id, int slot) { return id >= from && id < to ? 1u << slot : 0u; };
       slots |= lies(four.x, 4 * i) | lies(four.y, 4 * i + 1) | lies(four.z, 4 * i + 2) |
                lies(four.w, 4 * i + 3);
@@ -320,15 +326,17 @@ __device__ void Receive(const DispatchArguments& a, uint64_t begin_ns, uint64_t 
       for (int i = blockIdx.x; i <= experts * parts; i += blocks)
         receiver.Pack(i == experts * parts ? Item{-1, 0, 1} : Item{i / parts, i % parts, parts});
     }
+    __syncthreads();  // a block without an item has not met the warp that looked
+    ok = shared->ok;
   }
-  if (!IsLastBlock(a.arrived + 1) || threadIdx.x >= kLanes) return;
-  if (!FailedForWarp(a.patience.failure)) {
-    if (threadIdx.x == 0) {
-      buffer.State().received = epoch;
-      buffer.State().present = present;
-    }
-  } else if (threadIdx.x == 0) {
-    SnapshotFailure(a.patience.failure, a.snapshot);
+  const Arrival arrival = Arrive(a.arrived + 1, !ok);
+  if (!arrival.last) return;
+  // Beside the signals, which others wait for.
+  if (threadIdx.x == kLanes) SnapshotFailure(a.patience.failure, a.snapshot);
+  if (threadIdx.x >= kLanes) return;
+  if (threadIdx.x == 0 && !arrival.failed) {
+    buffer.State().received = epoch;
+    buffer.State().present = present;
   }
   __syncwarp();
   Free(a, present, epoch);

@@ -173,10 +173,10 @@ __device__ __forceinline__ bool Send(const DispatchArguments& a, uint64_t begin_
   const DeviceBuffer& buffer = a.buffer;
   const GroupLook look(buffer);
   // Nobody writes messages over those that a rank has not unpacked yet.
-  const bool ok = WaitForAll(buffer, a.patience, begin_ns,
-                             {SignalKind::kFree, epoch - 1, StepOf(epoch, Wait::kToSend),
-                              Operation::kLowLatencyDispatch, Missing::kFreeSlot},
-                             !Failed(a.patience.failure), present);
+  bool ok = WaitForAll(buffer, a.patience, begin_ns,
+                       {SignalKind::kFree, epoch - 1, StepOf(epoch, Wait::kToSend),
+                        Operation::kLowLatencyDispatch, Missing::kFreeSlot},
+                       !Failed(a.patience.failure), present);
   if (ok) {
     // The last block puts tables, the others rows, unless it is alone.
     const bool puts_tables = blockIdx.x == gridDim.x - 1;
@@ -189,10 +189,12 @@ __device__ __forceinline__ bool Send(const DispatchArguments& a, uint64_t begin_
       for (int i = warp * senders + static_cast<int>(blockIdx.x); i < items; i += senders * kWarps)
         send_piece(i / pieces, i % pieces, &shared->pieces[warp]);
     }
-    look.Check(buffer, a.patience.failure);
+    ok = look.Check(buffer, a.patience.failure);
   }
-  if (!IsLastBlock(a.arrived) || threadIdx.x >= kLanes) return ok;
-  if (ok && !FailedForWarp(a.patience.failure)) {
+  const Arrival arrival = Arrive(a.arrived, !ok);
+  ok = !arrival.failed;
+  if (!arrival.last || threadIdx.x >= kLanes) return ok;
+  if (ok) {
     if (threadIdx.x == 0) {
       buffer.State().epoch = epoch;
       buffer.State().present = *present;
