@@ -110,6 +110,7 @@ describe('benchOptionsFrom', () => {
     ]
     expect(parse().ops).toEqual(operationNames)
     expect(parse('--tokens', '1025').ops).toEqual(operationNames.filter((name) => !name.startsWith('low-latency.')))
+    expect(parse('--hidden', '48').ops).toEqual(operationNames.filter((name) => !name.endsWith('-nvfp4')))
     const larger = prefixes('--ranks', '1', '--world', '2')
     expect(larger).toEqual(['layout', 'quant', 'deepgemm-permute', 'transport', 'rendezvous', 'enqueue'])
   })
@@ -118,6 +119,7 @@ describe('benchOptionsFrom', () => {
     [['--device', 'cuda', '--ranks', '4', '--world', '8', '--ops', 'all,combine-staged'], 'only 4 of 8 run'],
     [['--ranks', '1', '--world', '2', '--ops', 'intranode-ht'], 'only 1 of 2 run'],
     [['--tokens', '1025', '--ops', 'low-latency'], 'at most 1024 tokens'],
+    [['--hidden', '48', '--ops', 'dispatch-nvfp4'], 'multiples of 32, not for 48'],
   ])('refuses %j, which names what cannot be measured', (args, reason) => {
     expect(codeOf(() => parse(...args))).toMatch(new RegExp(`ERR_MOE_EP_UNSUPPORTED --ops .*${reason}`))
   })

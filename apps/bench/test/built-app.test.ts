@@ -16,7 +16,7 @@ function runBench(...args: string[]): Promise<{ exitCode: number; stdout: string
   })
 }
 
-const tiny = ['--tokens', '24', '--hidden', '144', '--experts', '5', '--topk', '3', '--iters', '2', '--warmup', '1']
+const tiny = ['--tokens', '24', '--hidden', '160', '--experts', '5', '--topk', '3', '--iters', '2', '--warmup', '1']
 
 describe('the built app', () => {
   it.each(['1', '3'])('measures every operation with %s ranks and prints one object', async (ranks) => {
@@ -25,7 +25,7 @@ describe('the built app', () => {
     expect(result).toMatchObject({ ok: true, device: 'cpu' })
     expect(exitCode).toBe(0)
     expect(result.machine.cores).toBeGreaterThan(0)
-    expect(result.config).toMatchObject({ ranks: Number(ranks), tokens: 24, hidden: 144, iters: 2 })
+    expect(result.config).toMatchObject({ ranks: Number(ranks), tokens: 24, hidden: 160, iters: 2 })
     expect(result.results.map(({ name }) => name)).toEqual(operationNames)
     for (const line of result.results) {
       expect(line.ok).toBe(true)

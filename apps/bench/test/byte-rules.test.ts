@@ -13,6 +13,8 @@ import {
   permuteBytes,
   permuteMaskedBytes,
   rankPrefixBytes,
+  lowLatencyCombineBytes,
+  lowLatencyRowBytes,
   scaleBytesOf,
   unpermuteBytes,
 } from '../src/measure/byte-rules.js'
@@ -62,6 +64,17 @@ describe('byte rules agree with a count of every element', () => {
     expect(countBytes({ rows: 5, topk: 3 }, 4)).toBe(15 * 4 + 4 * 4)
     // 272 elements have groups of 128, 128 and 16.
     expect(scaleBytesOf(hidden)).toBe(12)
+  })
+
+  it('rows of low-latency calls', () => {
+    const formats = ['bf16', 'fp8', 'mxfp8', 'nvfp4', 'logfmt10'] as const
+    expect(formats.map((format) => lowLatencyRowBytes(format, 288))).toEqual([576, 300, 297, 162, 372])
+    // One of four rows stays here.
+    const sent = { rank: 0, toRank: [1, 3], sentTokens: 2 }
+    const row = { tokens: 2, rowBytes: 64, sentBytes: 44, selections: 7 }
+    expect(lowLatencyCombineBytes(sent, row)).toEqual({
+      ...{ bytes: 7 * 64 + 2 * 4 * 44 + 2 * 64, logicalBytes: 4 * 44, wireBytes: 3 * 44 },
+    })
   })
 
   it('dispatch and combine', () => {

@@ -27,7 +27,7 @@ vi.mock(import('../../../packages/transport/src/symmetric/agreement.js'), async 
 beforeAll(guardStandIn)
 afterAll(() => vi.restoreAllMocks())
 
-const sizes = ['--tokens', '24', '--hidden', '144', '--experts', '16', '--topk', '3']
+const sizes = ['--tokens', '24', '--hidden', '160', '--experts', '16', '--topk', '3']
 
 function optionsOf(ranks: number, ...flags: string[]): BenchOptions {
   const args = ['--device', 'cuda', '--ranks', String(ranks), ...sizes, ...flags]

@@ -3,7 +3,7 @@ import { vi } from 'vitest'
 
 /** The cpu in the place of a GPU: what is done for cuda is done. */
 export const standIn: CpuDevice = Object.defineProperties(new CpuDevice(), {
-  ...{ kind: { value: 'cuda' }, name: { value: 'cuda:0' } },
+  ...{ kind: { value: 'cuda' }, name: { value: 'cuda:0' }, multiprocessors: { value: 4 } },
 })
 
 /** From now on nothing looks into the memory of the device, except for dispatches, which know that it is a cpu. */

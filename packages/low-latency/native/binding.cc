@@ -63,7 +63,7 @@ Phases PhasesArgument(const Arguments& args, size_t index) {
 
 // dispatch(stream, buffer, slot, phases, sharedArguments, timeoutMs, sms, x, topkIdx, topkWeights,
 //          recvX, recvScales, recvCount, srcInfo, layoutRange, rows, messages, first, recvTopkIdx,
-//          recvTopkWeights, recvStats, waitStats)
+//          recvTopkWeights, recvStats, waitStats, xGlobalScale)
 Napi::Value EnqueueDispatch(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const DispatchCall call{
@@ -76,6 +76,7 @@ Napi::Value EnqueueDispatch(const Napi::CallbackInfo& info) {
       .x = args.tensor(7),
       .topk_idx = args.tensor(8),
       .topk_weights = args.optional_tensor(9),
+      .global_scale = args.optional_tensor(22),
       .recv_x = args.tensor(10),
       .recv_scales = args.optional_tensor(11),
       .recv_count = args.tensor(12),
@@ -92,7 +93,7 @@ Napi::Value EnqueueDispatch(const Napi::CallbackInfo& info) {
 }
 
 // combine(stream, buffer, slot, phases, weighted, rankMajor, experts, timeoutMs, sms, x, rows,
-//         messages, first, topkIdx, topkWeights, out, waitStats)
+//         messages, first, topkIdx, topkWeights, out, waitStats, logfmt)
 Napi::Value EnqueueCombine(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const CombineCall call{
@@ -101,6 +102,7 @@ Napi::Value EnqueueCombine(const Napi::CallbackInfo& info) {
       .phases = PhasesArgument(args, 3),
       .weighted = args.boolean(4),
       .rank_major = args.boolean(5),
+      .logfmt = args.boolean(17),
       .experts = args.integer(6),
       .timeout_ms = args.integer(7),
       .sms = args.integer(8),

@@ -31,16 +31,19 @@ struct DispatchCall {
   int64_t timeout_ms;
   int64_t sms;  // blocks of a cuda device
 
+  RowFormat format() const { return static_cast<RowFormat>(arguments.format); }
+
   Tensor x;             // bf16 [T, hidden]
   Tensor topk_idx;      // i32 or i64 [T, topk]
   Tensor topk_weights;  // f32 [T, topk], or absent
+  Tensor global_scale;  // f32 [1] of NVFP4, else absent
 
   // Rank-major, source ranks stand in place of local experts, with max_tokens rows each.
-  Tensor recv_x;       // bf16 or fp8 [local experts, ranks * max_tokens, hidden]
-  Tensor recv_scales;  // f32 [local experts, rows, groups] or i32 [.., words], column-major; absent
-                       // for bf16
-  Tensor recv_count;   // i32 [local experts]
-  Tensor src_info;     // i32 [local experts, ranks * max_tokens]
+  Tensor recv_x;        // bf16, fp8 or fp4 [local experts, ranks * max_tokens, hidden]
+  Tensor recv_scales;   // f32 [local experts, rows, groups] or i32 [.., words], column-major; bytes
+                        // [.., groups], row-major; absent for bf16
+  Tensor recv_count;    // i32 [local experts]
+  Tensor src_info;      // i32 [local experts, ranks * max_tokens]
   Tensor layout_range;  // i64 [local experts, ranks]: begin << 32 | count; absent rank-major
   Received received;
   Tensor recv_topk_idx;      // rank-major: i32 [ranks, max_tokens, topk], local ids
@@ -66,6 +69,7 @@ struct CombineCall {
   Phases phases;
   bool weighted;    // weights came with the dispatch, or rank-major: one row of a rank comes home
   bool rank_major;  // rows go home as they are
+  bool logfmt;      // rows go home as LogFMT-10
   int64_t experts;  // of all ranks
   int64_t timeout_ms;
   int64_t sms;

@@ -36,6 +36,14 @@ void DescribeCombineId(const int64_t* values, moe_ep_failure_text* text) {
   Put(text, "ERR_MOE_EP_ARGUMENT", WrongId(kCombineOperation, values));
 }
 
+void DescribeEncodings(const int64_t* values, moe_ep_failure_text* text) {
+  const auto word = [](int64_t given) { return std::string(given != 0 ? "true" : "false"); };
+  Put(text, "ERR_MOE_EP_MISMATCH",
+      std::string(kCombineOperation) + ": useLogfmt is " + word(values[0]) + " on rank " +
+          std::to_string(values[3]) + " and " + word(values[1]) + " on rank " +
+          std::to_string(values[2]));
+}
+
 void DescribeNotReceived(const int64_t* values, moe_ep_failure_text* text) {
   Put(text, "ERR_MOE_EP_ARGUMENT",
       std::string(kCombineOperation) + ", slot " + std::to_string(values[0]) +

@@ -13,6 +13,8 @@ void DescribeMismatch(const int64_t* values, moe_ep_failure_text* text);
 void DescribeInvalidId(const int64_t* values, moe_ep_failure_text* text);
 // Of a combine, whose ids only this rank looks at. Values as before.
 void DescribeCombineId(const int64_t* values, moe_ep_failure_text* text);
+// Of a combine. Values: what the first rank sent, what the other sent, the other, the first.
+void DescribeEncodings(const int64_t* values, moe_ep_failure_text* text);
 // Values: slot.
 void DescribeNotReceived(const int64_t* values, moe_ep_failure_text* text);
 

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "moe_ep/host_device.h"
+#include "row_format.h"
 
 namespace moe_ep {
 
@@ -15,14 +16,10 @@ inline constexpr const char* kDispatchOperation = "low-latency dispatch";
 inline constexpr const char* kCombineOperation = "low-latency combine";
 
 inline constexpr int kMaxTopk = 32;
-inline constexpr int64_t kGroupSize = 128;  // elements that share a scale
 
 // Tables of ids and weights have rows of whole vectors of 16 bytes; what is past the last slot is
 // -1.
 MOE_EP_HOST_DEVICE constexpr int64_t PaddedTopk(int64_t topk) { return (topk + 3) / 4 * 4; }
-
-// How rows travel.
-enum class RowFormat : int64_t { kBF16 = 0, kFp8 = 1, kFp8PowerOfTwo = 2 };
 
 // Arguments that must be the same on every rank; all fields are compared.
 struct SharedArguments {
@@ -31,16 +28,23 @@ struct SharedArguments {
   int64_t topk;
   int64_t experts;
   int64_t has_weights;
-  int64_t rank_major;  // 1: rows stay as they came, and one for each comes home
-  int64_t mask;        // ranks that take no part, a bit each; the sender fills it in
+  int64_t rank_major;    // 1: rows stay as they came, and one for each comes home
+  int64_t global_scale;  // of NVFP4: the f32's bits, which the sender fills in; else 0
+  int64_t mask;          // ranks that take no part, a bit each; the sender fills it in
 };
 inline constexpr const char* kSharedArgumentNames[] = {
-    "hidden",        "format of rows",    "topk",
-    "numExperts",    "topkWeights given", "rank-major layout",
+    "hidden",
+    "format of rows",
+    "topk",
+    "numExperts",
+    "topkWeights given",
+    "rank-major layout",
+    "xGlobalScale (bits of the f32)",
     "mask of ranks",
 };
 inline constexpr int kNumSharedArguments = sizeof(SharedArguments) / sizeof(int64_t);
 static_assert(kNumSharedArguments == sizeof(kSharedArgumentNames) / sizeof(const char*));
+inline constexpr int kMaskArgument = offsetof(SharedArguments, mask) / sizeof(int64_t);
 
 // What a source tells every rank of a dispatch, beside the ids and weights of all its tokens.
 struct DispatchHead {
@@ -56,6 +60,11 @@ inline constexpr int kNumHeadFields = sizeof(DispatchHead) / sizeof(int64_t);
 inline constexpr uint64_t kTokensInSignal = 2048;
 MOE_EP_HOST_DEVICE constexpr uint64_t MessagesSignal(uint64_t epoch, int64_t tokens) {
   return epoch * kTokensInSignal + static_cast<uint64_t>(tokens);
+}
+// That results are there says how they are encoded: ranks that disagree hear of it.
+inline constexpr uint64_t kResultEncodings = 2;
+MOE_EP_HOST_DEVICE constexpr uint64_t ResultsSignal(uint64_t epoch, bool logfmt) {
+  return epoch * kResultEncodings + (logfmt ? 1 : 0);
 }
 enum class SignalKind : int64_t {
   kMessages = 0,  // a dispatch's head, tables and rows are there
@@ -91,18 +100,5 @@ struct BufferLayout {
   int64_t results_by_rank;     // with masks: each rank has places of its own, so that one that was
                                // given up does no harm when it goes on
 };
-
-// Where the scales of a row of fp8 begin.
-MOE_EP_HOST_DEVICE constexpr int64_t ScalesOffset(int64_t hidden) { return (hidden + 3) / 4 * 4; }
-MOE_EP_HOST_DEVICE constexpr int64_t NumGroups(int64_t hidden) {
-  return (hidden + kGroupSize - 1) / kGroupSize;
-}
-
-// Bytes of a message of any format.
-constexpr int64_t MessageBytes(int64_t hidden) {
-  const int64_t bf16 = hidden * 2;
-  const int64_t fp8 = ScalesOffset(hidden) + NumGroups(hidden) * 4;
-  return ((bf16 > fp8 ? bf16 : fp8) + 15) / 16 * 16;
-}
 
 }  // namespace moe_ep

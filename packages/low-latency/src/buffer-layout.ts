@@ -85,8 +85,8 @@ export function layoutBuffer(options: LowLatencyBufferSizes, numRanks: number): 
   }
 }
 
-/** @throws ERR_MOE_EP_ARGUMENT unless rows are whole numbers of 16 bytes: bf16 of 8 elements, fp8 of 16. */
-export function requireHidden(argument: string, hidden: number, multiple: 8 | 16, most?: number): void {
+/** @throws ERR_MOE_EP_ARGUMENT unless rows are whole numbers of 16 bytes: bf16 of 8 elements, fp8 of 16, fp4 of 32. */
+export function requireHidden(argument: string, hidden: number, multiple: 8 | 16 | 32, most?: number): void {
   requireInteger(argument, hidden, multiple, most)
   if (hidden % multiple !== 0) throw argumentError(argument, `a multiple of ${multiple}`, hidden)
 }

@@ -16,6 +16,7 @@ import type {
   LowLatencyHandle,
 } from './call-types.js'
 import { requireAligned } from './packed-rows.js'
+import { checkGlobalScale, type RowFormat } from './row-format.js'
 
 /** What a call is checked against. */
 export interface CallSite {
@@ -51,19 +52,22 @@ export function callOf(site: CallSite, options: CallOptions): Call {
 }
 
 /** @throws ERR_MOE_EP_ARGUMENT. */
-export function checkDispatch(site: CallSite, x: Tensor, topkIdx: Tensor, options: LowLatencyDispatchOptions): void {
+export function checkDispatch(
+  site: CallSite,
+  inputs: { readonly x: Tensor; readonly topkIdx: Tensor; readonly format: RowFormat },
+  options: LowLatencyDispatchOptions,
+): void {
   const { device, sizes, group } = site
+  const { x, topkIdx, format } = inputs
   const { numExperts, topkWeights, layout = 'expert-major' } = options
-  const { useFp8 = true, useUe8m0 = false, roundScale = useUe8m0 } = options
   requireTensor('x', x, { dtype: 'bf16', shape: [null, null], device })
   requireAligned('x', x)
   const [numTokens, hidden] = x.shape as [number, number]
   requireInteger('tokens of x', numTokens, 0, sizes.maxTokensPerRank)
-  requireHidden('hidden', hidden, useFp8 ? 16 : 8, sizes.hidden)
+  requireHidden('hidden', hidden, format.hiddenMultiple, sizes.hidden)
   requireTensor('topkIdx', topkIdx, { dtype: ['i32', 'i64'], shape: [numTokens, null], device })
   requireInteger('topk', topkIdx.shape[1], 1, sizes.maxTopk)
-  if (useUe8m0 && !(useFp8 && roundScale))
-    throw argumentError('useUe8m0', 'false without useFp8 and roundScale', useUe8m0)
+  checkGlobalScale(format, options, device)
   if (!['expert-major', 'rank-major'].includes(layout))
     throw argumentError('layout', "'expert-major' or 'rank-major'", layout)
   if (sizes.protocol === 'expert') {

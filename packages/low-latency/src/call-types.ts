@@ -1,4 +1,5 @@
 import type { Event, Stream, Tensor } from '@moe-ep/core'
+import type { RowFormatName } from './row-format.js'
 
 /** What all calls take. */
 export interface CallOptions {
@@ -30,12 +31,22 @@ export interface LowLatencyDispatchOptions extends CallOptions {
   readonly numExperts: number
   /** f32 [T, topk]. With them combine sums at the experts' ranks, and one row a token and rank comes home. All ranks or none. */
   readonly topkWeights?: Tensor
-  /** Casts rows to fp8 e4m3 with a scale for 128 elements, by quant's 'deepep' numerics. @default true */
+  /** How rows travel, the same on all ranks. @default 'fp8', with `useFp8: false` 'bf16' */
+  readonly format?: RowFormatName
+  /**
+   * The older name of two formats: true is `format: 'fp8'` (e4m3 with a scale for 128 elements, by quant's 'deepep' numerics), false is
+   * `format: 'bf16'`. Beside `format` it must say the same, so that it stands beside no other.
+   */
   readonly useFp8?: boolean
-  /** Rounds scales up to powers of two. @default useUe8m0 */
+  /** Of fp8: rounds scales up to powers of two. @default useUe8m0 */
   readonly roundScale?: boolean
-  /** Packs four exponents of scales into an i32; needs `roundScale`. @default false */
+  /** Of fp8: packs four exponents of scales into an i32; needs `roundScale`. @default false */
   readonly useUe8m0?: boolean
+  /**
+   * f32 [1], for `format: 'nvfp4'` alone: what rows are multiplied by before they are cast, usually 448 * 6 / (largest magnitude). Read
+   * when the work runs. The same number on all ranks, for experts divide all rows by theirs; another one is a named error.
+   */
+  readonly xGlobalScale?: Tensor
   /** i32 [L], rank-major [R]: grows by packedRecvCount, to find out which experts are popular. */
   readonly cumulativeLocalExpertRecvStats?: Tensor
   /**
@@ -55,9 +66,16 @@ export interface LowLatencyDispatchOptions extends CallOptions {
  * this rank, R ranks, N = R * maxTokensPerRank.
  */
 export interface PackedRows {
-  /** fp8e4m3 or bf16 [L, N, hidden]. Rows of an expert are packed from the front; those past its count are undefined. */
+  /**
+   * bf16, fp8e4m3 (fp8, MXFP8) or fp4e2m1 (NVFP4) [L, N, hidden]. Rows of an expert are packed from the front; those past its count are
+   * undefined.
+   */
   readonly packedRecvX: Tensor
-  /** f32 [L, N, ceil(hidden / 128)] or packed i32 [L, N, ceil(ceil(hidden / 128) / 4)], column-major (rows are next to each other). */
+  /**
+   * Of fp8: f32 [L, N, ceil(hidden / 128)] or packed i32 [L, N, ceil(ceil(hidden / 128) / 4)], column-major (rows are next to each
+   * other). Of MXFP8: e8m0 [L, N, ceil(hidden / 32)]; of NVFP4: fp8e4m3 [L, N, hidden / 16], both row-major, as quant's operations read
+   * them after a reshape to [L * N, ...]. Of bf16: undefined.
+   */
   readonly packedRecvXScales: Tensor | undefined
   /** i32 [L]: rows of each expert. */
   readonly packedRecvCount: Tensor
@@ -97,6 +115,12 @@ export interface LowLatencyDispatchResult extends PackedRows {
 export interface LowLatencyCombineOptions extends CallOptions {
   /** bf16 [T, hidden], instead of a new tensor. */
   readonly out?: Tensor
+  /**
+   * Rows come home as LogFMT-10, 10.25 bits an element instead of 16, each within 2.3 % (see quant's README; NaN and infinities both
+   * come home as NaN). The same on all ranks.
+   * @default false
+   */
+  readonly useLogfmt?: boolean
 }
 
 export interface LowLatencyCombineResult {

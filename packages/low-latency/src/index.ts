@@ -11,4 +11,5 @@ export type {
   RecvLayout,
 } from './call-types.js'
 export { LowLatencyBuffer, type LowLatencyBufferOptions } from './low-latency-buffer.js'
+export type { RowFormatName } from './row-format.js'
 export * as reference from './reference.js'

@@ -24,6 +24,7 @@ import type {
 import { type Call, callOf, checkCombine, checkDispatch } from './call-checks.js'
 import { type BufferHandle, native, phase, type Phases } from './native.js'
 import { packedRows } from './packed-rows.js'
+import { rowFormatOf } from './row-format.js'
 
 /** How a buffer is made. */
 export interface LowLatencyBufferOptions extends LowLatencyBufferSizes {
@@ -128,12 +129,12 @@ export class LowLatencyBuffer implements Disposable {
   }
 
   /**
-   * Sends each row once to every rank that has one of its experts, cast on the way where asked for, and packs what arrives by expert:
+   * Sends each row once to every rank that has one of its experts, cast on the way to `format`, and packs what arrives by expert:
    * inside an expert by source rank, then by token. An expert gets a token's row once, also where the token names it twice.
    *
    * Enqueued. The handle holds a slot of the buffer until its combine, or {@link release}.
    *
-   * @param x bf16 [T, hidden], hidden a multiple of 8 (16 for fp8). T may be 0 and differ between ranks.
+   * @param x bf16 [T, hidden], hidden a multiple of 8 (fp8 and MXFP8: 16, NVFP4: 32). T may be 0 and differ between ranks.
    * @param topkIdx i32 or i64 [T, topk], -1 for no expert.
    * @throws ERR_MOE_EP_ARGUMENT, ERR_MOE_EP_NO_FREE_SLOT, ERR_MOE_EP_RELEASED. On await of the stream: ERR_MOE_EP_ARGUMENT on all ranks
    *   for an id that is no expert's on one of them, ERR_MOE_EP_MISMATCH on all ranks for arguments that differ (the buffer works on
@@ -141,9 +142,10 @@ export class LowLatencyBuffer implements Disposable {
    */
   lowLatencyDispatch(x: Tensor, topkIdx: Tensor, options: LowLatencyDispatchOptions): LowLatencyDispatchResult {
     this.#requireOpen()
-    checkDispatch(this, x, topkIdx, options)
+    const format = rowFormatOf(options)
+    checkDispatch(this, { x, topkIdx, format }, options)
     const { topkWeights, numExperts, slot, out = {}, returnRecvHook = false } = options
-    const { useFp8 = true, useUe8m0 = false, roundScale = useUe8m0, layout = 'expert-major' } = options
+    const { xGlobalScale, layout = 'expert-major' } = options
     const call = callOf(this, options)
     const { cumulativeLocalExpertRecvStats: recvStats, waitRecvCostStats: waitStats } = options
     const [numTokens, hidden] = x.shape as [number, number]
@@ -154,16 +156,15 @@ export class LowLatencyBuffer implements Disposable {
     const [groups, rows] = rankMajor
       ? [numRanks, this.sizes.maxTokensPerRank]
       : [end - begin, numRanks * this.sizes.maxTokensPerRank]
-    const format = useFp8 ? (useUe8m0 ? 'fp8-ue8m0' : 'fp8') : 'bf16'
     const packed = packedRows({ numGroups: groups, rows, hidden, format }, out, this.device)
     if (recvStats !== undefined) {
       const required = { dtype: 'i32', shape: [groups], device: this.device } as const
       requireTensor('cumulativeLocalExpertRecvStats', recvStats, required)
     }
     const shared = [
-      ...[hidden, useFp8 ? (roundScale ? 2 : 1) : 0, topk, numExperts],
-      // The mask is filled in where the call runs.
-      ...[topkWeights === undefined ? 0 : 1, rankMajor ? 1 : 0, 0],
+      ...[hidden, format.code, topk, numExperts],
+      // The mask and the bits of a global scale are filled in where the call runs.
+      ...[topkWeights === undefined ? 0 : 1, rankMajor ? 1 : 0, 0, 0],
     ]
     const lease = this.#slots.acquire(slot)
     try {
@@ -187,7 +188,7 @@ export class LowLatencyBuffer implements Disposable {
             ...([packed.packedRecvXScales?.handle, packed.packedRecvCount.handle, handle.srcInfo.handle] as const),
             ...([handle.layoutRange?.handle, received.rows.handle, received.messages.handle] as const),
             ...([received.first.handle, recvTopkIdx?.handle, recvTopkWeights?.handle] as const),
-            ...([recvStats?.handle, waitStats?.handle] as const),
+            ...([recvStats?.handle, waitStats?.handle, xGlobalScale?.handle] as const),
           ),
         )
         return stream.mark()
@@ -218,11 +219,14 @@ export class LowLatencyBuffer implements Disposable {
    *
    * Rank-major a row comes home for each (token, rank), and they are summed in rank order: apply weights before.
    *
+   * With `useLogfmt` a row comes home as LogFMT-10 (quant's `quantizeLogFmt10` of the bf16 row that would come otherwise) and is decoded
+   * to f32 for the sum.
+   *
    * @param x bf16 of packedRecvX's shape: its rows answer those.
    * @param topkIdx the ids of the dispatch.
    * @param topkWeights f32 [T, topk]; undefined where they came with the dispatch, and rank-major.
    * @throws ERR_MOE_EP_ARGUMENT, also for a handle whose receive hook was not called; ERR_MOE_EP_RELEASED when the handle has ended. On
-   *   await as in dispatch; an id that is no expert's fails this rank alone.
+   *   await as in dispatch, a `useLogfmt` that differs being an argument that differs; an id that is no expert's fails this rank alone.
    */
   lowLatencyCombine(
     x: Tensor,
@@ -235,6 +239,7 @@ export class LowLatencyBuffer implements Disposable {
     const { lease, received } = this.#dispatchOf(handle)
     if (received === undefined) throw argumentError('handle', 'one whose receive hook was called', 'one before it')
     const { hidden, numTokens, numExperts } = handle
+    const { useLogfmt = false } = options
     const rankMajor = handle.layout === 'rank-major'
     const weighted = handle.weighted || rankMajor
     checkCombine(this, { x, topkIdx, topkWeights, handle, weighted }, options)
@@ -248,7 +253,7 @@ export class LowLatencyBuffer implements Disposable {
         native().combine(
           ...([stream.handle, this.#handle, lease.slot, phases, weighted, rankMajor, numExperts] as const),
           ...([timeoutMs, numSms, x.handle, rows.handle, messages.handle, first.handle, topkIdx.handle] as const),
-          ...([topkWeights?.handle, combinedX.handle, options.waitRecvCostStats?.handle] as const),
+          ...([topkWeights?.handle, combinedX.handle, options.waitRecvCostStats?.handle, useLogfmt] as const),
         ),
       )
       return stream.mark()

@@ -45,6 +45,7 @@ interface LowLatencyNative {
     recvTopkWeights: Optional,
     recvStats: Optional,
     waitStats: Optional,
+    xGlobalScale: Optional,
   ): void
   combine(
     stream: StreamHandle,
@@ -64,6 +65,7 @@ interface LowLatencyNative {
     topkWeights: Optional,
     out: TensorHandle,
     waitStats: Optional,
+    logfmt: boolean,
   ): void
   /** Of one rank, or of all for -1. */
   updateMask(stream: StreamHandle, buffer: BufferHandle, rank: number, masks: boolean): void

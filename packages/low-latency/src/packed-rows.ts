@@ -1,6 +1,7 @@
 import { argumentError, type Device, requireTensor, Tensor } from '@moe-ep/core'
-import { defaultGroupSize, numGroupsOf } from '@moe-ep/quant'
+import { defaultGroupSize, mxGroupSize, numGroupsOf, nvfp4GroupSize } from '@moe-ep/quant'
 import type { PackedRows } from './call-types.js'
+import type { RowFormat } from './row-format.js'
 
 /** Shape and format of what a rank receives. */
 export interface PackedShape {
@@ -9,7 +10,7 @@ export interface PackedShape {
   /** Rows that each of them has room for. */
   readonly rows: number
   readonly hidden: number
-  readonly format: 'bf16' | 'fp8' | 'fp8-ue8m0'
+  readonly format: RowFormat
 }
 
 /** GPUs move rows in pieces of 16 bytes, from and to addresses that are multiples of that. @throws ERR_MOE_EP_ARGUMENT. */
@@ -18,10 +19,12 @@ export function requireAligned(argument: string, rows: Tensor): void {
     throw argumentError(argument, 'an address that is a multiple of 16', `0x${rows.pointer.toString(16)} (${rows})`)
 }
 
+const valueDTypes = { bf16: 'bf16', fp8: 'fp8e4m3', mxfp8: 'fp8e4m3', nvfp4: 'fp4e2m1' } as const
+
 /** New tensors, and what the caller gave instead of them. @throws ERR_MOE_EP_ARGUMENT. */
 export function packedRows(shape: PackedShape, out: Partial<PackedRows>, device: Device): PackedRows {
   const { numGroups, rows, hidden, format } = shape
-  const dtype = format === 'bf16' ? 'bf16' : 'fp8e4m3'
+  const dtype = valueDTypes[format.name]
   const recvShape = [numGroups, rows, hidden]
   const packedRecvX = out.packedRecvX ?? Tensor.empty(recvShape, dtype, device)
   requireTensor('out.packedRecvX', packedRecvX, { dtype, shape: recvShape, device })
@@ -33,14 +36,25 @@ export function packedRows(shape: PackedShape, out: Partial<PackedRows>, device:
 
 function scalesOf(shape: PackedShape, given: Tensor | undefined, device: Device): Tensor | undefined {
   const { numGroups, rows, hidden, format } = shape
-  if (format === 'bf16') {
-    if (given !== undefined) throw argumentError('out.packedRecvXScales', 'nothing where rows travel as bf16', given)
-    return undefined
+  switch (format.name) {
+    case 'bf16':
+      if (given !== undefined) throw argumentError('out.packedRecvXScales', 'nothing where rows travel as bf16', given)
+      return undefined
+    case 'fp8':
+      return columnMajorScales(shape, given, device)
+    case 'mxfp8':
+      return rowMajorScales('e8m0', [numGroups, rows, numGroupsOf(hidden, mxGroupSize)], given, device)
+    case 'nvfp4':
+      return rowMajorScales('fp8e4m3', [numGroups, rows, numGroupsOf(hidden, nvfp4GroupSize)], given, device)
   }
+}
+
+/** What grouped GEMMs in fp8 read: a column's scales lie next to each other. */
+function columnMajorScales(shape: PackedShape, given: Tensor | undefined, device: Device): Tensor {
+  const { numGroups, rows, hidden, format } = shape
   const groups = numGroupsOf(hidden, defaultGroupSize)
-  const [dtype, columns] = format === 'fp8' ? (['f32', groups] as const) : (['i32', Math.ceil(groups / 4)] as const)
+  const [dtype, columns] = format.packedScales ? (['i32', Math.ceil(groups / 4)] as const) : (['f32', groups] as const)
   const scalesShape = [numGroups, rows, columns]
-  // A column's scales lie next to each other: what grouped GEMMs read.
   const strides = [columns * rows, 1, rows]
   if (given === undefined) {
     const { memory, byteOffset } = Tensor.empty([numGroups, columns, rows], dtype, device)
@@ -49,5 +63,17 @@ function scalesOf(shape: PackedShape, given: Tensor | undefined, device: Device)
   requireTensor('out.packedRecvXScales', given, { dtype, shape: scalesShape, device, contiguous: false })
   if (given.shape.some((size, d) => size > 1 && given.strides[d] !== strides[d]))
     throw argumentError('out.packedRecvXScales', `column-major, strides [${strides.join(', ')}]`, `${given}`)
+  return given
+}
+
+/** What quant's operations of small groups read. */
+function rowMajorScales(
+  dtype: 'e8m0' | 'fp8e4m3',
+  shape: readonly number[],
+  given: Tensor | undefined,
+  device: Device,
+): Tensor {
+  if (given === undefined) return Tensor.empty(shape, dtype, device)
+  requireTensor('out.packedRecvXScales', given, { dtype, shape, device })
   return given
 }

@@ -1,9 +1,12 @@
 /**
  * The same operations in plain TypeScript, for all ranks at once: the oracle. Rows are arrays of numbers, bf16 values already; what
- * travels as fp8 is quant's affair (`reference.quantizePerTokenGroup` with numerics 'deepep').
+ * they become on their way {@link castRow} says.
  */
 import { decode, encode } from '@moe-ep/core'
 import { linearPlacement } from '@moe-ep/layout'
+import { throughLogFmt } from './reference-formats.js'
+
+export * from './reference-formats.js'
 
 /** What one rank dispatches: [T][topk] each. */
 export interface ReferenceInput {
@@ -32,25 +35,34 @@ export function dispatch(inputs: readonly ReferenceInput[], numExperts: number):
 
 /**
  * The rows of every rank's tokens, from what experts made of the received ones: `results[rank][local expert][row]`.
- * `weighted`: weights came with the dispatch, so that each rank sums first.
+ * `weighted`: weights came with the dispatch, so that each rank sums first. `useLogfmt`: rows come home as LogFMT-10.
  */
 export function combine(
   inputs: readonly ReferenceInput[],
   results: readonly (readonly (readonly (readonly number[])[])[])[],
-  options: { readonly numExperts: number; readonly hidden: number; readonly weighted: boolean },
+  options: {
+    readonly numExperts: number
+    readonly hidden: number
+    readonly weighted: boolean
+    readonly useLogfmt?: boolean
+  },
 ): number[][][] {
-  const { numExperts, hidden, weighted } = options
+  const { numExperts, hidden, weighted, useLogfmt = false } = options
+  const home = (row: readonly number[]): readonly number[] => (useLogfmt ? throughLogFmt(row) : row)
   const received = dispatch(inputs, numExperts)
   const placement = linearPlacement(numExperts, inputs.length)
-  return inputs.map(({ topkIdx, topkWeights }, home) =>
+  return inputs.map(({ topkIdx, topkWeights }, source) =>
     topkIdx.map((ids, token) => {
       const terms = ids.flatMap((id, slot) => {
         if (id < 0) return []
         const rank = placement.rankOf(id)
         const local = id - placement.rangeOf(rank).begin
-        const row = received[rank]![local]!.findIndex((r) => r.sourceRank === home && r.sourceToken === token)
+        const row = received[rank]![local]!.findIndex((r) => r.sourceRank === source && r.sourceToken === token)
         const weight = topkWeights[token]![slot]!
-        return { rank, values: results[rank]![local]![row]!.map((value) => Math.fround(value * weight)) }
+        const result = results[rank]![local]![row]!
+        // Where ranks sum first, that is what comes home.
+        const sent = weighted ? result : home(result)
+        return { rank, values: sent.map((value) => Math.fround(value * weight)) }
       })
       if (!weighted)
         return toBf16(
@@ -61,10 +73,12 @@ export function combine(
         )
       const ranks = [...new Set(terms.map(({ rank }) => rank))].sort((a, b) => a - b)
       const partial = ranks.map((rank) =>
-        toBf16(
-          sum(
-            terms.filter((term) => term.rank === rank).map(({ values }) => values),
-            hidden,
+        home(
+          toBf16(
+            sum(
+              terms.filter((term) => term.rank === rank).map(({ values }) => values),
+              hidden,
+            ),
           ),
         ),
       )
@@ -101,14 +115,16 @@ export function dispatchRankMajor(inputs: readonly ReferenceInput[], numExperts:
 export function combineRankMajor(
   inputs: readonly ReferenceInput[],
   results: readonly (readonly (readonly (readonly number[])[])[])[],
-  options: { readonly numExperts: number; readonly hidden: number },
+  options: { readonly numExperts: number; readonly hidden: number; readonly useLogfmt?: boolean },
 ): number[][][] {
   const received = dispatchRankMajor(inputs, options.numExperts)
   return inputs.map(({ topkIdx }, home) =>
     topkIdx.map((_, token) => {
       const rows = received.flatMap((sources, rank) => {
         const row = sources[home]!.findIndex(({ sourceToken }) => sourceToken === token)
-        return row < 0 ? [] : [results[rank]![home]![row]!]
+        if (row < 0) return []
+        const result = results[rank]![home]![row]!
+        return [options.useLogfmt === true ? throughLogFmt(result) : result]
       })
       return toBf16(sum(rows, options.hidden))
     }),

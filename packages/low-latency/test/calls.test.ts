@@ -309,6 +309,31 @@ test('what cannot work is refused before anything is sent', async () => {
     expect(refused({ options: { numExperts: 0 } })).toBe('ERR_MOE_EP_ARGUMENT')
     expect(refused({ options: { useUe8m0: true } })).toBe('ERR_MOE_EP_ARGUMENT')
     expect(refused({ options: { useFp8: true, useUe8m0: true, roundScale: false } })).toBe('ERR_MOE_EP_ARGUMENT')
+    const xGlobalScale = Tensor.zeros([1], 'f32')
+    for (const options of [
+      { format: 'fp4' },
+      { format: 'mxfp8', useFp8: true },
+      { format: 'mxfp8', useFp8: false },
+      { format: 'nvfp4', useFp8: false, xGlobalScale },
+      { format: 'bf16', useFp8: true },
+      { format: 'fp8', useFp8: false },
+      { format: 'mxfp8', useUe8m0: true },
+      { format: 'bf16', roundScale: true },
+      { format: 'nvfp4' },
+      { format: 'nvfp4', xGlobalScale: Tensor.zeros([2], 'f32') },
+      { format: 'nvfp4', xGlobalScale: Tensor.zeros([1], 'bf16') },
+      { format: 'mxfp8', xGlobalScale },
+      { format: 'mxfp8', out: { packedRecvXScales: Tensor.zeros([shape.numExperts, 4, 1], 'f32') } },
+      { format: 'mxfp8', out: { packedRecvX: Tensor.zeros([shape.numExperts, 4, 32], 'bf16') } },
+    ])
+      expect(refused({ options: { useFp8: undefined, ...options } })).toBe('ERR_MOE_EP_ARGUMENT')
+    const narrow = Tensor.zeros([2, 16], 'bf16')
+    expect(refused({ x: narrow, options: { useFp8: undefined, format: 'nvfp4', xGlobalScale } })).toBe(
+      'ERR_MOE_EP_ARGUMENT',
+    )
+    expect(refused({ x: Tensor.zeros([2, 24], 'bf16'), options: { useFp8: undefined, format: 'mxfp8' } })).toBe(
+      'ERR_MOE_EP_ARGUMENT',
+    )
     expect(refused({ options: { slot: 2 } })).toBe('ERR_MOE_EP_ARGUMENT')
     expect(refused({ options: { timeoutMs: 0 } })).toBe('ERR_MOE_EP_ARGUMENT')
     expect(buffer.freeSlots).toBe(2)

@@ -1,9 +1,8 @@
-import { encode, Tensor } from '@moe-ep/core'
+import { Tensor } from '@moe-ep/core'
 import { linearPlacement } from '@moe-ep/layout'
-import { reference as quantReference } from '@moe-ep/quant'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
-import { type LowLatencyDispatchResult, reference } from '../src/index.js'
+import { type LowLatencyDispatchOptions, type LowLatencyDispatchResult, reference } from '../src/index.js'
 import {
   type Input,
   type InputShape,
@@ -16,13 +15,18 @@ import {
   withWorld,
 } from './world.js'
 
-const formats = {
-  bf16: { useFp8: false },
-  fp8: {},
-  'fp8, powers of two': { roundScale: true },
-  'fp8, packed': { useUe8m0: true },
-} as const
-type Format = keyof typeof formats
+/** What dispatch is told, and what the reference is. */
+const formats: Record<string, { options: Partial<LowLatencyDispatchOptions>; reference: reference.ReferenceFormat }> = {
+  bf16: { options: { useFp8: false }, reference: { format: 'bf16' } },
+  fp8: { options: {}, reference: { format: 'fp8' } },
+  'fp8, powers of two': {
+    options: { useFp8: true, roundScale: true },
+    reference: { format: 'fp8', roundScale: true },
+  },
+  'fp8, packed': { options: { format: 'fp8', useUe8m0: true }, reference: { format: 'fp8', useUe8m0: true } },
+  mxfp8: { options: { format: 'mxfp8' }, reference: { format: 'mxfp8' } },
+  nvfp4: { options: { format: 'nvfp4' }, reference: { format: 'nvfp4', xGlobalScale: 1000 } },
+}
 
 /** Few tokens of long rows, or many of short ones: what is found by bits of words, and split between blocks of a kernel. */
 const sizes = {
@@ -31,27 +35,35 @@ const sizes = {
 } as const
 
 function casesOf({ maxTokensPerRank, maxTopk, hidden, experts }: (typeof sizes)[keyof typeof sizes]) {
-  return fc
-    .record({
-      numRanks: fc.integer({ min: 1, max: 8 }),
-      hidden: fc.constantFrom(...hidden),
-      topk: fc.integer({ min: 1, max: maxTopk }),
-      numExperts: fc.integer({ min: 1, max: experts }),
-      seed: fc.nat(1e6),
-      routing: fc.constantFrom('random', 'one expert', 'nowhere'),
-      idDtype: fc.constantFrom('i32' as const, 'i64' as const),
-      format: fc.constantFrom(...(Object.keys(formats) as Format[])),
-      // What the rows' own messages carry, combine is told later.
-      weights: fc.constantFrom('at dispatch', 'at combine', 'at combine, a message for each expert'),
-      hooks: fc.boolean(),
-      numSms: fc.constantFrom(undefined, 1, 2, 7),
-    })
-    .chain((shape) =>
-      fc.record({
-        shape: fc.constant(shape),
-        numTokens: fc.array(fc.nat(maxTokensPerRank), { minLength: shape.numRanks, maxLength: shape.numRanks }),
-      }),
-    )
+  return (
+    fc
+      .record({
+        numRanks: fc.integer({ min: 1, max: 8 }),
+        hidden: fc.constantFrom(...hidden),
+        topk: fc.integer({ min: 1, max: maxTopk }),
+        numExperts: fc.integer({ min: 1, max: experts }),
+        seed: fc.nat(1e6),
+        routing: fc.constantFrom('random', 'one expert', 'nowhere'),
+        idDtype: fc.constantFrom('i32' as const, 'i64' as const),
+        format: fc.constantFrom(...Object.keys(formats)),
+        // What the rows' own messages carry, combine is told later.
+        weights: fc.constantFrom('at dispatch', 'at combine', 'at combine, a message for each expert'),
+        useLogfmt: fc.boolean(),
+        hooks: fc.boolean(),
+        numSms: fc.constantFrom(undefined, 1, 2, 7),
+      })
+      // Rows of fp4 are whole vectors from 32 elements on.
+      .map((shape) => ({
+        ...shape,
+        hidden: shape.format === 'nvfp4' ? Math.ceil(shape.hidden / 32) * 32 : shape.hidden,
+      }))
+      .chain((shape) =>
+        fc.record({
+          shape: fc.constant(shape),
+          numTokens: fc.array(fc.nat(maxTokensPerRank), { minLength: shape.numRanks, maxLength: shape.numRanks }),
+        }),
+      )
+  )
 }
 
 /** What every expert of every rank answers: [rank][local expert][row]. */
@@ -73,7 +85,7 @@ async function expectReceived(
   inputs: readonly Input[],
   rows: readonly (readonly reference.ReferenceRow[])[],
   result: LowLatencyDispatchResult,
-  format: Format,
+  format: string,
 ): Promise<void> {
   const { packedRecvX, packedRecvXScales, packedRecvCount, handle } = result
   const [, capacity, hidden] = packedRecvX.shape as [number, number, number]
@@ -93,31 +105,23 @@ async function expectReceived(
       expect(srcInfo[expert * capacity + row]).toBe(sourceToken)
       const at = expert * capacity + row
       const values = inputs[sourceRank]!.x[sourceToken]!
-      const elements = stored.slice(at * hidden, (at + 1) * hidden)
-      if (packedRecvXScales === undefined) {
-        expect(elements).toEqual(encode('bf16', values))
-        return
-      }
-      const codes = quantReference.quantizePerTokenGroup(values, {
-        ...{ hidden, groupSize: 128, numerics: 'deepep' as const, powerOfTwo: format !== 'fp8' },
-      })
-      expect(elements).toEqual(codes.values)
-      expect(scaleAt!(expert, row)).toEqual(
-        format === 'fp8, packed'
-          ? Array.from(quantReference.packScales(codes.scales, Math.ceil(hidden / 128)))
-          : Array.from(codes.scales),
-      )
+      const cast = reference.castRow(values, formats[format]!.reference)
+      // Two elements of fp4 a number.
+      const width = format === 'nvfp4' ? hidden / 2 : hidden
+      expect(stored.slice(at * width, (at + 1) * width)).toEqual(cast.values)
+      expect(scaleAt?.(expert, row)).toEqual(cast.scales && Array.from(cast.scales))
     })
   })
 }
 
-/** Reads column-major scales; gives those of a row. */
+/** Reads scales as they are stored; gives those of a row. */
 async function scalesOf(scales: Tensor): Promise<(expert: number, row: number) => number[]> {
   const [experts, rows, columns] = scales.shape as [number, number, number]
   const { memory, dtype, byteOffset } = scales
-  const words = await new Tensor({ memory, dtype, byteOffset, shape: [experts, columns, rows] }).readNumbers()
+  const stored = await new Tensor({ memory, dtype, byteOffset, shape: [experts, columns, rows] }).read()
+  const [ofExpert, ofRow, ofColumn] = scales.strides as [number, number, number]
   return (expert, row) =>
-    Array.from({ length: columns }, (_, column) => words[(expert * columns + column) * rows + row]!)
+    Array.from({ length: columns }, (_, column) => Number(stored[expert * ofExpert + row * ofRow + column * ofColumn]))
 }
 
 describe('dispatch and combine equal the reference bit for bit', () => {
@@ -139,7 +143,8 @@ describe('dispatch and combine equal the reference bit for bit', () => {
           const { numExperts, hooks } = c
           const options = { stream, returnRecvHook: hooks, ...(c.numSms && { numSms: c.numSms }) }
           const result = buffer.lowLatencyDispatch(x, topkIdx, {
-            ...{ numExperts, ...options, ...formats[c.format] },
+            ...{ numExperts, ...options, ...formats[c.format]!.options },
+            ...(c.format === 'nvfp4' && { xGlobalScale: Tensor.from([1000], [1], 'f32') }),
             ...(weighted && { topkWeights }),
           })
           await result.event.synchronize()
@@ -147,7 +152,9 @@ describe('dispatch and combine equal the reference bit for bit', () => {
           await expectReceived(inputs, received[rank]!, result, c.format)
           const y = resultsTensor(results[rank]!, result.packedRecvX.shape[1]!, c.hidden)
           const weights = weighted ? undefined : topkWeights
-          const { combinedX, event, hook } = buffer.lowLatencyCombine(y, topkIdx, weights, result.handle, options)
+          const { combinedX, event, hook } = buffer.lowLatencyCombine(y, topkIdx, weights, result.handle, {
+            ...{ ...options, useLogfmt: c.useLogfmt },
+          })
           await event.synchronize()
           await hook?.().synchronize()
           expect(await numbersOf(combinedX)).toEqual(combined[rank]!.flat())

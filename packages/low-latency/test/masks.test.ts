@@ -30,7 +30,12 @@ function without(masked: readonly number[], inputs: readonly Input[]): Input[] {
 }
 
 /** A dispatch and a combine of one rank among those that are there, compared with the reference. */
-async function trip({ rank, stream, buffer }: Rank, inputs: readonly Input[], masked: readonly number[], options = {}) {
+async function trip(
+  { rank, stream, buffer }: Rank,
+  inputs: readonly Input[],
+  masked: readonly number[],
+  options: { readonly timeoutMs?: number; readonly useLogfmt?: boolean } = {},
+) {
   const present = without(masked, inputs)
   const received = reference.dispatch(present, numExperts)
   const results = received.map((experts, owner) =>
@@ -38,7 +43,7 @@ async function trip({ rank, stream, buffer }: Rank, inputs: readonly Input[], ma
       rows.map((row) => resultOf(present[row.sourceRank]!.x[row.sourceToken]!, placement.rangeOf(owner).begin + local)),
     ),
   )
-  const combined = reference.combine(present, results, { ...shape, weighted: true })
+  const combined = reference.combine(present, results, { ...shape, ...options, weighted: true })
   const { x, topkIdx, topkWeights } = toTensors(inputs[rank]!, shape)
   const { packedRecvX, packedRecvCount, handle } = buffer.lowLatencyDispatch(x, topkIdx, {
     ...{ numExperts, topkWeights, useFp8: false, stream, ...options },
@@ -68,7 +73,7 @@ test('ranks are masked and taken back between calls; who is masked hears it from
           if (!masked.includes(rank)) {
             for (const other of masked) buffer.updateMaskBuffer(other, true, { stream })
             expect(await maskOf(one)).toEqual(ranks.map((_, i) => Number(masked.includes(i))))
-            return trip(one, inputs, masked)
+            return trip(one, inputs, masked, { useLogfmt: seed % 2 === 1 })
           }
           const { x, topkIdx, topkWeights } = toTensors(inputs[rank]!, shape)
           const { handle } = buffer.lowLatencyDispatch(x, topkIdx, { numExperts, topkWeights, useFp8: false, stream })

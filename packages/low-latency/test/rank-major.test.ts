@@ -14,6 +14,7 @@ const cases = fc.integer({ min: 1, max: 6 }).chain((numRanks) =>
     seed: fc.nat(1e6),
     useFp8: fc.boolean(),
     withWeights: fc.boolean(),
+    useLogfmt: fc.boolean(),
     hooks: fc.boolean(),
   }),
 )
@@ -28,7 +29,7 @@ function padded(rows: readonly (readonly (readonly number[])[])[], topk: number,
 test('rank-major dispatch and combine equal the reference bit for bit', { timeout: 120_000 }, async () => {
   await fc.assert(
     fc.asyncProperty(cases, async (shape) => {
-      const { numExperts, hidden, topk, useFp8, withWeights, hooks } = shape
+      const { numExperts, hidden, topk, useFp8, withWeights, useLogfmt, hooks } = shape
       const inputs = randomInputs(shape)
       const received = reference.dispatchRankMajor(inputs, numExperts)
       const results = received.map((sources, rank) =>
@@ -74,7 +75,7 @@ test('rank-major dispatch and combine equal the reference bit for bit', { timeou
           }),
         )
         const y = resultsTensor(results[rank]!, maxTokensPerRank, hidden)
-        const { combinedX } = buffer.lowLatencyCombine(y, topkIdx, undefined, handle, { stream })
+        const { combinedX } = buffer.lowLatencyCombine(y, topkIdx, undefined, handle, { stream, useLogfmt })
         await stream.synchronize()
         expect(await numbersOf(combinedX)).toEqual(combined[rank]!.flat())
       }

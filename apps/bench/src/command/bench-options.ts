@@ -87,7 +87,7 @@ export function benchOptionsFrom(flags: Flags): BenchOptions {
   const sizes = sizesFrom(flags, presets[preset]!)
   return {
     ...{ device, launch: launchFrom(flags, device), preset, ranks, world, shareGpus },
-    ops: selectOperations(String(flags.ops), { ranks, world, tokens: sizes.tokens }),
+    ops: selectOperations(String(flags.ops), { ranks, world, tokens: sizes.tokens, hidden: sizes.hidden }),
     ...sizes,
     routing: routingFrom(flags, sizes, world),
     protocol: protocolFrom(flags),

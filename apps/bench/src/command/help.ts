@@ -13,7 +13,8 @@ Options
                         on cuda: how the calls of an iteration are launched (graph); operations between ranks are called one by one
   --preset NAME         sizes: default (1024 tokens, hidden 2048, top-8 of 64) or h7168 (4096 tokens, hidden 7168, top-8 of 256)
   --ops NAME,NAME|all   full names, or the part before or after the dot (all); all leaves out intranode-ht and low-latency
-                        where --world is not --ranks, and low-latency for more than 1024 tokens
+                        where --world is not --ranks, low-latency for more than 1024 tokens, and
+                        its rows of fp4 for sizes that are no multiple of 32
   --ranks N             ranks, one process each (2)
   --world N             ranks that routing is drawn for, of which --ranks run (as many as those): what one GPU does in a larger world
   --routing uniform|skewed

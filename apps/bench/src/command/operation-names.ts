@@ -60,10 +60,13 @@ export const operationNames = [
   'intranode-ht.combineGrouped-zero-copy',
   'low-latency.dispatch-bf16',
   'low-latency.dispatch-fp8',
+  'low-latency.dispatch-mxfp8',
+  'low-latency.dispatch-nvfp4',
   'low-latency.dispatch-send-fp8',
   'low-latency.dispatch-receive-fp8',
   'low-latency.combine',
   'low-latency.combine-weighted-at-dispatch',
+  'low-latency.combine-logfmt',
   'low-latency.combine-send',
   'low-latency.combine-receive',
   'low-latency.layer',
@@ -92,9 +95,10 @@ export interface Setting {
   readonly ranks: number
   readonly world: number
   readonly tokens: number
+  readonly hidden: number
 }
 
-const anywhere: Setting = { ranks: 1, world: 1, tokens: 1 }
+const anywhere: Setting = { ranks: 1, world: 1, tokens: 1, hidden: 32 }
 
 /** What a low-latency buffer takes. */
 const mostLowLatencyTokens = 1024
@@ -124,13 +128,16 @@ export function selectOperations(text: string, setting: Setting = anywhere): Ope
 }
 
 /** Why an operation cannot be measured. */
-function missingFor(name: OperationName, { ranks, world, tokens }: Setting): string | undefined {
+function missingFor(name: OperationName, { ranks, world, tokens, hidden }: Setting): string | undefined {
   const isLowLatency = name.startsWith('low-latency.')
   if (world !== ranks && (isLowLatency || name.startsWith('intranode-ht.'))) {
     return `its rows come from all ranks of the world, but only ${ranks} of ${world} run`
   }
   if (isLowLatency && tokens > mostLowLatencyTokens) {
     return `it is for at most ${mostLowLatencyTokens} tokens a rank, not for ${tokens}`
+  }
+  if (name === 'low-latency.dispatch-nvfp4' && hidden % 32 !== 0) {
+    return `rows of fp4 are for hidden sizes that are multiples of 32, not for ${hidden}`
   }
   return undefined
 }

@@ -1,3 +1,5 @@
+import { logFmt10RowBytes, logFmtGroupSize, mxGroupSize, nvfp4GroupSize } from '@moe-ep/quant'
+
 /**
  * Bytes that an operation must move, whatever its algorithm: every input that is needed read once, every output written once.
  * Metadata that is a constant number of bytes a call is left out.
@@ -9,6 +11,25 @@ const weightBytes = 4
 /** Bytes of f32 scales of one row. */
 export function scaleBytesOf(hidden: number): number {
   return Math.ceil(hidden / 128) * 4
+}
+
+/** How rows of low-latency calls travel. */
+export type LowLatencyFormat = 'bf16' | 'fp8' | 'mxfp8' | 'nvfp4' | 'logfmt10'
+
+/** Bytes of one row with its scales or ranges. */
+export function lowLatencyRowBytes(format: LowLatencyFormat, hidden: number): number {
+  switch (format) {
+    case 'bf16':
+      return hidden * 2
+    case 'fp8':
+      return hidden + scaleBytesOf(hidden)
+    case 'mxfp8':
+      return hidden + Math.ceil(hidden / mxGroupSize)
+    case 'nvfp4':
+      return hidden / 2 + Math.ceil(hidden / nvfp4GroupSize)
+    case 'logfmt10':
+      return logFmt10RowBytes(hidden) + Math.ceil(hidden / logFmtGroupSize) * 4
+  }
 }
 
 export const rules = {
@@ -144,16 +165,17 @@ export function lowLatencyDispatchBytes(
   return { bytes: { send, receive, both: send + receive }[part], logicalBytes, wireBytes }
 }
 
-/** `toRank` counts the rows that come home. */
+/** `toRank` counts the rows that come home, of `sentBytes` each. */
 export function lowLatencyCombineBytes(
   sent: SentTokens,
-  row: { tokens: number; rowBytes: number; selections: number },
+  row: { tokens: number; rowBytes: number; sentBytes: number; selections: number },
   part: Part = 'both',
 ): LinkBytes {
-  const { tokens, rowBytes, selections } = row
-  const send = selections + total(sent)
-  const receive = total(sent) + tokens
-  return { bytes: { send, receive, both: send + receive }[part] * rowBytes, ...links(sent, rowBytes) }
+  const { tokens, rowBytes, sentBytes, selections } = row
+  const { logicalBytes, wireBytes } = links(sent, sentBytes)
+  const send = selections * rowBytes + logicalBytes
+  const receive = logicalBytes + tokens * rowBytes
+  return { bytes: { send, receive, both: send + receive }[part], logicalBytes, wireBytes }
 }
 
 /** `toRank` counts selections. The weights stay where they are. */

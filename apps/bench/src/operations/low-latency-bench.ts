@@ -1,6 +1,7 @@
 import { type DType, type Event, Tensor } from '@moe-ep/core'
 import { LowLatencyBuffer, type LowLatencyDispatchResult, type PackedRows } from '@moe-ep/low-latency'
-import { scaleBytesOf, type SentTokens } from '../measure/byte-rules.js'
+import { mxGroupSize, nvfp4GroupSize } from '@moe-ep/quant'
+import { type LowLatencyFormat, scaleBytesOf, type SentTokens } from '../measure/byte-rules.js'
 import type { Scope } from '../measure/scope.js'
 import { awaitFills } from '../workload/device-words.js'
 import { fillRandom, patterns } from '../workload/random-words.js'
@@ -10,11 +11,16 @@ import type { BenchContext } from './operation.js'
 /** Slots that take turns. */
 export const slots = 2
 
+/** NVFP4's global scale for rows whose magnitudes are below 2. */
+export const globalScale = (448 * 6) / 2
+
 /** What is sent how. */
 export interface LowLatencyKind {
-  readonly format: 'bf16' | 'fp8'
+  readonly format: Exclude<LowLatencyFormat, 'logfmt10'>
   /** Weights go with the dispatch. */
   readonly weighted: boolean
+  /** Results come home as LogFMT-10. */
+  readonly useLogfmt?: boolean
 }
 
 /** What the low-latency operations are measured with on one rank. */
@@ -25,8 +31,8 @@ export class LowLatencyBench {
   readonly #context: BenchContext
   readonly #x: readonly Tensor[]
   readonly #out: readonly Partial<PackedRows>[]
-  readonly #format: 'bf16' | 'fp8'
-  readonly #weighted: boolean
+  readonly #kind: LowLatencyKind
+  readonly #xGlobalScale: Tensor | undefined
 
   private constructor(context: BenchContext, scope: Scope, buffer: LowLatencyBuffer, kind: LowLatencyKind) {
     const { options, group, device, routing } = context
@@ -35,8 +41,8 @@ export class LowLatencyBench {
     const { begin, end } = routing.placement.rangeOf(group.rank)
     this.#context = context
     this.buffer = buffer
-    this.#format = kind.format
-    this.#weighted = kind.weighted
+    this.#kind = kind
+    this.#xGlobalScale = kind.format === 'nvfp4' ? Tensor.from([globalScale], [1], 'f32', device) : undefined
     this.topkIdx = Tensor.from(routing.topkIdx(group.rank), [tokens, topk], 'i32', device)
     this.topkWeights = scope.zeros([tokens, topk], 'f32')
     fillRandom(this.topkWeights, keys.weights, patterns.scale)
@@ -58,11 +64,20 @@ export class LowLatencyBench {
       const strides = [columns * rows, 1, rows]
       return new Tensor({ memory, dtype: 'f32', shape: [experts, rows, columns], strides })
     }
-    this.#out = Array.from({ length: slots }, () =>
-      kind.format === 'bf16'
-        ? { packedRecvX: room([experts, rows, hidden], 'bf16') }
-        : { packedRecvX: room([experts, rows, hidden], 'fp8e4m3'), packedRecvXScales: scales() },
-    )
+    const shape = [experts, rows, hidden]
+    const make = {
+      bf16: () => ({ packedRecvX: room(shape, 'bf16') }),
+      fp8: () => ({ packedRecvX: room(shape, 'fp8e4m3'), packedRecvXScales: scales() }),
+      mxfp8: () => ({
+        packedRecvX: room(shape, 'fp8e4m3'),
+        packedRecvXScales: room([experts, rows, Math.ceil(hidden / mxGroupSize)], 'e8m0'),
+      }),
+      nvfp4: () => ({
+        packedRecvX: room(shape, 'fp4e2m1'),
+        packedRecvXScales: room([experts, rows, hidden / nvfp4GroupSize], 'fp8e4m3'),
+      }),
+    }
+    this.#out = Array.from({ length: slots }, make[kind.format])
   }
 
   /** Collective. */
@@ -83,17 +98,21 @@ export class LowLatencyBench {
   dispatch(iteration: number, hooked = false): LowLatencyDispatchResult {
     const slot = iteration % slots
     return this.buffer.lowLatencyDispatch(this.#x[slot]!, this.topkIdx, {
-      ...{ numExperts: this.#context.options.experts, useFp8: this.#format === 'fp8', slot },
+      ...{ numExperts: this.#context.options.experts, format: this.#kind.format, slot },
+      ...(this.#xGlobalScale && { xGlobalScale: this.#xGlobalScale }),
       ...{ out: this.#out[slot]!, stream: this.#context.stopwatch.stream },
-      ...{ returnRecvHook: hooked, ...(this.#weighted && { topkWeights: this.topkWeights }) },
+      ...{ returnRecvHook: hooked, ...(this.#kind.weighted && { topkWeights: this.topkWeights }) },
     })
   }
 
   /** Both phases, or with `hooked` the send phase; the receive phase is then what comes back. */
   combine(x: Tensor, { handle }: LowLatencyDispatchResult, out: Tensor, hooked = false): (() => Event) | undefined {
-    const weights = this.#weighted ? undefined : this.topkWeights
+    const { weighted, useLogfmt = false } = this.#kind
+    const weights = weighted ? undefined : this.topkWeights
     const { stream } = this.#context.stopwatch
-    return this.buffer.lowLatencyCombine(x, this.topkIdx, weights, handle, { out, stream, returnRecvHook: hooked }).hook
+    return this.buffer.lowLatencyCombine(x, this.topkIdx, weights, handle, {
+      ...{ out, stream, useLogfmt, returnRecvHook: hooked },
+    }).hook
   }
 
   /** bf16 of the received rows' shape, ones in all of them: what experts might answer. */

@@ -1,8 +1,9 @@
 import { bf16ToF32Array, encode, type Tensor } from '@moe-ep/core'
-import { reference } from '@moe-ep/quant'
+import { reference } from '@moe-ep/low-latency'
 import { bytesOf, patterns, randomRow } from '../workload/random-words.js'
 import { sameNumbers, sampleRows } from '../workload/sample-rows.js'
 import { inputKeys } from './intranode.js'
+import { globalScale, type LowLatencyKind } from './low-latency-bench.js'
 import type { BenchContext } from './operation.js'
 
 /** What is looked at of a dispatch. */
@@ -22,6 +23,7 @@ export function sentRow({ options, device }: BenchContext, rank: number, token: 
 export function checkDispatched(
   context: BenchContext,
   { packedRecvX, packedRecvCount, srcInfo: sources }: DispatchedTensors,
+  format: LowLatencyKind['format'],
 ): string | undefined {
   const { options, group, routing } = context
   const { hidden, topk } = options
@@ -40,10 +42,9 @@ export function checkDispatched(
       const token = received.sourceToken[source]!
       if (srcInfo[at] !== token) return `srcInfo of expert ${expert}, row ${row} is wrong`
       const values = sentRow(context, received.sourceRank[source]!, token)
-      const expected =
-        packedRecvX.dtype === 'bf16'
-          ? new Uint8Array((encode('bf16', values) as Uint16Array).buffer)
-          : reference.quantizePerTokenGroup(values, { hidden, groupSize: 128, numerics: 'deepep' }).values
+      const cast = reference.castRow(values, { format, xGlobalScale: globalScale })
+      const { buffer, byteOffset, byteLength } = cast.values
+      const expected = new Uint8Array(buffer, byteOffset, byteLength)
       if (!sameNumbers(bytesOf(flat.slice(at, at + 1)), expected)) return `row ${row} of expert ${expert} is wrong`
     }
   }
@@ -51,14 +52,17 @@ export function checkDispatched(
 }
 
 /** bf16 bits of a token's sum where every expert answers with `x`. */
-export function expectedSum(context: BenchContext, token: number, x: Float32Array, weighted: boolean): Uint16Array {
+export function expectedSum(context: BenchContext, token: number, x: Float32Array, kind: LowLatencyKind): Uint16Array {
+  const { weighted, useLogfmt = false } = kind
+  const home = (row: Float32Array): Float32Array =>
+    useLogfmt ? Float32Array.from(reference.throughLogFmt(Array.from(row))) : row
   const { options, group, device, routing } = context
   const { topk, hidden } = options
   const key = inputKeys(options.seed, group.rank).weights
   const weights = new Float32Array(randomRow(key, patterns.scale, { device, row: token, rowBytes: topk * 4 }).buffer)
   const ids = routing.topkIdx(group.rank).subarray(token * topk, (token + 1) * topk)
   const products = Array.from(ids, (id, slot) => ({
-    ...{ rank: routing.placement.rankOf(id), values: x.map((value) => value * weights[slot]!) },
+    ...{ rank: routing.placement.rankOf(id), values: (weighted ? x : home(x)).map((value) => value * weights[slot]!) },
   }))
   const sum = (rows: readonly Float32Array[]): Float32Array =>
     rows.slice(1).reduce((total, row) => total.map((value, i) => value + row[i]!), rows[0] ?? new Float32Array(hidden))
@@ -66,5 +70,5 @@ export function expectedSum(context: BenchContext, token: number, x: Float32Arra
   if (!weighted) return round(sum(products.map(({ values }) => values)))
   const ranks = [...new Set(products.map(({ rank }) => rank))].toSorted((a, b) => a - b)
   const partial = ranks.map((rank) => round(sum(products.filter((p) => p.rank === rank).map(({ values }) => values))))
-  return round(sum(partial.map((bits) => bf16ToF32Array(bits))))
+  return round(sum(partial.map((bits) => home(bf16ToF32Array(bits)))))
 }

@@ -3,9 +3,9 @@ import type { LowLatencyDispatchResult } from '@moe-ep/low-latency'
 import {
   lowLatencyCombineBytes,
   lowLatencyDispatchBytes,
+  lowLatencyRowBytes,
   type Part,
   rules,
-  scaleBytesOf,
 } from '../measure/byte-rules.js'
 import { copyCeilings } from '../measure/copy-ceilings.js'
 import { inHostMemory } from '../measure/host-copies.js'
@@ -34,12 +34,12 @@ function ceilingsOf(
 }
 
 /** A dispatch in one stream, or a phase of it: what comes before is not timed, what comes after neither. */
-export function lowLatencyDispatchOf(format: 'bf16' | 'fp8', part: Part = 'both'): Operation {
+export function lowLatencyDispatchOf(format: LowLatencyKind['format'], part: Part = 'both'): Operation {
   return async (context, scope) => {
     const { options, group, device, routing, stopwatch } = context
     const { hidden } = options
     const bench = await LowLatencyBench.create(context, scope, kindOf(context, { format, weighted: true }))
-    const rowBytes = format === 'bf16' ? hidden * 2 : hidden + scaleBytesOf(hidden)
+    const rowBytes = lowLatencyRowBytes(format, hidden)
     let last: LowLatencyDispatchResult | undefined
     const { slots: selections } = routing.received(group.rank)
     const counted = lowLatencyDispatchBytes(bench.sent, { inputBytes: hidden * 2, rowBytes, selections }, part)
@@ -70,18 +70,22 @@ export function lowLatencyDispatchOf(format: 'bf16' | 'fp8', part: Part = 'both'
       async check() {
         const { packedRecvX, packedRecvCount, handle } = last!
         const tensors = { packedRecvX, packedRecvCount, srcInfo: handle.srcInfo }
-        return checkDispatched(context, await inHostMemory(context, scope, tensors))
+        return checkDispatched(context, await inHostMemory(context, scope, tensors), format)
       },
     }
   }
 }
 
 /** Combine of what a dispatch left, as if experts changed nothing. */
-export function lowLatencyCombineOf({ weighted }: { readonly weighted: boolean }, part: Part = 'both'): Operation {
+export function lowLatencyCombineOf(
+  { weighted, useLogfmt = false }: { readonly weighted: boolean; readonly useLogfmt?: boolean },
+  part: Part = 'both',
+): Operation {
   return async (context, scope) => {
     const { options, group, routing, stopwatch } = context
     const { tokens, hidden } = options
-    const kind = kindOf(context, { format: 'bf16', weighted })
+    const kind = kindOf(context, { format: 'bf16', weighted, useLogfmt })
+    const sentBytes = lowLatencyRowBytes(useLogfmt ? 'logfmt10' : 'bf16', hidden)
     const bench = await LowLatencyBench.create(context, scope, kind)
     const results: LowLatencyDispatchResult[] = []
     const hooks: ((() => unknown) | undefined)[] = []
@@ -90,7 +94,7 @@ export function lowLatencyCombineOf({ weighted }: { readonly weighted: boolean }
     const rows = kind.weighted ? routing.matrix : routing.selections
     const counted = lowLatencyCombineBytes(
       { ...bench.sent, toRank: rows[group.rank]! },
-      { tokens, rowBytes: hidden * 2, selections: routing.received(group.rank).slots },
+      { tokens, rowBytes: hidden * 2, sentBytes, selections: routing.received(group.rank).slots },
       part,
     )
     const combine = (iteration: number, hooked: boolean): (() => unknown) | undefined => {
@@ -102,7 +106,7 @@ export function lowLatencyCombineOf({ weighted }: { readonly weighted: boolean }
     return {
       ...counted,
       ...{ rule: kind.weighted ? rules.lowLatencyCombineWeighted : rules.lowLatencyCombine, block: slots },
-      ceilings: await ceilingsOf(context, scope, counted.bytes, { rows: homeward, rowBytes: hidden * 2 }),
+      ceilings: await ceilingsOf(context, scope, counted.bytes, { rows: homeward, rowBytes: sentBytes }),
       subject: {
         ...{ name: 'combine', sets: slots },
         async prepare(iteration) {
@@ -125,7 +129,7 @@ export function lowLatencyCombineOf({ weighted }: { readonly weighted: boolean }
       },
       check: () =>
         checkSums(context, scope, last, (token) =>
-          expectedSum(context, token, sentRow(context, group.rank, token), kind.weighted),
+          expectedSum(context, token, sentRow(context, group.rank, token), kind),
         ),
     }
   }
@@ -146,11 +150,11 @@ export function lowLatencyLayerOf({ graph }: { readonly graph: boolean }): Opera
     const rows = kind.weighted ? routing.matrix : routing.selections
     const selections = routing.received(group.rank).slots
     const there = lowLatencyDispatchBytes(bench.sent, {
-      ...{ inputBytes: hidden * 2, rowBytes: hidden + scaleBytesOf(hidden), selections },
+      ...{ inputBytes: hidden * 2, rowBytes: lowLatencyRowBytes(kind.format, hidden), selections },
     })
     const back = lowLatencyCombineBytes(
       { ...bench.sent, toRank: rows[group.rank]! },
-      { tokens, rowBytes: hidden * 2, selections },
+      { tokens, rowBytes: hidden * 2, sentBytes: hidden * 2, selections },
     )
     const layers = device.kind === 'cuda' ? calls : 1
     const enqueue = (first: number): void => {
@@ -166,7 +170,7 @@ export function lowLatencyLayerOf({ graph }: { readonly graph: boolean }): Opera
       ...{ bytes, logicalBytes: there.logicalBytes + back.logicalBytes, wireBytes: there.wireBytes + back.wireBytes },
       ...{ rule: `dispatch: ${rules.lowLatencyDispatch}; combine: ${rules.lowLatencyCombineWeighted}` },
       ceilings: await ceilingsOf(context, scope, bytes, {
-        ...{ rows: bench.sentRows, rowBytes: hidden + scaleBytesOf(hidden) + hidden * 2 },
+        ...{ rows: bench.sentRows, rowBytes: lowLatencyRowBytes(kind.format, hidden) + hidden * 2 },
       }),
       subject: {
         ...{ name: 'layer', sets: slots },
@@ -180,9 +184,7 @@ export function lowLatencyLayerOf({ graph }: { readonly graph: boolean }): Opera
         },
       },
       check: () =>
-        checkSums(context, scope, out, (token) =>
-          expectedSum(context, token, new Float32Array(hidden).fill(1), kind.weighted),
-        ),
+        checkSums(context, scope, out, (token) => expectedSum(context, token, new Float32Array(hidden).fill(1), kind)),
     }
   }
 }

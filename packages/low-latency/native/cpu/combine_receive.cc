@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "cpu/kernels.h"
+#include "cpu/logfmt_rows.h"
 #include "cpu/weighted_sum.h"
 #include "moe_ep/layout/placement.h"
 #include "moe_ep/layout/topk_ids.h"
@@ -18,6 +19,24 @@ bool CheckIds(const Exec& exec, const CombineCall& call) {
   return false;
 }
 
+// Whether all ranks encode results alike; else the stream is in failure. All find the same.
+bool CheckEncodings(const Exec& exec, const CombineCall& call, RankBits present) {
+  const Buffer& buffer = *call.buffer;
+  const auto of = [&](int source) -> int64_t {
+    const uint64_t index = buffer.SignalIndex(call.slot, SignalKind::kResults, source);
+    const auto& cell = buffer.routes.signal(buffer.routes.rank(), index);
+    return cell.value.load(std::memory_order_relaxed) % kResultEncodings;
+  };
+  int base = 0;
+  while (base < buffer.routes.world_size() && !TakesPart(present, base)) ++base;
+  for (int source = base + 1; source < buffer.routes.world_size(); ++source) {
+    if (!TakesPart(present, source) || of(source) == of(base)) continue;
+    FailWith(exec, DescribeEncodings, of(base), of(source), source, base);
+    return false;
+  }
+  return true;
+}
+
 class Summer {
  public:
   Summer(const CombineCall& call, RankBits present)
@@ -30,18 +49,9 @@ class Summer {
     const int64_t columns = call_.out.size(1);
     uint16_t* out = call_.out.data<uint16_t>() + token * columns;
     Term terms[kMaxTopk];
-    if (call_.weighted) {
-      // One row from each rank that the token went to, in the order of ranks.
-      const int64_t count = TermsOfRanks(token, terms);
-      return SumRows<false>(terms, count, columns, out);
-    }
-    const int64_t topk = call_.topk_idx.size(1);
-    int64_t count = 0;
-    for (int64_t slot = 0; slot < topk; ++slot) {
-      const int64_t id = ids_[token * topk + slot];
-      if (id < 0 || !TakesPart(present_, static_cast<int>(placement_.RankOf(id)))) continue;
-      terms[count++] = {Row(token, slot), call_.topk_weights.data<float>()[token * topk + slot]};
-    }
+    const int64_t count = call_.weighted ? TermsOfRanks(token, terms) : TermsOfSlots(token, terms);
+    if (call_.logfmt) return SumLogRows(terms, count, columns, out);
+    if (call_.weighted) return SumRows<false>(terms, count, columns, out);
     SumRows<true>(terms, count, columns, out);
   }
 
@@ -50,6 +60,19 @@ class Summer {
     return call_.buffer->Result(call_.buffer->routes.rank(), call_.slot, token, place);
   }
 
+  int64_t TermsOfSlots(int64_t token, Term* terms) const {
+    const int64_t topk = call_.topk_idx.size(1);
+    int64_t count = 0;
+    for (int64_t slot = 0; slot < topk; ++slot) {
+      const int64_t at = token * topk + slot;
+      const int64_t id = ids_[at];
+      if (id < 0 || !TakesPart(present_, static_cast<int>(placement_.RankOf(id)))) continue;
+      terms[count++] = {Row(token, slot), call_.topk_weights.data<float>()[at]};
+    }
+    return count;
+  }
+
+  // One row from each rank that the token went to, in the order of ranks.
   // Rows have places for all ranks that the token went to, in their order, also for those whose
   // rows have not come.
   int64_t TermsOfRanks(int64_t token, Term* terms) const {
@@ -83,11 +106,12 @@ void CombineReceive(const Exec& exec, const CombineCall& call) {
   const Buffer& buffer = *call.buffer;
   if (!buffer.routes.CheckNotPoisoned(exec) || !buffer.CheckReceived(exec, call.slot)) return;
   RankBits present = buffer.slots[call.slot].present & buffer.Unmasked();
-  if (!buffer.WaitForAll(exec, call.slot, SignalKind::kResults, buffer.slots[call.slot].epoch,
+  if (!buffer.WaitForAll(exec, call.slot, SignalKind::kResults,
+                         ResultsSignal(buffer.slots[call.slot].epoch, false),
                          DeadlineAfter(call.timeout_ms), kCombineOperation, "rows", &present,
                          call.wait_stats.data<int64_t>()))
     return;
-  if (!CheckIds(exec, call)) return;
+  if (!CheckEncodings(exec, call, present) || !CheckIds(exec, call)) return;
   const Summer summer(call, present);
   exec.ParallelFor(call.out.size(0), 2, [&](int64_t begin, int64_t end) {
     for (int64_t token = begin; token < end; ++token) summer.Sum(token);

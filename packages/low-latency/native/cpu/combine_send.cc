@@ -1,7 +1,9 @@
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "cpu/kernels.h"
+#include "cpu/logfmt_rows.h"
 #include "cpu/weighted_sum.h"
 #include "moe_ep/layout/placement.h"
 #include "moe_ep/prefetch_row.h"
@@ -17,7 +19,8 @@ class Answerer {
         placement_(call.experts, buffer_.routes.world_size()),
         hidden_(call.x.size(2)),
         topk_(call.topk_idx.size(1)),
-        stride_(PaddedTopk(topk_)) {}
+        stride_(PaddedTopk(topk_)),
+        sum_(call.logfmt && call.weighted ? static_cast<size_t>(hidden_) : 0) {}
 
   // The first bytes of the rows that a message asks for.
   void Prefetch(int64_t message) const {
@@ -28,7 +31,7 @@ class Answerer {
 
   // What this rank owes one token of a source: its row, rank-major; else the sum of its rows where
   // weights are known here, and without them a row for each selection.
-  void Answer(int source, int64_t message) const {
+  void Answer(int source, int64_t message) {
     const int64_t token = OriginOf(message) % buffer_.layout.max_tokens;
     if (call_.rank_major) {
       const int64_t index = message - call_.received.first.data<int32_t>()[source];
@@ -48,8 +51,10 @@ class Answerer {
         Copy(Row(rows[slot]), Result(source, token, slot));
       }
     }
-    if (call_.weighted)
-      SumRows<true>(terms, count, hidden_, Result(source, token, PlaceOf(source, token)));
+    if (!call_.weighted) return;
+    uint16_t* const result = Result(source, token, PlaceOf(source, token));
+    SumRows<true>(terms, count, hidden_, call_.logfmt ? sum_.data() : result);
+    if (call_.logfmt) EncodeLogRow(sum_.data(), hidden_, result);
   }
 
  private:
@@ -64,6 +69,7 @@ class Answerer {
     return buffer_.Result(source, call_.slot, token, place);
   }
   void Copy(const uint16_t* from, uint16_t* to) const {
+    if (call_.logfmt) return EncodeLogRow(from, hidden_, to);
     std::memcpy(to, from, static_cast<size_t>(hidden_) * 2);
   }
 
@@ -89,6 +95,7 @@ class Answerer {
   int64_t hidden_;
   int64_t topk_;
   int64_t stride_;
+  std::vector<uint16_t> sum_;  // before it is encoded
 };
 
 }  // namespace
@@ -98,18 +105,19 @@ bool CombineSend(const Exec& exec, const CombineCall& call) {
   if (!buffer.routes.CheckNotPoisoned(exec) || !buffer.CheckReceived(exec, call.slot)) return false;
   const uint64_t epoch = buffer.slots[call.slot].epoch;
   const auto* first = call.received.first.data<int32_t>();
-  const Answerer answerer(call);
   for (int step = 0; step < buffer.routes.world_size(); ++step) {
     const int source = buffer.PeerAt(step);
     exec.ParallelFor(first[source + 1] - first[source], 4, [&](int64_t begin, int64_t end) {
+      Answerer answerer(call);
       for (int64_t i = first[source] + begin; i < first[source] + end; ++i) {
         if (i + 1 < first[source] + end && !call.rank_major) answerer.Prefetch(i + 1);
         answerer.Answer(source, i);
       }
     });
     buffer.routes.Flush();
-    buffer.routes.Signal(
-        source, buffer.SignalIndex(call.slot, SignalKind::kResults, buffer.routes.rank()), epoch);
+    buffer.routes.Signal(source,
+                         buffer.SignalIndex(call.slot, SignalKind::kResults, buffer.routes.rank()),
+                         ResultsSignal(epoch, call.logfmt));
   }
   return true;
 }

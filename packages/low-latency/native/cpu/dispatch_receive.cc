@@ -134,7 +134,7 @@ class Receiver {
     const int64_t stride = rows_ * int64_t{4};
     uint8_t* column =
         call_.recv_scales.data<uint8_t>() + group * call_.recv_scales.size(2) * stride;
-    const int64_t groups = NumGroups(call_.recv_x.size(2));
+    const int64_t groups = NumGroups(call_.arguments.hidden);
     const bool packed = call_.recv_scales.dtype() == DType::kI32;
     const float* scales[kBlock];
     int64_t first = 0;
@@ -215,7 +215,7 @@ class Receiver {
     }
   }
 
-  int64_t RowBytes() const { return call_.recv_x.size(2) * (call_.recv_scales ? 1 : 2); }
+  int64_t RowBytes() const { return CodeBytes(call_.format(), call_.arguments.hidden); }
 
   void PutRow(const uint8_t* row, int64_t target) const {
     const int64_t bytes = RowBytes();
@@ -225,12 +225,16 @@ class Receiver {
     } else {
       std::memcpy(to, row, static_cast<size_t>(bytes));
     }
+    if (!HasByteScales(call_.format())) return;
+    const int64_t count = NumByteScales(call_.format(), call_.arguments.hidden);
+    std::memcpy(call_.recv_scales.data<uint8_t>() + target * count, row + bytes,
+                static_cast<size_t>(count));
   }
 
   // Calls body(scales) for each row of an expert, rank-major of a source, in order.
   template <typename Body>
   void ForRowsOf(int64_t group, const Body& body) const {
-    const int64_t hidden = call_.recv_x.size(2);
+    const int64_t hidden = call_.arguments.hidden;
     const auto scales_of = [&](int source, int64_t token, int64_t selection) {
       return reinterpret_cast<const float*>(MessageOf(source, token, selection) +
                                             ScalesOffset(hidden));
@@ -289,7 +293,8 @@ void DispatchReceive(const Exec& exec, const DispatchCall& call) {
       for (int64_t message = begin; message < end; ++message) receiver.Unpack(message);
       FinishStreaming();
     });
-    if (call.recv_scales) {
+    // Scales of bytes are rows, and went with those.
+    if (call.recv_scales && !HasByteScales(call.format())) {
       exec.ParallelFor(call.recv_count.numel(), 1, [&](int64_t begin, int64_t end) {
         for (int64_t group = begin; group < end; ++group) receiver.PutScales(group);
       });

@@ -1,23 +1,19 @@
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <vector>
 
+#include "cpu/cast_row.h"
 #include "cpu/kernels.h"
-#include "moe_ep/isa.h"
 #include "moe_ep/layout/placement.h"
 #include "moe_ep/layout/topk_ids.h"
-#include "moe_ep/quant/elements.h"
-#include "moe_ep/quant/group_quant.h"
 #include "moe_ep/stream_row.h"
 
 namespace moe_ep::cpu {
 namespace {
 
-// What travels of a row as fp8: its codes and then its scales.
-MOE_EP_CLONES void CastRow(const uint16_t* x, int64_t hidden, bool power_of_two, uint8_t* row) {
-  const ScaleRule rule = {GroupNumerics::kDeepEp, power_of_two};
-  const ScaleRow scales = {row + ScalesOffset(hidden), sizeof(float), /*packed=*/false};
-  QuantizeRowPerGroup<BF16Element, Encoding::kMultiply>(x, hidden, kGroupSize, rule, row, scales);
+float GlobalScaleOf(const DispatchCall& call) {
+  return call.global_scale ? *call.global_scale.data<float>() : 0.0f;
 }
 
 // Ids and weights as they travel.
@@ -85,15 +81,13 @@ class Sender {
   void MakeRow(int64_t token) {
     const int64_t hidden = call_.arguments.hidden;
     const auto* x = call_.x.data<uint16_t>() + token * hidden;
-    const auto format = static_cast<RowFormat>(call_.arguments.format);
-    if (format == RowFormat::kBF16) {
+    row_bytes_ = RowBytes(call_.format(), hidden);
+    if (call_.format() == RowFormat::kBF16) {
       row_ = reinterpret_cast<const uint8_t*>(x);
-      row_bytes_ = hidden * 2;
       return;
     }
-    CastRow(x, hidden, format == RowFormat::kFp8PowerOfTwo, cast_.data());
+    CastRow(call_.format(), GlobalScaleOf(call_), x, hidden, cast_.data());
     row_ = cast_.data();
-    row_bytes_ = ScalesOffset(hidden) + NumGroups(hidden) * 4;
   }
 
   const DispatchCall& call_;
@@ -121,6 +115,7 @@ void PutTables(const DispatchCall& call, const Tables& tables, int rank) {
 // A token with an id that is no expert's refuses the whole dispatch, on all ranks alike.
 DispatchHead HeadOf(const DispatchCall& call) {
   DispatchHead head = {call.arguments, call.x.size(0), -1, 0};
+  head.arguments.global_scale = std::bit_cast<uint32_t>(GlobalScaleOf(call));
   const TopkIds ids(call.topk_idx);
   const int64_t topk = call.arguments.topk;
   const int64_t wrong = FindInvalidId(ids, call.x.size(0) * topk, call.arguments.experts);

@@ -4,7 +4,7 @@
 
 #include "cuda/device_buffer.cuh"
 #include "cuda/kernels.h"
-#include "cuda/weighted_sum.cuh"
+#include "cuda/result_formats.cuh"
 #include "moe_ep/cuda/launch.h"
 #include "moe_ep/layout/placement.h"
 #include "moe_ep/layout/topk_ids.h"
@@ -13,9 +13,6 @@ namespace moe_ep::cuda {
 namespace {
 
 constexpr uint64_t kScratchKey = 0x6c6c636f6d623032;  // this file's
-
-constexpr int kAnswered = 2;  // vectors of a lane that are answered at a time
-constexpr int kAtOnce = 4;    // rows of a token that are asked for together
 
 struct CombineArguments {
   DeviceBuffer buffer;
@@ -37,6 +34,7 @@ struct CombineArguments {
   uint16_t* out;
   int64_t* wait_stats;
   moe_ep_describe_failure describe_id;
+  moe_ep_describe_failure describe_encodings;
   moe_ep_describe_failure describe_not_received;
 
   __device__ int stride() const { return static_cast<int>(PaddedTopk(topk)); }
@@ -57,7 +55,9 @@ __device__ bool MayBegin(const CombineArguments& a) {
 
 // A piece of what this rank owes one token of a source: its row, rank-major; else the sum of its
 // rows where weights are known here, and without them a row for each selection. A warp calls it.
-__device__ void Answer(const CombineArguments& a, int source, int message, int piece) {
+template <typename Results>
+__device__ void Answer(const CombineArguments& a, int source, int message, int piece,
+                       typename Results::Shared* shared) {
   const DeviceBuffer& buffer = a.buffer;
   const int lane = threadIdx.x % kLanes;
   const int at = piece * kAnswered * kLanes + lane;
@@ -75,16 +75,16 @@ __device__ void Answer(const CombineArguments& a, int source, int message, int p
   const int place = buffer.layout.results_by_rank != 0 ? rank : __popc(lower);
   if (a.rank_major) {
     const int64_t from = source * buffer.layout.max_tokens + message - a.first[source];
-    return CopyPiece<kAnswered>(buffer.Result(source, token, place), a.x + from * a.hidden, at,
-                                a.vectors());
+    return Results::Copy(a.hidden, buffer.Result(source, token, place), a.x + from * a.hidden, at,
+                         shared);
   }
   uint32_t left = __ballot_sync(kAllLanes, row >= 0);
   if (!a.weighted) {
     for (; left != 0; left &= left - 1) {
       const int slot = __ffs(static_cast<int>(left)) - 1;
       const int64_t from = __shfl_sync(kAllLanes, row, slot);
-      CopyPiece<kAnswered>(buffer.Result(source, token, slot), a.x + from * a.hidden, at,
-                           a.vectors());
+      Results::Copy(a.hidden, buffer.Result(source, token, slot), a.x + from * a.hidden, at,
+                    shared);
     }
     return;
   }
@@ -115,14 +115,13 @@ __device__ void Answer(const CombineArguments& a, int source, int message, int p
       first = false;
     }
   }
-  auto* const to = reinterpret_cast<uint4*>(buffer.Result(source, token, place));
-#pragma unroll
-  for (int i = 0; i < kAnswered; ++i)
-    if (at + i * kLanes < a.vectors()) to[at + i * kLanes] = sums[i].Rounded();
+  Results::Put(a.hidden, buffer.Result(source, token, place), sums, at, shared);
 }
 
 // `first`, `count` of a lane: messages of the source with its number.
-__device__ void AnswerAll(const CombineArguments& a, int first, int count) {
+template <typename Results>
+__device__ void AnswerAll(const CombineArguments& a, int first, int count,
+                          typename Results::Shared* shared) {
   const int ranks = a.buffer.ranks();
   const int pieces = (a.vectors() + kAnswered * kLanes - 1) / (kAnswered * kLanes);
   const int most = __reduce_max_sync(kAllLanes, count);
@@ -136,28 +135,32 @@ __device__ void AnswerAll(const CombineArguments& a, int first, int count) {
     const int index = turn / ranks;
     const int begin = __shfl_sync(kAllLanes, first, source);
     if (index < __shfl_sync(kAllLanes, count, source))
-      Answer(a, source, begin + index, unit % pieces);
+      Answer<Results>(a, source, begin + index, unit % pieces, shared);
   }
 }
 
 // Whether to go on with the other phase; the same for all threads of the block.
+template <typename Results>
 __device__ bool SendAnswers(const CombineArguments& a) {
+  __shared__ typename Results::Shared shared;
   const GroupLook look(a.buffer);
   // Messages of the source with the lane's number: asked for before it is known whether to go on.
   const int lane = threadIdx.x % kLanes;
   const bool has = lane < a.buffer.ranks();
   const int first = has ? a.first[lane] : 0;
   const int count = has ? a.first[lane + 1] - first : 0;
+  shared.FillTable();
   bool ok = MayBegin(a);
   if (ok) {
-    AnswerAll(a, first, count);
+    AnswerAll<Results>(a, first, count, &shared);
     ok = look.Check(a.buffer, a.patience.failure);
   }
   const Arrival arrival = Arrive(a.arrived, !ok);
   ok = !arrival.failed;
   if (!arrival.last || threadIdx.x >= kLanes) return ok;
   if (ok) {
-    SignalAll(a.buffer, SignalKind::kResults, a.buffer.State().epoch);
+    SignalAll(a.buffer, SignalKind::kResults,
+              ResultsSignal(a.buffer.State().epoch, Results::kLogFmt));
   } else if (threadIdx.x == 0) {
     SnapshotFailure(a.patience.failure, a.snapshot);
   }
@@ -177,6 +180,7 @@ __device__ bool CheckIds(const CombineArguments& a) {
 }
 
 // 8 columns a lane of a token's sum. A warp calls it.
+template <typename Results>
 __device__ void SumPiece(const CombineArguments& a, RankBits present, int64_t token, int piece) {
   const int lane = threadIdx.x % kLanes;
   const int64_t id = lane < a.topk ? a.ids[token * a.topk + lane] : -1;
@@ -196,29 +200,29 @@ __device__ void SumPiece(const CombineArguments& a, RankBits present, int64_t to
     if (id >= 0) weight = a.weights[token * a.topk + lane];
   }
   const int at = piece * kLanes + lane;
-  const auto* const rows =
-      reinterpret_cast<const uint4*>(a.buffer.Result(a.buffer.rank(), token, 0));
-  const int64_t distance = a.buffer.layout.max_hidden / 8;
+  const uint16_t* const rows = a.buffer.Result(a.buffer.rank(), token, 0);
+  const int64_t distance = a.buffer.layout.max_hidden;
   ColumnSum sum;
   bool first = true;
   while (terms != 0) {
-    uint4 v[kAtOnce];
+    typename Results::Terms asked(a.hidden, at);
     uint32_t left = terms;
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       const int term = __ffs(static_cast<int>(left)) - 1;
-      if (left != 0 && at < a.vectors()) v[i] = __ldcg(rows + term * distance + at);
+      if (left != 0) asked.Ask(i, rows + term * distance);
       left &= left - 1;
     }
+    asked.Arrive();
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       if (terms == 0) break;
       const int term = __ffs(static_cast<int>(terms)) - 1;
       terms &= terms - 1;
       if (a.weighted) {
-        sum.Add<false>(v[i], 1.0f, first);
+        asked.template AddTo<false>(&sum, i, 1.0f, first);
       } else {
-        sum.Add<true>(v[i], __shfl_sync(kAllLanes, weight, term), first);
+        asked.template AddTo<true>(&sum, i, __shfl_sync(kAllLanes, weight, term), first);
       }
       first = false;
     }
@@ -226,39 +230,60 @@ __device__ void SumPiece(const CombineArguments& a, RankBits present, int64_t to
   if (at < a.vectors()) reinterpret_cast<uint4*>(a.out + token * a.hidden)[at] = sum.Rounded();
 }
 
+// Whether all ranks encode results alike; else the first block reports who does not. All ranks, and
+// all blocks, find the same. `seen`: what WaitForAll gave. All threads of the block call it.
+__device__ bool CheckEncodings(const CombineArguments& a, RankBits present, uint64_t seen) {
+  bool same = true;
+  if (threadIdx.x < kLanes) {
+    const auto lane = static_cast<int>(threadIdx.x);
+    const auto own = static_cast<int>(seen % kResultEncodings);
+    const bool has = lane < a.buffer.ranks() && TakesPart(present, lane);
+    const int base = __ffs(static_cast<int>(__ballot_sync(kAllLanes, has))) - 1;
+    const int first = __shfl_sync(kAllLanes, own, base);
+    const uint32_t others = __ballot_sync(kAllLanes, has && own != first);
+    same = others == 0;
+    if (blockIdx.x == 0 && lane == __ffs(static_cast<int>(others)) - 1)
+      Fail(a.patience.failure, a.describe_encodings, first, own, lane, base);
+  }
+  return __syncthreads_and(same) != 0;
+}
+
+template <typename Results>
 __device__ void SumAll(const CombineArguments& a, uint64_t begin_ns, bool ok) {
   ok = ok && CheckIds(a);
+  uint64_t seen = 0;
   const uint64_t epoch = a.buffer.State().epoch;
   RankBits present = a.buffer.State().present & a.buffer.Unmasked();
   ok = WaitForAll(a.buffer, a.patience, begin_ns,
-                  {SignalKind::kResults, epoch, StepOf(epoch, Wait::kToSum),
+                  {SignalKind::kResults, ResultsSignal(epoch, false), StepOf(epoch, Wait::kToSum),
                    Operation::kLowLatencyCombine, Missing::kRows},
-                  ok, &present, blockIdx.x == 0 ? a.wait_stats : nullptr);
+                  ok, &present, blockIdx.x == 0 ? a.wait_stats : nullptr, &seen);
   LetNextBegin();
+  ok = ok && CheckEncodings(a, present, seen);
   if (ok) {
     const int pieces = (a.vectors() + kLanes - 1) / kLanes;
     const int warp =
         threadIdx.x / kLanes * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
     const auto units = static_cast<int>(a.tokens * pieces);
     for (int unit = warp; unit < units; unit += kWarps * static_cast<int>(gridDim.x))
-      SumPiece(a, present, unit / pieces, unit % pieces);
+      SumPiece<Results>(a, present, unit / pieces, unit % pieces);
   }
   if (Arrive(a.arrived + 1, !ok).last && threadIdx.x == 0)
     SnapshotFailure(a.patience.failure, a.snapshot);
 }
 
-template <bool kSend, bool kReceive>
+template <bool kSend, bool kReceive, typename Results>
 __global__ void __launch_bounds__(kThreads, 2)
     CombineKernel(const __grid_constant__ CombineArguments a) {
   cudaGridDependencySynchronize();
   const uint64_t begin_ns = Nanoseconds();
   bool ok = true;
   if constexpr (kSend) {
-    ok = SendAnswers(a);
+    ok = SendAnswers<Results>(a);
   } else {
     ok = MayBegin(a);
   }
-  if constexpr (kReceive) SumAll(a, begin_ns, ok);
+  if constexpr (kReceive) SumAll<Results>(a, begin_ns, ok);
 }
 
 }  // namespace
@@ -284,16 +309,25 @@ void Combine(const Exec& exec, const CombineCall& call) {
       .out = call.out.data<uint16_t>(),
       .wait_stats = call.wait_stats.data<int64_t>(),
       .describe_id = DescribeCombineId,
+      .describe_encodings = DescribeEncodings,
       .describe_not_received = DescribeNotReceived,
   };
   const LaunchShape shape = {
       .grid = dim3(static_cast<unsigned>(call.sms)), .block = kThreads, .overlaps_previous = true};
-  if (call.phases.send && call.phases.receive) {
-    Launch(CombineKernel<true, true>, shape, exec.cuda_stream(), a);
-  } else if (call.phases.send) {
-    Launch(CombineKernel<true, false>, shape, exec.cuda_stream(), a);
+  const auto launch = [&](auto results) {
+    using Results = decltype(results);
+    if (call.phases.send && call.phases.receive) {
+      Launch(CombineKernel<true, true, Results>, shape, exec.cuda_stream(), a);
+    } else if (call.phases.send) {
+      Launch(CombineKernel<true, false, Results>, shape, exec.cuda_stream(), a);
+    } else {
+      Launch(CombineKernel<false, true, Results>, shape, exec.cuda_stream(), a);
+    }
+  };
+  if (call.logfmt) {
+    launch(LogResults{});
   } else {
-    Launch(CombineKernel<false, true>, shape, exec.cuda_stream(), a);
+    launch(PlainResults{});
   }
 }
 

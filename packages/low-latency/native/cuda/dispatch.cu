@@ -1,6 +1,8 @@
 // Dispatch: one kernel, or one for each phase where a receive hook parts them.
 #include <algorithm>
+#include <type_traits>
 
+#include "cuda/cast_row.cuh"
 #include "cuda/dispatch_receive.cuh"
 #include "cuda/dispatch_send.cuh"
 #include "cuda/kernels.h"
@@ -16,7 +18,13 @@ union Shared {
   ReceiveShared receive;
 };
 
-template <bool kSend, bool kReceive>
+// bf16 and fp8: the same for both, whose choice is made for each piece.
+struct WideRows {
+  static constexpr bool kByteScales = false;
+};
+
+// `Rows`: the formats that it knows.
+template <bool kSend, bool kReceive, typename Rows>
 __global__ void __launch_bounds__(kThreads, 2)
     DispatchKernel(const __grid_constant__ DispatchArguments a) {
   extern __shared__ __align__(16) uint8_t memory[];
@@ -29,20 +37,29 @@ __global__ void __launch_bounds__(kThreads, 2)
   RankBits present;
   if constexpr (kSend) {
     present = a.buffer.Unmasked();
-    ok = Send(a, begin_ns, epoch, &present, &shared->send);
+    ok = Send(a, begin_ns, epoch, &present, &shared->send,
+              [&](int token, int piece, CastPiece* cast) {
+                if constexpr (std::is_same_v<Rows, WideRows>) {
+                  SendPiece(a, present, token, piece, cast);
+                } else {
+                  SendSmallPiece<Rows>(a, present, token, piece, cast);
+                }
+              });
     // The phases share their memory.
     if constexpr (kReceive) __syncthreads();
   } else {
     present = a.buffer.State().present;
     ok = !Failed(a.patience.failure);
   }
-  if constexpr (kReceive) Receive(a, begin_ns, epoch, ok, present, &shared->receive);
+  if constexpr (kReceive)
+    Receive<Rows::kByteScales>(a, begin_ns, epoch, ok, present, &shared->receive);
 }
 
 }  // namespace
 
 void Dispatch(const Exec& exec, const DispatchCall& call) {
   const bool rank_major = call.arguments.rank_major != 0;
+  const bool byte_scales = HasByteScales(call.format());
   const DispatchArguments a = {
       .buffer = ToDevice(*call.buffer, call.slot),
       .shared = call.arguments,
@@ -54,9 +71,11 @@ void Dispatch(const Exec& exec, const DispatchCall& call) {
       .x = call.x.data<uint16_t>(),
       .ids = TopkIds(call.topk_idx),
       .weights = call.topk_weights.data<float>(),
+      .global_scale = call.global_scale.data<float>(),
       .rows = call.src_info.size(1),
       .recv_x = call.recv_x.data<uint8_t>(),
-      .scales = call.recv_scales.data<uint32_t>(),
+      .scale_rows = byte_scales ? ScaleRows::Of(call.recv_scales) : ScaleRows{},
+      .scales = byte_scales ? nullptr : call.recv_scales.data<uint32_t>(),
       .scale_columns = call.recv_scales ? call.recv_scales.size(2) : 0,
       .packed = call.recv_scales && call.recv_scales.dtype() == DType::kI32,
       .count = call.recv_count.data<int32_t>(),
@@ -80,12 +99,23 @@ void Dispatch(const Exec& exec, const DispatchCall& call) {
             .overlaps_previous = true},
            exec.cuda_stream(), a);
   };
-  if (call.phases.send && call.phases.receive) {
-    launch(DispatchKernel<true, true>, sizeof(Shared));
-  } else if (call.phases.send) {
-    launch(DispatchKernel<true, false>, sizeof(SendShared));
-  } else {
-    launch(DispatchKernel<false, true>, sizeof(ReceiveShared));
+  const auto launch_phases = [&](auto rows) {
+    using Rows = decltype(rows);
+    if (call.phases.send && call.phases.receive) {
+      launch(DispatchKernel<true, true, Rows>, sizeof(Shared));
+    } else if (call.phases.send) {
+      launch(DispatchKernel<true, false, Rows>, sizeof(SendShared));
+    } else {
+      launch(DispatchKernel<false, true, Rows>, sizeof(ReceiveShared));
+    }
+  };
+  switch (call.format()) {
+    case RowFormat::kMxfp8:
+      return launch_phases(Mxfp8Rows{});
+    case RowFormat::kNvfp4:
+      return launch_phases(Nvfp4Rows{});
+    default:
+      launch_phases(WideRows{});
   }
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/device_buffer.cuh"
+#include "cuda/scale_rows.cuh"
 #include "moe_ep/layout/placement.h"
 #include "moe_ep/layout/topk_ids.h"
 
@@ -18,11 +19,13 @@ struct DispatchArguments {
   int64_t tokens;
   const uint16_t* x;
   TopkIds ids;
-  const float* weights;  // or null
+  const float* weights;       // or null
+  const float* global_scale;  // of NVFP4, else null
 
   int64_t rows;  // of an expert, or of a source
   uint8_t* recv_x;
-  uint32_t* scales;       // column-major, words of 4 bytes; null for bf16
+  ScaleRows scale_rows;
+  uint32_t* scales;       // column-major, words of 4 bytes; null for bf16 and byte scales
   int64_t scale_columns;  // numbers, or packed words
   bool packed;
   int32_t* count;
@@ -41,7 +44,8 @@ struct DispatchArguments {
   __device__ int topk() const { return static_cast<int>(shared.topk); }
   __device__ int stride() const { return static_cast<int>(PaddedTopk(shared.topk)); }
   __device__ bool per_selection() const { return buffer.layout.messages_per_token > 1; }
-  __device__ bool bf16() const { return shared.format == static_cast<int64_t>(RowFormat::kBF16); }
+  __device__ RowFormat format() const { return static_cast<RowFormat>(shared.format); }
+  __device__ bool bf16() const { return format() == RowFormat::kBF16; }
 };
 
 }  // namespace moe_ep::cuda

@@ -50,7 +50,7 @@ __device__ inline void CheckHeads(const DispatchArguments& a, RankBits present, 
   if (mismatches != 0) {
     // Whom any rank that is present masks is masked here, too: all see the same heads, so all that
     // go on have the same mask from now on; who is masked by others keeps hearing so.
-    const auto masked = static_cast<RankBits>(has ? fields[kNumSharedArguments - 1] : 0);
+    const auto masked = static_cast<RankBits>(has ? fields[kMaskArgument] : 0);
     const auto low = __reduce_or_sync(kAllLanes, static_cast<uint32_t>(masked));
     if (reports && lane == 0 && buffer.masks_late)
       MaskToo(buffer, RankBits{low} & ~BitOf(buffer.rank()));
@@ -71,6 +71,8 @@ struct Item {
   int parts;
 };
 
+// `kByteScales`: scales are rows of bytes; else columns of words, or absent.
+template <bool kByteScales>
 class Receiver {
  public:
   __device__ Receiver(const DispatchArguments& a, ReceiveShared* shared)
@@ -211,7 +213,7 @@ class Receiver {
   __device__ void Copy(Item item, int first, int listed) const {
     if (item.expert < 0 && !rank_major()) return;
     const int lane = threadIdx.x % kLanes;
-    const int64_t row_bytes = a_.bf16() ? a_.shared.hidden * 2 : a_.shared.hidden;
+    const int64_t row_bytes = CodeBytes(a_.format(), a_.shared.hidden);
     const auto vectors = static_cast<int>(row_bytes / 16);
     const int pieces = (vectors + kCopied - 1) / kCopied;
     const auto target_of = [&](int i, uint32_t origin) {
@@ -230,6 +232,12 @@ class Receiver {
       const uint32_t entry = shared_->list[i];
       CopyPiece<4>(a_.recv_x + target_of(i, entry) * row_bytes, message_of(entry),
                    unit % pieces * kCopied + lane, vectors);
+    }
+    if constexpr (kByteScales) {
+      a_.scale_rows.Copy(
+          listed, [&](int i) { return message_of(shared_->list[i]) + row_bytes; },
+          [&](int i) { return target_of(i, shared_->list[i]); });
+      return;
     }
     if (a_.scales == nullptr) return;
     for (int unit = threadIdx.x; unit < listed * a_.scale_columns; unit += kThreads) {
@@ -291,8 +299,9 @@ __device__ inline void Free(const DispatchArguments& a, RankBits present, uint64
   if (__all_sync(kAllLanes, came)) SignalAll(buffer, SignalKind::kFree, epoch);
 }
 
-__device__ inline void Receive(const DispatchArguments& a, uint64_t begin_ns, uint64_t epoch,
-                               bool ok, RankBits present, ReceiveShared* shared) {
+template <bool kByteScales>
+__device__ void Receive(const DispatchArguments& a, uint64_t begin_ns, uint64_t epoch, bool ok,
+                        RankBits present, ReceiveShared* shared) {
   const DeviceBuffer& buffer = a.buffer;
   uint64_t seen = 0;
   ok = WaitForAll(buffer, a.patience, begin_ns,
@@ -306,7 +315,7 @@ __device__ inline void Receive(const DispatchArguments& a, uint64_t begin_ns, ui
     __syncthreads();
     // One warp looks at the heads while the others begin; all hear of it behind the first scan.
     if (threadIdx.x / kLanes == kWarps - 1) CheckHeads(a, present, &shared->ok);
-    Receiver receiver(a, shared);
+    Receiver<kByteScales> receiver(a, shared);
     const auto blocks = static_cast<int>(gridDim.x);
     if (a.shared.rank_major != 0) {
       receiver.Pack({-1, static_cast<int>(blockIdx.x), blocks});

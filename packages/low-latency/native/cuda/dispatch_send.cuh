@@ -156,6 +156,7 @@ __device__ inline void PutTables(const DispatchArguments& a, RankBits present, S
   // Masked ranks hear of it, too, so that one that knows nothing of its mask need not wait to see.
   DispatchHead head = {a.shared, a.tokens, -1, 0};
   head.arguments.mask = static_cast<int64_t>(~present);
+  if (a.global_scale != nullptr) head.arguments.global_scale = __float_as_uint(*a.global_scale);
   if (shared->invalid != ~0ull) {
     head.invalid_token = static_cast<int64_t>(shared->invalid) / a.topk();
     head.invalid_id = a.ids[static_cast<int64_t>(shared->invalid)];
@@ -164,8 +165,11 @@ __device__ inline void PutTables(const DispatchArguments& a, RankBits present, S
 }
 
 // False when the dispatch is not to go on; the same for all threads of the block.
-__device__ inline bool Send(const DispatchArguments& a, uint64_t begin_ns, uint64_t epoch,
-                            RankBits* present, SendShared* shared) {
+// `send_piece`(token, piece, shared memory) is called by warps.
+template <typename SendPieceOf>
+__device__ __forceinline__ bool Send(const DispatchArguments& a, uint64_t begin_ns, uint64_t epoch,
+                                     RankBits* present, SendShared* shared,
+                                     const SendPieceOf& send_piece) {
   const DeviceBuffer& buffer = a.buffer;
   const GroupLook look(buffer);
   // Nobody writes messages over those that a rank has not unpacked yet.
@@ -183,7 +187,7 @@ __device__ inline bool Send(const DispatchArguments& a, uint64_t begin_ns, uint6
       const int pieces = static_cast<int>((a.shared.hidden + kPiece - 1) / kPiece);
       const auto items = static_cast<int>(a.tokens * pieces);
       for (int i = warp * senders + static_cast<int>(blockIdx.x); i < items; i += senders * kWarps)
-        SendPiece(a, *present, i / pieces, i % pieces, &shared->pieces[warp]);
+        send_piece(i / pieces, i % pieces, &shared->pieces[warp]);
     }
     ok = look.Check(buffer, a.patience.failure);
   }

@@ -15,16 +15,18 @@ class ColumnSum {
   template <bool kWeighted>
   __device__ __forceinline__ void Add(uint4 row, float weight, bool first) {
     const uint32_t words[4] = {row.x, row.y, row.z, row.w};
+    float values[8];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      float low, high;
-      FloatsOfPair<BF16Element>(words[j], low, high);
-      if constexpr (kWeighted) {
-        low = __fmul_rn(low, weight);
-        high = __fmul_rn(high, weight);
-      }
-      sum_[2 * j] = first ? low : __fadd_rn(sum_[2 * j], low);
-      sum_[2 * j + 1] = first ? high : __fadd_rn(sum_[2 * j + 1], high);
+    for (int j = 0; j < 4; ++j)
+      FloatsOfPair<BF16Element>(words[j], values[2 * j], values[2 * j + 1]);
+    Add<kWeighted>(values, weight, first);
+  }
+  template <bool kWeighted>
+  __device__ __forceinline__ void Add(const float (&values)[8], float weight, bool first) {
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const float term = kWeighted ? __fmul_rn(values[j], weight) : values[j];
+      sum_[j] = first ? term : __fadd_rn(sum_[j], term);
     }
   }
   __device__ __forceinline__ uint4 Rounded() const {

@@ -1,7 +1,5 @@
 #include "moe_ep/quant/logfmt.cuh"
 
-#include <type_traits>
-
 #include "cuda/launching.cuh"
 #include "cuda/quant.h"
 #include "moe_ep/quant/group_quant.h"
@@ -23,13 +21,6 @@ constexpr int kGroupQuads = static_cast<int>(LogFmt10::kGroupBytes) / 16;
 using Vector = LaneVector<BF16Element, 8>;
 using Warp = WarpItems<16, kItems>;
 
-__device__ __forceinline__ uint32_t MinPairs(uint32_t a, uint32_t b) { return __vminu2(a, b); }
-
-// Both halves less 1; zero becomes the largest, so that a minimum passes it over.
-__device__ __forceinline__ uint32_t LessOne(uint32_t pair) {
-  return ((pair | 0x80008000u) - 0x00010001u) ^ 0x80008000u;
-}
-
 __global__ void __launch_bounds__(kThreads)
     EncodeTiles(const uint16_t* x, uint8_t* codes, uint16_t* ranges, int64_t groups, int64_t tiles,
                 const moe_ep_failure_record* record) {
@@ -50,76 +41,10 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
   if (tile >= tiles || failed) return;
 
-  const auto larger = [](uint32_t a, uint32_t b) { return Peak<BF16Element>::Larger(a, b); };
-  uint32_t most[kItems];
-  uint32_t least[kItems];
-#pragma unroll
-  for (int i = 0; i < kItems; ++i) most[i] = items[i].PeakOf();
-  Warp::Reduce(most, larger);
-  const bool finite =
-      __all_sync(kFullWarp, Peak<BF16Element>::Bits(most[0]) < BF16Element::kInfinity);
-  if (finite) {
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      least[i] = LessOne(items[i].words[0] & 0x7fff7fffu);
-#pragma unroll
-      for (int w = 1; w < 4; ++w) {
-        least[i] = MinPairs(least[i], LessOne(items[i].words[w] & 0x7fff7fffu));
-      }
-    }
-  } else {  // the same without infinities and NaN, which count as zeros
-    const auto number = [](uint32_t half) { return half < BF16Element::kInfinity ? half : 0u; };
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      most[i] = 0;
-      least[i] = 0xffffffffu;
-#pragma unroll
-      for (int w = 0; w < 4; ++w) {
-        const uint32_t pair = items[i].words[w] & 0x7fff7fffu;
-        const uint32_t numbers = number(pair & 0xffffu) | number(pair >> 16) << 16;
-        most[i] = larger(most[i], numbers);
-        least[i] = MinPairs(least[i], LessOne(numbers));
-      }
-    }
-    Warp::Reduce(most, larger);
-  }
-  Warp::Reduce(least, MinPairs);
-  const uint16_t largest = Peak<BF16Element>::Bits(most[0]);
-  const uint16_t smallest =
-      static_cast<uint16_t>(largest == 0 ? 0u : min(least[0] & 0xffffu, least[0] >> 16) + 1u);
-  const LogEncoding own = LogEncoding::Of(smallest, largest);
-
   uint8_t* stage = staged[threadIdx.x / 32];
-  const auto encode = [&](auto known) {
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      const int owner = Warp::OwnerOf(lane, i);
-      const LogEncoding encoding = {__shfl_sync(kFullWarp, own.low, owner),
-                                    __shfl_sync(kFullWarp, own.inverse, owner),
-                                    __shfl_sync(kFullWarp, own.rounding, owner)};
-      uint32_t code[8];
-#pragma unroll
-      for (int w = 0; w < 4; ++w) {
-        const uint32_t pair = items[i].words[w];
-        constexpr bool kFinite = decltype(known)::value;
-        code[2 * w] = LogCode<kFinite>(table, pair & 0xffffu, encoding);
-        code[2 * w + 1] = LogCode<kFinite>(table, pair >> 16, encoding);
-      }
-      uint32_t packed[3];
-      PackTenBits(code, packed);
-      auto* halves = reinterpret_cast<uint16_t*>(stage + i * 320 + lane * 10);
-      halves[0] = static_cast<uint16_t>(packed[0]);
-      halves[1] = static_cast<uint16_t>(packed[0] >> 16);
-      halves[2] = static_cast<uint16_t>(packed[1]);
-      halves[3] = static_cast<uint16_t>(packed[1] >> 16);
-      halves[4] = static_cast<uint16_t>(packed[2]);
-    }
-  };
-  if (finite) {
-    encode(std::true_type());
-  } else {
-    encode(std::false_type());
-  }
+  const uint32_t range = EncodeLogItems(items, table, [&](int i, const uint32_t (&packed)[3]) {
+    StoreTenBytes(stage + i * 320 + lane * 10, packed);
+  });
   __syncwarp();
   auto* to = reinterpret_cast<uint4*>(codes) + first * kGroupQuads;
   const int64_t left = (groups - first) * kGroupQuads;
@@ -131,7 +56,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   const int64_t group = first + Warp::FirstOwned(lane) * 2 + Warp::GroupOf(lane);
   if (Warp::Writes(lane) && group < groups) {
-    reinterpret_cast<uint32_t*>(ranges)[group] = smallest | static_cast<uint32_t>(largest) << 16;
+    reinterpret_cast<uint32_t*>(ranges)[group] = range;
   }
 }
 
@@ -156,34 +81,22 @@ __global__ void __launch_bounds__(kThreads)
   }
   // Lane by lane the scale of one group; both halves of the warp hold the same.
   const int64_t own_group = first + lane % kTileGroups;
-  const uint32_t range =
-      own_group < groups ? reinterpret_cast<const uint32_t*>(ranges)[own_group] : 0u;
-  const auto own = moe_ep::detail::LogScale::Of(static_cast<uint16_t>(range),
-                                                static_cast<uint16_t>(range >> 16));
-  // Also false for what is no number.
-  const bool plain =
-      own.step >= 0.0f && own.low >= -119.0f && 511.0f * own.step + own.low <= 126.0f;
+  const auto own = LogDecoding::Of(
+      own_group < groups ? reinterpret_cast<const uint32_t*>(ranges)[own_group] : 0u);
   if (failed) return;
   __syncwarp();
-  const uint32_t plain_groups = __ballot_sync(kFullWarp, plain);
+  const uint32_t plain_groups = __ballot_sync(kFullWarp, own.plain);
 #pragma unroll 2
   for (int i = 0; i < kItems; ++i) {
     const int group = 2 * i + lane / 16;
-    const float low = __shfl_sync(kFullWarp, own.low, group);
-    const float step = __shfl_sync(kFullWarp, own.step, group);
+    const LogDecoding decoding = {__shfl_sync(kFullWarp, own.low, group),
+                                  __shfl_sync(kFullWarp, own.step, group),
+                                  (plain_groups >> group & 1u) != 0};
     const auto* halves = reinterpret_cast<const uint16_t*>(stage + i * 320 + lane * 10);
     const uint32_t packed[3] = {halves[0] | static_cast<uint32_t>(halves[1]) << 16,
                                 halves[2] | static_cast<uint32_t>(halves[3]) << 16, halves[4]};
-    uint32_t code[8];
-    UnpackTenBits(packed, code);
     float values[8];
-    if ((plain_groups >> group & 1u) != 0) {
-#pragma unroll
-      for (int e = 0; e < 8; ++e) values[e] = LogValue<true>(code[e], low, step);
-    } else {
-#pragma unroll
-      for (int e = 0; e < 8; ++e) values[e] = LogValue<false>(code[e], low, step);
-    }
+    DecodeLogItem(packed, decoding, values);
     if (first + group < groups) {
       LaneVector<Element, 8>::OfFloats(values).Store(out + (first + 2 * i) * LogFmt10::kGroup +
                                                      lane * 8);

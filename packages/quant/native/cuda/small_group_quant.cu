@@ -90,55 +90,16 @@ __global__ void __launch_bounds__(kThreads)
   const auto scales = rule.Make();
   if (failed) return;
 
-  const auto larger = [](uint32_t a, uint32_t b) { return Peak<Element>::Larger(a, b); };
-  uint32_t peaks[kItems];
-#pragma unroll
-  for (int i = 0; i < kItems; ++i) peaks[i] = items[i].PeakOf();
-  Warp::Reduce(peaks, larger);
   SmallGroupScale made[Warp::kOwned];
-  bool numbers = true;
-  bool nan = false;
-#pragma unroll
-  for (int s = 0; s < Warp::kOwned; ++s) {
-    nan = nan || Peak<Element>::Bits(peaks[s]) > Element::kInfinity;
-  }
-  if (Codes::kNaN && __any_sync(kFullWarp, nan)) {
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) peaks[i] = items[i].NumbersPeakOf();
-    Warp::Reduce(peaks, larger);
-  }
-#pragma unroll
-  for (int s = 0; s < Warp::kOwned; ++s) {
-    // Infinity stands for NaN too where no code can tell of it.
-    const auto bits = static_cast<typename Element::Storage>(
-        min(static_cast<uint32_t>(Peak<Element>::Bits(peaks[s])),
-            static_cast<uint32_t>(Element::kInfinity)));
-    made[s] = scales(Element::LaneToFloat(bits));
-    numbers = numbers && bits < Element::kInfinity &&
-              (__float_as_uint(made[s].factor) & 0x7fffffffu) < 0x7f800000u;
-  }
-  numbers = __all_sync(kFullWarp, numbers);
-  const auto encode = [&](auto known) {
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      const float factor =
-          __shfl_sync(kFullWarp, made[i % Warp::kOwned].factor, Warp::OwnerOf(lane, i));
-      Words codes;
-      EncodeSmall<Codes, decltype(known)::value>(items[i], factor, codes);
-      if (!inside(i)) continue;
-      uint8_t* to = m.values + offset(i) / Codes::kPerByte;
-      if constexpr (kElements / Codes::kPerByte == 2) {
-        *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(codes[0]);
-      } else {
-        StoreWords(to, codes);
-      }
+  QuantizeSmallItems<Codes>(items, scales, made, [&](int i, const Words& codes) {
+    if (!inside(i)) return;
+    uint8_t* to = m.values + offset(i) / Codes::kPerByte;
+    if constexpr (kElements / Codes::kPerByte == 2) {
+      *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(codes[0]);
+    } else {
+      StoreWords(to, codes);
     }
-  };
-  if (Codes::kPerByte == 1 || numbers) {
-    encode(std::true_type());
-  } else {
-    encode(std::false_type());
-  }
+  });
   if (!Warp::Writes(lane)) return;
 #pragma unroll
   for (int s = 0; s < Warp::kOwned; ++s) {

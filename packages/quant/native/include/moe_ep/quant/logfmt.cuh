@@ -3,9 +3,11 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "moe_ep/quant/lane_vector.cuh"
 #include "moe_ep/quant/logfmt.h"
+#include "moe_ep/quant/warp_items.cuh"
 
 namespace moe_ep::cuda {
 
@@ -109,6 +111,126 @@ __device__ __forceinline__ float LogValue(uint32_t code, float low, float step) 
   const float value = kPlain ? PlainExp2(place) : Exp2(place);
   const uint32_t none = sign != 0 ? 0x7fffffffu : 0u;
   return __uint_as_float(magnitude != 0 ? __float_as_uint(value) | sign : none);
+}
+
+// How the codes of a group become numbers.
+struct LogDecoding {
+  float low;
+  float step;
+  bool plain;  // magnitudes lie in PlainExp2's range
+
+  // Of a group's range: its smallest magnitude, and above it the largest.
+  static __device__ __forceinline__ LogDecoding Of(uint32_t range) {
+    const auto scale = moe_ep::detail::LogScale::Of(static_cast<uint16_t>(range),
+                                                    static_cast<uint16_t>(range >> 16));
+    // Also false for what is no number.
+    const bool plain =
+        scale.step >= 0.0f && scale.low >= -119.0f && 511.0f * scale.step + scale.low <= 126.0f;
+    return {scale.low, scale.step, plain};
+  }
+};
+
+// What the codes of a lane stand for, from their 10 bytes.
+__device__ __forceinline__ void DecodeLogItem(const uint32_t (&packed)[3], LogDecoding decoding,
+                                              float (&values)[8]) {
+  uint32_t code[8];
+  UnpackTenBits(packed, code);
+  if (decoding.plain) {
+#pragma unroll
+    for (int e = 0; e < 8; ++e) values[e] = LogValue<true>(code[e], decoding.low, decoding.step);
+  } else {
+#pragma unroll
+    for (int e = 0; e < 8; ++e) values[e] = LogValue<false>(code[e], decoding.low, decoding.step);
+  }
+}
+
+__device__ __forceinline__ void StoreTenBytes(uint8_t* to, const uint32_t (&packed)[3]) {
+  auto* halves = reinterpret_cast<uint16_t*>(to);
+  halves[0] = static_cast<uint16_t>(packed[0]);
+  halves[1] = static_cast<uint16_t>(packed[0] >> 16);
+  halves[2] = static_cast<uint16_t>(packed[1]);
+  halves[3] = static_cast<uint16_t>(packed[1] >> 16);
+  halves[4] = static_cast<uint16_t>(packed[2]);
+}
+
+// The items of a warp, `WarpItems<16, kItems>`: 16 lanes hold a group, zeros behind the end of a
+// short one. Calls emit(item, its 10 bytes), and gives the range of the groups that the lane owns.
+// `table`: Log2Table's entries in shared memory.
+template <int kItems, typename Emit>
+__device__ __forceinline__ uint32_t
+EncodeLogItems(const LaneVector<BF16Element, 8> (&items)[kItems], const float* table, Emit emit) {
+  using Warp = WarpItems<16, kItems>;
+  static_assert(Warp::kOwned == 1);
+  const int lane = LaneOfWarp();
+  const auto larger = [](uint32_t a, uint32_t b) { return Peak<BF16Element>::Larger(a, b); };
+  const auto smaller = [](uint32_t a, uint32_t b) { return __vminu2(a, b); };
+  // Both halves less 1; zero becomes the largest, so that a minimum passes it over.
+  const auto less_one = [](uint32_t pair) {
+    return ((pair | 0x80008000u) - 0x00010001u) ^ 0x80008000u;
+  };
+  uint32_t most[kItems];
+  uint32_t least[kItems];
+#pragma unroll
+  for (int i = 0; i < kItems; ++i) most[i] = items[i].PeakOf();
+  Warp::Reduce(most, larger);
+  const bool finite =
+      __all_sync(kFullWarp, Peak<BF16Element>::Bits(most[0]) < BF16Element::kInfinity);
+  if (finite) {
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+      least[i] = less_one(items[i].words[0] & 0x7fff7fffu);
+#pragma unroll
+      for (int w = 1; w < 4; ++w) {
+        least[i] = smaller(least[i], less_one(items[i].words[w] & 0x7fff7fffu));
+      }
+    }
+  } else {  // the same without infinities and NaN, which count as zeros
+    const auto number = [](uint32_t half) { return half < BF16Element::kInfinity ? half : 0u; };
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+      most[i] = 0;
+      least[i] = 0xffffffffu;
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+        const uint32_t pair = items[i].words[w] & 0x7fff7fffu;
+        const uint32_t numbers = number(pair & 0xffffu) | number(pair >> 16) << 16;
+        most[i] = larger(most[i], numbers);
+        least[i] = smaller(least[i], less_one(numbers));
+      }
+    }
+    Warp::Reduce(most, larger);
+  }
+  Warp::Reduce(least, smaller);
+  const uint16_t largest = Peak<BF16Element>::Bits(most[0]);
+  const uint16_t smallest =
+      static_cast<uint16_t>(largest == 0 ? 0u : min(least[0] & 0xffffu, least[0] >> 16) + 1u);
+  const LogEncoding own = LogEncoding::Of(smallest, largest);
+  const auto encode = [&](auto known) {
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+      const int owner = Warp::OwnerOf(lane, i);
+      const LogEncoding encoding = {__shfl_sync(kFullWarp, own.low, owner),
+                                    __shfl_sync(kFullWarp, own.inverse, owner),
+                                    __shfl_sync(kFullWarp, own.rounding, owner)};
+      uint32_t code[8];
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+        const uint32_t pair = items[i].words[w];
+        constexpr bool kFinite = decltype(known)::value;
+        code[2 * w] = LogCode<kFinite>(table, pair & 0xffffu, encoding);
+        code[2 * w + 1] = LogCode<kFinite>(table, pair >> 16, encoding);
+      }
+      uint32_t packed[3];
+      PackTenBits(code, packed);
+      emit(i, packed);
+    }
+  };
+  if (finite) {
+    encode(std::true_type());
+  } else {
+    encode(std::false_type());
+  }
+  return smallest | static_cast<uint32_t>(largest) << 16;
 }
 
 }  // namespace moe_ep::cuda

@@ -7,6 +7,7 @@
 
 #include "moe_ep/quant/lane_vector.cuh"
 #include "moe_ep/quant/small_groups.h"
+#include "moe_ep/quant/warp_items.cuh"
 
 namespace moe_ep::cuda {
 
@@ -45,6 +46,59 @@ __device__ __forceinline__ void EncodeSmall(
       packed |= code << (4 * i);
     }
     codes[0] = packed;
+  }
+}
+
+// Codes of the items of a warp, which has `WarpItems<kGroup / kElements, kItems>` of them: calls
+// emit(item, codes) for each, and gives the scales of the groups that the lane owns.
+template <typename Codes, typename Vector, int kItems, typename Scales, int kOwned, typename Emit>
+__device__ __forceinline__ void QuantizeSmallItems(const Vector (&items)[kItems], Scales scales,
+                                                   SmallGroupScale (&made)[kOwned], Emit emit) {
+  using Element = typename Vector::Element;
+  constexpr int kElements = Vector::kElements;
+  using Warp = WarpItems<Scales::kGroup / kElements, kItems>;
+  static_assert(kOwned == Warp::kOwned);
+  const int lane = LaneOfWarp();
+  const auto larger = [](uint32_t a, uint32_t b) { return Peak<Element>::Larger(a, b); };
+  uint32_t peaks[kItems];
+#pragma unroll
+  for (int i = 0; i < kItems; ++i) peaks[i] = items[i].PeakOf();
+  Warp::Reduce(peaks, larger);
+  bool numbers = true;
+  bool nan = false;
+#pragma unroll
+  for (int s = 0; s < kOwned; ++s) {
+    nan = nan || Peak<Element>::Bits(peaks[s]) > Element::kInfinity;
+  }
+  if (Codes::kNaN && __any_sync(kFullWarp, nan)) {
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) peaks[i] = items[i].NumbersPeakOf();
+    Warp::Reduce(peaks, larger);
+  }
+#pragma unroll
+  for (int s = 0; s < kOwned; ++s) {
+    // Infinity stands for NaN too where no code can tell of it.
+    const auto bits = static_cast<typename Element::Storage>(
+        min(static_cast<uint32_t>(Peak<Element>::Bits(peaks[s])),
+            static_cast<uint32_t>(Element::kInfinity)));
+    made[s] = scales(Element::LaneToFloat(bits));
+    numbers = numbers && bits < Element::kInfinity &&
+              (__float_as_uint(made[s].factor) & 0x7fffffffu) < 0x7f800000u;
+  }
+  numbers = __all_sync(kFullWarp, numbers);
+  const auto encode = [&](auto known) {
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+      const float factor = __shfl_sync(kFullWarp, made[i % kOwned].factor, Warp::OwnerOf(lane, i));
+      uint32_t codes[kCodeWords<Codes, kElements>];
+      EncodeSmall<Codes, decltype(known)::value>(items[i], factor, codes);
+      emit(i, codes);
+    }
+  };
+  if (Codes::kPerByte == 1 || numbers) {
+    encode(std::true_type());
+  } else {
+    encode(std::false_type());
   }
 }
 

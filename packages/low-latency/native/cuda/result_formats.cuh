@@ -1,0 +1,75 @@
+// The formats of what a combine sends home. A kernel is built for each: how a warp answers with a
+// piece of a row, and how it asks for rows of a token and adds them.
+#pragma once
+
+#include "cuda/logfmt_rows.cuh"
+#include "cuda/weighted_sum.cuh"
+
+namespace moe_ep::cuda {
+
+inline constexpr int kAnswered = 2;  // vectors of a lane that are answered at a time
+inline constexpr int kAtOnce = 4;    // rows of a token that are asked for together
+
+// Results as bf16: rows are copied as they are, and asked for when they are summed.
+struct PlainResults {
+  static constexpr bool kLogFmt = false;
+  struct Shared {
+    __device__ void FillTable() {}
+  };
+  static __device__ __forceinline__ void Copy(int hidden, void* to, const void* from, int at,
+                                              Shared*) {
+    CopyPiece<kAnswered>(to, from, at, hidden / 8);
+  }
+  static __device__ __forceinline__ void Put(int hidden, void* to,
+                                             const ColumnSum (&sums)[kAnswered], int at, Shared*) {
+#pragma unroll
+    for (int i = 0; i < kAnswered; ++i)
+      if (at + i * kLanes < hidden / 8)
+        static_cast<uint4*>(to)[at + i * kLanes] = sums[i].Rounded();
+  }
+
+  class Terms {
+   public:
+    __device__ Terms(int hidden, int at) : inside_(at * 8 < hidden), at_(at) {}
+    __device__ __forceinline__ void Ask(int i, const uint16_t* result) {
+      if (inside_) v_[i] = __ldcg(reinterpret_cast<const uint4*>(result) + at_);
+    }
+    __device__ __forceinline__ void Arrive() {}
+    template <bool kWeighted>
+    __device__ __forceinline__ void AddTo(ColumnSum* sum, int i, float weight, bool first) const {
+      sum->Add<kWeighted>(v_[i], weight, first);
+    }
+
+   private:
+    bool inside_;
+    int at_;
+    uint4 v_[kAtOnce];
+  };
+};
+
+// Results as LogFMT-10.
+struct LogResults {
+  static constexpr bool kLogFmt = true;
+  using Shared = LogShared<kAnswered>;
+  static __device__ __forceinline__ void Copy(int hidden, void* to, const void* from, int at,
+                                              Shared* shared) {
+    uint4 v[kAnswered] = {};
+#pragma unroll
+    for (int i = 0; i < kAnswered; ++i)
+      if (at + i * kLanes < hidden / 8)
+        v[i] = __ldcg(static_cast<const uint4*>(from) + at + i * kLanes);
+    PutLogPiece(v, at, hidden, to, shared);
+  }
+  static __device__ __forceinline__ void Put(int hidden, void* to,
+                                             const ColumnSum (&sums)[kAnswered], int at,
+                                             Shared* shared) {
+    uint4 v[kAnswered] = {};
+#pragma unroll
+    for (int i = 0; i < kAnswered; ++i)
+      if (at + i * kLanes < hidden / 8) v[i] = sums[i].Rounded();
+    PutLogPiece(v, at, hidden, to, shared);
+  }
+  using Terms = LogTerms<kAtOnce>;
+};
+
+}  // namespace moe_ep::cuda
