@@ -11,7 +11,7 @@ import {
   traceOperation,
 } from '@moe-ep/core'
 import { linearPlacement } from '@moe-ep/layout'
-import { type Lease, type ProcessGroup, requireSameLayout, SlotRing, SymmetricMemory } from '@moe-ep/transport'
+import { type ProcessGroup, requireSameLayout, SlotRing, SymmetricMemory } from '@moe-ep/transport'
 import { type BufferLayout, layoutBuffer, type LowLatencyBufferSizes } from './buffer-layout.js'
 import type {
   MaskOptions,
@@ -24,6 +24,7 @@ import type {
 import { type Call, callOf, checkCombine, checkDispatch } from './call-checks.js'
 import { type BufferHandle, native, phase, type Phases } from './native.js'
 import { packedRows } from './packed-rows.js'
+import { once, type PendingDispatch, type ReceivedMessages, roomForMessages } from './pending-dispatch.js'
 import { rowFormatOf } from './row-format.js'
 
 /** How a buffer is made. */
@@ -58,7 +59,7 @@ export class LowLatencyBuffer implements Disposable {
   /** Of each slot, for as long as a handle holds it. */
   readonly #received: readonly ReceivedMessages[]
   readonly #combineBuffers: (Tensor | undefined)[] = []
-  readonly #dispatches = new WeakMap<LowLatencyHandle, Dispatch>()
+  readonly #dispatches = new WeakMap<LowLatencyHandle, PendingDispatch>()
   #closed = false
 
   private constructor(memory: SymmetricMemory, layout: BufferLayout, options: LowLatencyBufferOptions) {
@@ -71,12 +72,8 @@ export class LowLatencyBuffer implements Disposable {
     this.#slots = new SlotRing(layout.sizes.maxInFlight)
     this.#handle = native().createBuffer(memory.routes, layout.nativeFields, layout.sizes.masks === 'late')
     const { maxInFlight, maxTokensPerRank, maxTopk } = layout.sizes
-    const numMessages = memory.group.worldSize * maxTokensPerRank
-    this.#received = Array.from({ length: maxInFlight }, () => ({
-      rows: Tensor.empty([numMessages, native().paddedTopk(maxTopk)], 'i32', this.device),
-      messages: Tensor.empty([numMessages], 'i32', this.device),
-      first: Tensor.empty([memory.group.worldSize + 1], 'i32', this.device),
-    }))
+    const room = { ranks: memory.group.worldSize, tokens: maxTokensPerRank, topk: maxTopk }
+    this.#received = Array.from({ length: maxInFlight }, () => roomForMessages(this.device, room))
   }
 
   /** Bytes of symmetric memory that a buffer of these sizes takes on every rank, signals not counted. */
@@ -201,7 +198,7 @@ export class LowLatencyBuffer implements Disposable {
       }
       const event = enqueue('low-latency.dispatchSend', phase.send, x.byteLength)
       const receive = once(() => enqueue('low-latency.dispatchReceive', phase.receive), 'dispatch')
-      const dispatch: Dispatch = { lease, receive, received: undefined }
+      const dispatch: PendingDispatch = { lease, receive, received: undefined }
       this.#dispatches.set(handle, dispatch)
       return { ...result, event, hook: () => (dispatch.received = dispatch.receive()) }
     } catch (error) {
@@ -356,7 +353,7 @@ export class LowLatencyBuffer implements Disposable {
     this.close()
   }
 
-  #dispatchOf(handle: LowLatencyHandle): Dispatch {
+  #dispatchOf(handle: LowLatencyHandle): PendingDispatch {
     const dispatch = this.#dispatches.get(handle)
     if (dispatch !== undefined) return dispatch
     throw new MoeEpError('ERR_MOE_EP_RELEASED', 'handle: its dispatch has ended, or was of another buffer')
@@ -372,36 +369,11 @@ export class LowLatencyBuffer implements Disposable {
   }
 }
 
-/** What combine must know of the messages that a dispatch received: native/calls.h says what is in them. */
-interface ReceivedMessages {
-  readonly rows: Tensor
-  readonly messages: Tensor
-  readonly first: Tensor
-}
-
 function multiprocessorsOf(device: Device): number {
   return device instanceof CudaDevice ? device.multiprocessors : 1
-}
-
-/** A dispatch whose handle has not ended. */
-interface Dispatch {
-  readonly lease: Lease
-  readonly receive: () => Event
-  /** When its rows are there; undefined before the receive phase was enqueued. */
-  received: Event | undefined
 }
 
 function enter(call: Call): Call {
   if (call.previousEvent !== undefined) call.stream.wait(call.previousEvent)
   return call
-}
-
-/** A phase is enqueued once: a second time would wait for what nobody sends. */
-function once(enqueue: () => Event, what: string): () => Event {
-  let called = false
-  return () => {
-    if (called) throw new MoeEpError('ERR_MOE_EP_RELEASED', `the receive hook of this ${what} was called already`)
-    called = true
-    return enqueue()
-  }
 }

@@ -228,7 +228,7 @@ export class HtPrepareAndFinalize implements PrepareAndFinalize {
   /** The stream for communication, ordered after what the layer enqueued so far. */
   #enterComm(stream: Stream): Stream {
     const comm = this.#commStream ?? stream
-    if (comm !== stream) comm.wait(stream.record())
+    if (comm !== stream) comm.wait(stream.mark())
     return comm
   }
 }

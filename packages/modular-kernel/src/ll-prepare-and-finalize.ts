@@ -263,7 +263,7 @@ export class LlPrepareAndFinalize implements PrepareAndFinalize {
 
   /** Ends a dispatch without a combine. The layer's stream may still read what arrived. */
   #giveBack(microBatch: number, { stream, dispatched }: InFlight): void {
-    if (!stream.closed) this.#keptRows.readUntil(microBatch, stream.record())
+    if (!stream.closed) this.#keptRows.readUntil(microBatch, stream.mark())
     this.#buffer.release(dispatched.handle)
   }
 
@@ -289,7 +289,7 @@ export class LlPrepareAndFinalize implements PrepareAndFinalize {
   /** The stream for communication, ordered after what the layer enqueued so far. */
   #enterComm(stream: Stream): Stream {
     const comm = this.#commStream ?? stream
-    if (comm !== stream) comm.wait(stream.record())
+    if (comm !== stream) comm.wait(stream.mark())
     return comm
   }
 }
