@@ -8,6 +8,8 @@ export interface ExpertPlacement {
   rankOf(expert: number): number
   /** Global ids [begin, end) that a rank owns; empty when there are fewer experts than ranks. */
   rangeOf(rank: number): { readonly begin: number; readonly end: number }
+  /** Experts that a rank owns. */
+  countOf(rank: number): number
 }
 
 /**
@@ -31,6 +33,10 @@ export function linearPlacement(numExperts: number, numRanks: number): ExpertPla
     rangeOf(rank) {
       requireInteger('rank', rank, 0, numRanks - 1)
       return { begin: beginOf(rank), end: beginOf(rank + 1) }
+    },
+    countOf(rank) {
+      requireInteger('rank', rank, 0, numRanks - 1)
+      return beginOf(rank + 1) - beginOf(rank)
     },
   }
 }

@@ -199,6 +199,7 @@ test('linear placement gives every expert to exactly one rank, in blocks that di
         { length: ranks },
         (_, rank) => placement.rangeOf(rank).end - placement.rangeOf(rank).begin,
       )
+      expect(sizes).toEqual(sizes.map((_, rank) => placement.countOf(rank)))
       expect(sizes.reduce((sum, size) => sum + size)).toBe(experts)
       expect(Math.max(...sizes) - Math.min(...sizes)).toBeLessThanOrEqual(1)
       expect(sizes).toEqual([...sizes].sort((a, b) => b - a))

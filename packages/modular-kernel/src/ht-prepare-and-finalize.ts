@@ -95,8 +95,7 @@ export class HtPrepareAndFinalize implements PrepareAndFinalize {
 
   numLocalExperts(numExperts: number): number {
     const { rank, worldSize } = this.#buffer.group
-    const { begin, end } = linearPlacement(numExperts, worldSize).rangeOf(rank)
-    return end - begin
+    return linearPlacement(numExperts, worldSize).countOf(rank)
   }
 
   /**

@@ -118,8 +118,7 @@ export class LlPrepareAndFinalize implements PrepareAndFinalize {
 
   numLocalExperts(numExperts: number): number {
     const { rank, worldSize } = this.#buffer.group
-    const { begin, end } = linearPlacement(numExperts, worldSize).rangeOf(rank)
-    return end - begin
+    return linearPlacement(numExperts, worldSize).countOf(rank)
   }
 
   /** Scales come as the experts want them, where the caller did not say how and the dispatch makes them. */

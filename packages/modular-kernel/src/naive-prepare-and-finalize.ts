@@ -53,8 +53,7 @@ export class NaivePrepareAndFinalize implements PrepareAndFinalize {
   }
 
   numLocalExperts(numExperts: number): number {
-    const { begin, end } = linearPlacement(numExperts, this.#group.worldSize).rangeOf(this.#group.rank)
-    return end - begin
+    return linearPlacement(numExperts, this.#group.worldSize).countOf(this.#group.rank)
   }
 
   /**

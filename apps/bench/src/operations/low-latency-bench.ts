@@ -38,7 +38,6 @@ export class LowLatencyBench {
     const { options, group, device, routing } = context
     const { tokens, topk, hidden, seed } = options
     const keys = inputKeys(seed, group.rank)
-    const { begin, end } = routing.placement.rangeOf(group.rank)
     this.#context = context
     this.buffer = buffer
     this.#kind = kind
@@ -51,7 +50,7 @@ export class LowLatencyBench {
       fillRandom(x, keys.x, patterns.bf16)
       return x
     })
-    const [experts, rows] = [end - begin, group.worldSize * tokens]
+    const [experts, rows] = [routing.placement.countOf(group.rank), group.worldSize * tokens]
     // Not zeroed: of its rows few are used.
     const room = (shape: readonly number[], dtype: DType): Tensor => {
       const tensor = Tensor.empty(shape, dtype, device)
@@ -118,8 +117,8 @@ export class LowLatencyBench {
   /** bf16 of the received rows' shape, ones in all of them: what experts might answer. */
   ones(scope: Scope): Tensor {
     const { options, group, device, routing } = this.#context
-    const { begin, end } = routing.placement.rangeOf(group.rank)
-    const ones = Tensor.empty([end - begin, group.worldSize * options.tokens, options.hidden], 'bf16', device)
+    const experts = routing.placement.countOf(group.rank)
+    const ones = Tensor.empty([experts, group.worldSize * options.tokens, options.hidden], 'bf16', device)
     scope.own(ones.memory)
     fillRandom(ones, 0, patterns.one)
     return ones
