@@ -9,7 +9,7 @@ import {
   overwrite,
   type Rank,
   randomInputs,
-  resultOf,
+  resultsOf,
   resultsTensor,
   toTensors,
   withWorld,
@@ -21,13 +21,7 @@ const bf16 = { numExperts: shape.numExperts, useFp8: false }
 
 /** What experts answer to these inputs, and what comes home. */
 function expected(inputs: readonly Input[], numExperts: number, hidden: number, weighted = false) {
-  let expert = -1
-  const results = reference.dispatch(inputs, numExperts).map((experts) =>
-    experts.map((rows) => {
-      expert++
-      return rows.map(({ sourceRank, sourceToken }) => resultOf(inputs[sourceRank]!.x[sourceToken]!, expert))
-    }),
-  )
+  const results = resultsOf(inputs, numExperts)
   return { results, combined: reference.combine(inputs, results, { numExperts, hidden, weighted }) }
 }
 

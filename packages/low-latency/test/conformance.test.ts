@@ -1,5 +1,4 @@
 import { Tensor } from '@moe-ep/core'
-import { linearPlacement } from '@moe-ep/layout'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { type LowLatencyDispatchOptions, type LowLatencyDispatchResult, reference } from '../src/index.js'
@@ -9,7 +8,7 @@ import {
   numbersOf,
   type Rank,
   randomInputs,
-  resultOf,
+  resultsOf,
   resultsTensor,
   toTensors,
   withWorld,
@@ -64,20 +63,6 @@ function casesOf({ maxTokensPerRank, maxTopk, hidden, experts }: (typeof sizes)[
         }),
       )
   )
-}
-
-/** What every expert of every rank answers: [rank][local expert][row]. */
-function resultsOf(inputs: readonly Input[], numExperts: number): number[][][][] {
-  const placement = linearPlacement(numExperts, inputs.length)
-  return reference
-    .dispatch(inputs, numExperts)
-    .map((experts, rank) =>
-      experts.map((rows, local) =>
-        rows.map(({ sourceRank, sourceToken }) =>
-          resultOf(inputs[sourceRank]!.x[sourceToken]!, placement.rangeOf(rank).begin + local),
-        ),
-      ),
-    )
 }
 
 /** Checks rows, scales, counts and handle of one rank. */

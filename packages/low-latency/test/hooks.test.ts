@@ -7,7 +7,7 @@ import {
   numbersOf,
   type Rank,
   randomInputs,
-  resultOf,
+  resultsOf,
   resultsTensor,
   toTensors,
   withWorld,
@@ -40,13 +40,7 @@ interface Layer {
 
 function layerOf(seed: number): Layer {
   const inputs = randomInputs({ ...shape, seed })
-  let expert = -1
-  const results = reference.dispatch(inputs, shape.numExperts).map((experts) =>
-    experts.map((rows) => {
-      expert++
-      return rows.map(({ sourceRank, sourceToken }) => resultOf(inputs[sourceRank]!.x[sourceToken]!, expert))
-    }),
-  )
+  const results = resultsOf(inputs, shape.numExperts)
   const weighted = seed % 2 === 0
   return { inputs, results, combined: reference.combine(inputs, results, { ...shape, weighted }), weighted }
 }

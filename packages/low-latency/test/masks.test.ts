@@ -9,7 +9,7 @@ import {
   numbersOf,
   type Rank,
   randomInputs,
-  resultOf,
+  resultsOf,
   resultsTensor,
   toTensors,
   withWorld,
@@ -38,11 +38,7 @@ async function trip(
 ) {
   const present = without(masked, inputs)
   const received = reference.dispatch(present, numExperts)
-  const results = received.map((experts, owner) =>
-    experts.map((rows, local) =>
-      rows.map((row) => resultOf(present[row.sourceRank]!.x[row.sourceToken]!, placement.rangeOf(owner).begin + local)),
-    ),
-  )
+  const results = resultsOf(present, numExperts)
   const combined = reference.combine(present, results, { ...shape, ...options, weighted: true })
   const { x, topkIdx, topkWeights } = toTensors(inputs[rank]!, shape)
   const { packedRecvX, packedRecvCount, handle } = buffer.lowLatencyDispatch(x, topkIdx, {

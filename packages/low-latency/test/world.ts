@@ -1,7 +1,8 @@
 import { copyTensor, decode, encode, getDefaultDevice, MoeEpError, type Stream, Tensor } from '@moe-ep/core'
+import { linearPlacement } from '@moe-ep/layout'
 import type { ProcessGroup } from '@moe-ep/transport'
 import { closeWorld, openWorld } from '../../transport/test/rendezvous/world.js'
-import { LowLatencyBuffer, type LowLatencyBufferOptions, type reference } from '../src/index.js'
+import { LowLatencyBuffer, type LowLatencyBufferOptions, reference } from '../src/index.js'
 
 export { failureOf } from '../../transport/test/rendezvous/world.js'
 
@@ -98,6 +99,20 @@ export function toTensors(input: Input, shape: InputShape, idDtype: 'i32' | 'i64
 /** What an expert makes of a row: anything that depends on the row and on the expert. */
 export function resultOf(values: readonly number[], expert: number): number[] {
   return toBf16(values.map((value) => Math.fround(value * (expert + 0.5))))
+}
+
+/** What every expert of every rank answers: [rank][local expert][row]. */
+export function resultsOf(inputs: readonly Input[], numExperts: number): number[][][][] {
+  const placement = linearPlacement(numExperts, inputs.length)
+  return reference
+    .dispatch(inputs, numExperts)
+    .map((experts, rank) =>
+      experts.map((rows, local) =>
+        rows.map(({ sourceRank, sourceToken }) =>
+          resultOf(inputs[sourceRank]!.x[sourceToken]!, placement.rangeOf(rank).begin + local),
+        ),
+      ),
+    )
 }
 
 /** Results as combine takes them, [L, N, hidden]; what no row belongs to is NaN. */
