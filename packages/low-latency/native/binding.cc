@@ -62,8 +62,8 @@ Phases PhasesArgument(const Arguments& args, size_t index) {
 }
 
 // dispatch(stream, buffer, slot, phases, sharedArguments, timeoutMs, sms, x, topkIdx, topkWeights,
-//          recvX, recvScales, recvCount, srcInfo, layoutRange, rows, messages, first, recvTopkIdx,
-//          recvTopkWeights, recvStats, waitStats, xGlobalScale)
+//          xGlobalScale, recvX, recvScales, recvCount, srcInfo, layoutRange, rows, messages, first,
+//          recvTopkIdx, recvTopkWeights, recvStats, waitStats)
 Napi::Value EnqueueDispatch(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const DispatchCall call{
@@ -76,24 +76,24 @@ Napi::Value EnqueueDispatch(const Napi::CallbackInfo& info) {
       .x = args.tensor(7),
       .topk_idx = args.tensor(8),
       .topk_weights = args.optional_tensor(9),
-      .global_scale = args.optional_tensor(22),
-      .recv_x = args.tensor(10),
-      .recv_scales = args.optional_tensor(11),
-      .recv_count = args.tensor(12),
-      .src_info = args.tensor(13),
-      .layout_range = args.optional_tensor(14),
-      .received = {.rows = args.tensor(15), .messages = args.tensor(16), .first = args.tensor(17)},
-      .recv_topk_idx = args.optional_tensor(18),
-      .recv_topk_weights = args.optional_tensor(19),
-      .recv_stats = args.optional_tensor(20),
-      .wait_stats = args.optional_tensor(21),
+      .global_scale = args.optional_tensor(10),
+      .recv_x = args.tensor(11),
+      .recv_scales = args.optional_tensor(12),
+      .recv_count = args.tensor(13),
+      .src_info = args.tensor(14),
+      .layout_range = args.optional_tensor(15),
+      .received = {.rows = args.tensor(16), .messages = args.tensor(17), .first = args.tensor(18)},
+      .recv_topk_idx = args.optional_tensor(19),
+      .recv_topk_weights = args.optional_tensor(20),
+      .recv_stats = args.optional_tensor(21),
+      .wait_stats = args.optional_tensor(22),
   };
   return Enqueue(args.env(), args.stream(0),
                  [call](const Exec& exec) { MOE_EP_ON_DEVICE(Dispatch, exec, call); });
 }
 
-// combine(stream, buffer, slot, phases, weighted, rankMajor, experts, timeoutMs, sms, x, rows,
-//         messages, first, topkIdx, topkWeights, out, waitStats, logfmt)
+// combine(stream, buffer, slot, phases, weighted, rankMajor, logfmt, experts, timeoutMs, sms, x,
+//         rows, messages, first, topkIdx, topkWeights, out, waitStats)
 Napi::Value EnqueueCombine(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const CombineCall call{
@@ -102,16 +102,16 @@ Napi::Value EnqueueCombine(const Napi::CallbackInfo& info) {
       .phases = PhasesArgument(args, 3),
       .weighted = args.boolean(4),
       .rank_major = args.boolean(5),
-      .logfmt = args.boolean(17),
-      .experts = args.integer(6),
-      .timeout_ms = args.integer(7),
-      .sms = args.integer(8),
-      .x = args.tensor(9),
-      .received = {.rows = args.tensor(10), .messages = args.tensor(11), .first = args.tensor(12)},
-      .topk_idx = args.tensor(13),
-      .topk_weights = args.optional_tensor(14),
-      .out = args.tensor(15),
-      .wait_stats = args.optional_tensor(16),
+      .logfmt = args.boolean(6),
+      .experts = args.integer(7),
+      .timeout_ms = args.integer(8),
+      .sms = args.integer(9),
+      .x = args.tensor(10),
+      .received = {.rows = args.tensor(11), .messages = args.tensor(12), .first = args.tensor(13)},
+      .topk_idx = args.tensor(14),
+      .topk_weights = args.optional_tensor(15),
+      .out = args.tensor(16),
+      .wait_stats = args.optional_tensor(17),
   };
   return Enqueue(args.env(), args.stream(0),
                  [call](const Exec& exec) { MOE_EP_ON_DEVICE(Combine, exec, call); });

@@ -147,12 +147,12 @@ export class LowLatencyBuffer implements Disposable {
     const { cumulativeLocalExpertRecvStats: recvStats, waitRecvCostStats: waitStats } = options
     const [numTokens, hidden] = x.shape as [number, number]
     const topk = topkIdx.shape[1]!
-    const { begin, end } = linearPlacement(numExperts, this.group.worldSize).rangeOf(this.group.rank)
     const numRanks = this.group.worldSize
+    const numLocalExperts = linearPlacement(numExperts, numRanks).countOf(this.group.rank)
     const rankMajor = layout === 'rank-major'
     const [groups, rows] = rankMajor
       ? [numRanks, this.sizes.maxTokensPerRank]
-      : [end - begin, numRanks * this.sizes.maxTokensPerRank]
+      : [numLocalExperts, numRanks * this.sizes.maxTokensPerRank]
     const packed = packedRows({ numGroups: groups, rows, hidden, format }, out, this.device)
     if (recvStats !== undefined) {
       const required = { dtype: 'i32', shape: [groups], device: this.device } as const
@@ -181,11 +181,12 @@ export class LowLatencyBuffer implements Disposable {
         traceOperation(name, stream, bytes, () =>
           native().dispatch(
             ...([stream.handle, this.#handle, lease.slot, phases, shared, timeoutMs, numSms] as const),
-            ...([x.handle, topkIdx.handle, topkWeights?.handle, packed.packedRecvX.handle] as const),
-            ...([packed.packedRecvXScales?.handle, packed.packedRecvCount.handle, handle.srcInfo.handle] as const),
+            ...([x.handle, topkIdx.handle, topkWeights?.handle, xGlobalScale?.handle] as const),
+            ...([packed.packedRecvX.handle, packed.packedRecvXScales?.handle] as const),
+            ...([packed.packedRecvCount.handle, handle.srcInfo.handle] as const),
             ...([handle.layoutRange?.handle, received.rows.handle, received.messages.handle] as const),
             ...([received.first.handle, recvTopkIdx?.handle, recvTopkWeights?.handle] as const),
-            ...([recvStats?.handle, waitStats?.handle, xGlobalScale?.handle] as const),
+            ...([recvStats?.handle, waitStats?.handle] as const),
           ),
         )
         return stream.mark()
@@ -248,9 +249,10 @@ export class LowLatencyBuffer implements Disposable {
     const enqueue = (name: string, phases: Phases): Event => {
       traceOperation(name, stream, combinedX.byteLength, () =>
         native().combine(
-          ...([stream.handle, this.#handle, lease.slot, phases, weighted, rankMajor, numExperts] as const),
-          ...([timeoutMs, numSms, x.handle, rows.handle, messages.handle, first.handle, topkIdx.handle] as const),
-          ...([topkWeights?.handle, combinedX.handle, options.waitRecvCostStats?.handle, useLogfmt] as const),
+          ...([stream.handle, this.#handle, lease.slot, phases, weighted, rankMajor, useLogfmt] as const),
+          ...([numExperts, timeoutMs, numSms, x.handle, rows.handle, messages.handle] as const),
+          ...([first.handle, topkIdx.handle, topkWeights?.handle, combinedX.handle] as const),
+          ...([options.waitRecvCostStats?.handle] as const),
         ),
       )
       return stream.mark()

@@ -33,6 +33,7 @@ interface LowLatencyNative {
     x: TensorHandle,
     topkIdx: TensorHandle,
     topkWeights: Optional,
+    xGlobalScale: Optional,
     packedRecvX: TensorHandle,
     packedRecvXScales: Optional,
     packedRecvCount: TensorHandle,
@@ -45,7 +46,6 @@ interface LowLatencyNative {
     recvTopkWeights: Optional,
     recvStats: Optional,
     waitStats: Optional,
-    xGlobalScale: Optional,
   ): void
   combine(
     stream: StreamHandle,
@@ -54,6 +54,7 @@ interface LowLatencyNative {
     phases: Phases,
     weighted: boolean,
     rankMajor: boolean,
+    logfmt: boolean,
     experts: number,
     timeoutMs: number,
     numSms: number,
@@ -65,7 +66,6 @@ interface LowLatencyNative {
     topkWeights: Optional,
     out: TensorHandle,
     waitStats: Optional,
-    logfmt: boolean,
   ): void
   /** Of one rank, or of all for -1. */
   updateMask(stream: StreamHandle, buffer: BufferHandle, rank: number, masks: boolean): void

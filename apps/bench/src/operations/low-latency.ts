@@ -105,7 +105,7 @@ export function lowLatencyCombineOf(
     const homeward = rows.map((_, i) => rows.map((row) => row[i]!))
     return {
       ...counted,
-      ...{ rule: kind.weighted ? rules.lowLatencyCombineWeighted : rules.lowLatencyCombine, block: slots },
+      ...{ rule: combineRuleOf(kind), block: slots },
       ceilings: await ceilingsOf(context, scope, counted.bytes, { rows: homeward, rowBytes: sentBytes }),
       subject: {
         ...{ name: 'combine', sets: slots },
@@ -168,7 +168,7 @@ export function lowLatencyLayerOf({ graph }: { readonly graph: boolean }): Opera
     const bytes = there.bytes + back.bytes
     return {
       ...{ bytes, logicalBytes: there.logicalBytes + back.logicalBytes, wireBytes: there.wireBytes + back.wireBytes },
-      ...{ rule: `dispatch: ${rules.lowLatencyDispatch}; combine: ${rules.lowLatencyCombineWeighted}` },
+      rule: `dispatch: ${rules.lowLatencyDispatch}; combine: ${combineRuleOf(kind)}`,
       ceilings: await ceilingsOf(context, scope, bytes, {
         ...{ rows: bench.sentRows, rowBytes: lowLatencyRowBytes(kind.format, hidden) + hidden * 2 },
       }),
@@ -192,6 +192,10 @@ export function lowLatencyLayerOf({ graph }: { readonly graph: boolean }): Opera
 /** Where a row travels for each expert, weights go to combine. */
 function kindOf({ options }: BenchContext, kind: LowLatencyKind): LowLatencyKind {
   return options.protocol === 'rank' ? kind : { ...kind, weighted: false }
+}
+
+function combineRuleOf({ weighted }: LowLatencyKind): string {
+  return weighted ? rules.lowLatencyCombineWeighted : rules.lowLatencyCombine
 }
 
 async function checkSums(
