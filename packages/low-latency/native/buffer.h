@@ -24,6 +24,8 @@ struct SlotState {
 // The same in the memory of a cuda device, for kernels.
 struct DeviceState {
   SlotState slot;
+  // What the slot's signals told last, by kind: the same to all ranks.
+  uint64_t told[kNumSignalKinds];
   RankBits mask;  // of the first slot's: the buffer's
   // Where late ranks are masked one block decides for all who is present.
   uint64_t decisions;  // the newest one's number

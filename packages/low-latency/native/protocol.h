@@ -55,20 +55,31 @@ struct DispatchHead {
 };
 inline constexpr int kNumHeadFields = sizeof(DispatchHead) / sizeof(int64_t);
 
-// Of a slot, from each source. Epochs count a slot's dispatches; that messages are there says how
-// many tokens the source has, too, for receivers that want to begin at once.
-inline constexpr uint64_t kTokensInSignal = 2048;
-MOE_EP_HOST_DEVICE constexpr uint64_t MessagesSignal(uint64_t epoch, int64_t tokens) {
-  return epoch * kTokensInSignal + static_cast<uint64_t>(tokens);
+// What a slot's signals tell: an epoch, which counts its dispatches, and a note. That messages are
+// there says how many tokens the source has, for receivers that want to begin at once; that results
+// are there says how they are encoded, so that ranks that disagree hear of it.
+//
+// A signal may grow in parts, one from each block of a kernel: parts are larger than any note, so
+// that it does not reach an epoch before the last part.
+inline constexpr uint64_t kNotes = 2048;
+inline constexpr uint64_t kEpochStep = uint64_t{1} << 31;
+inline constexpr uint64_t kSignalPart = uint64_t{1} << 20;  // of all parts but one
+MOE_EP_HOST_DEVICE constexpr uint64_t SignalOf(uint64_t epoch, int64_t note) {
+  return epoch * kEpochStep + static_cast<uint64_t>(note);
 }
-// That results are there says how they are encoded: ranks that disagree hear of it.
-inline constexpr uint64_t kResultEncodings = 2;
-MOE_EP_HOST_DEVICE constexpr uint64_t ResultsSignal(uint64_t epoch, bool logfmt) {
-  return epoch * kResultEncodings + (logfmt ? 1 : 0);
+MOE_EP_HOST_DEVICE constexpr int NoteOf(uint64_t signal) {
+  return static_cast<int>(signal % kNotes);
 }
+// The part of the `index`-th of `count`, where a signal grows by `growth`: at least
+// kEpochStep - kNotes.
+MOE_EP_HOST_DEVICE constexpr uint64_t SignalPart(uint64_t growth, unsigned index, unsigned count) {
+  return index + 1 < count ? kSignalPart : growth - (count - 1) * kSignalPart;
+}
+inline constexpr unsigned kMostSignalParts = 1024;
+static_assert(kEpochStep - kNotes - (kMostSignalParts - 1) * kSignalPart > kNotes);
 enum class SignalKind : int64_t {
   kMessages = 0,  // a dispatch's head, tables and rows are there
-  kFree = 1,      // the source has unpacked what this rank sent
+  kFree = 1,      // the source has unpacked what this rank sent: its epoch, without a note
   kResults = 2,   // a combine's rows are there
 };
 inline constexpr int64_t kNumSignalKinds = 3;

@@ -25,7 +25,7 @@ bool CheckEncodings(const Exec& exec, const CombineCall& call, RankBits present)
   const auto of = [&](int source) -> int64_t {
     const uint64_t index = buffer.SignalIndex(call.slot, SignalKind::kResults, source);
     const auto& cell = buffer.routes.signal(buffer.routes.rank(), index);
-    return cell.value.load(std::memory_order_relaxed) % kResultEncodings;
+    return NoteOf(cell.value.load(std::memory_order_relaxed));
   };
   int base = 0;
   while (base < buffer.routes.world_size() && !TakesPart(present, base)) ++base;
@@ -107,7 +107,7 @@ void CombineReceive(const Exec& exec, const CombineCall& call) {
   if (!buffer.routes.CheckNotPoisoned(exec) || !buffer.CheckReceived(exec, call.slot)) return;
   RankBits present = buffer.slots[call.slot].present & buffer.Unmasked();
   if (!buffer.WaitForAll(exec, call.slot, SignalKind::kResults,
-                         ResultsSignal(buffer.slots[call.slot].epoch, false),
+                         SignalOf(buffer.slots[call.slot].epoch, 0),
                          DeadlineAfter(call.timeout_ms), kCombineOperation, "rows", &present,
                          call.wait_stats.data<int64_t>()))
     return;

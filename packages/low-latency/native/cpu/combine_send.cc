@@ -117,7 +117,7 @@ bool CombineSend(const Exec& exec, const CombineCall& call) {
     buffer.routes.Flush();
     buffer.routes.Signal(source,
                          buffer.SignalIndex(call.slot, SignalKind::kResults, buffer.routes.rank()),
-                         ResultsSignal(epoch, call.logfmt));
+                         SignalOf(epoch, call.logfmt ? 1 : 0));
   }
   return true;
 }

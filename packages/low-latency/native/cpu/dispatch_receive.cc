@@ -281,7 +281,7 @@ void DispatchReceive(const Exec& exec, const DispatchCall& call) {
   Buffer& buffer = *call.buffer;
   if (!buffer.routes.CheckNotPoisoned(exec)) return;
   SlotState& state = buffer.slots[call.slot];
-  if (!buffer.WaitForAll(exec, call.slot, SignalKind::kMessages, MessagesSignal(state.epoch, 0),
+  if (!buffer.WaitForAll(exec, call.slot, SignalKind::kMessages, SignalOf(state.epoch, 0),
                          DeadlineAfter(call.timeout_ms), kDispatchOperation, "messages",
                          &state.present, call.wait_stats.data<int64_t>()))
     return;

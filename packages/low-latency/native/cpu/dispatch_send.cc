@@ -157,7 +157,7 @@ bool DispatchSend(const Exec& exec, const DispatchCall& call) {
   for (int rank = 0; rank < ranks; ++rank)
     buffer.Head(rank, call.slot, buffer.routes.rank()) = head;
   buffer.routes.Flush();
-  buffer.SignalAll(call.slot, SignalKind::kMessages, MessagesSignal(epoch, head.tokens));
+  buffer.SignalAll(call.slot, SignalKind::kMessages, SignalOf(epoch, head.tokens));
   return true;
 }
 

@@ -29,9 +29,8 @@ struct Nvfp4Rows {
 // A warp calls it. Codes and scales go through shared memory, so that whole vectors of both travel.
 template <typename Rows>
 __device__ __forceinline__ void SendSmallPiece(const DispatchArguments& a, RankBits present,
-                                               int64_t token, int piece, CastPiece* cast) {
+                                               const LoadedPiece& loaded, CastPiece* cast) {
   using Codes = typename Rows::Codes;
-  using Vector = LaneVector<BF16Element, 8>;
   constexpr int kGroup = Rows::Scales::kGroup;
   using Warp = WarpItems<kGroup / 8, kItems>;
   constexpr int kWords = kCodeWords<Codes, 8>;
@@ -45,18 +44,11 @@ __device__ __forceinline__ void SendSmallPiece(const DispatchArguments& a, RankB
   uint8_t* const staged_scales = staged + kCodes;
   const int lane = threadIdx.x % kLanes;
   const auto hidden = static_cast<int>(a.shared.hidden);
-  const int first = piece * kPiece;
-  const uint16_t* const x = a.x + token * hidden;
-  Vector items[kItems];
-#pragma unroll
-  for (int i = 0; i < kItems; ++i) {
-    const int at = first + (i * kLanes + lane) * 8;
-    items[i] = Vector::LoadIf(at < hidden, x + at);
-  }
+  const int piece = loaded.piece;
   const auto scales = Rows::MakeScales(a);
-  const Targets targets(a, token, present);
+  const Targets targets(a, loaded.token, loaded.id, present);
   SmallGroupScale made[Warp::kOwned];
-  QuantizeSmallItems<Codes>(items, scales, made, [&](int i, const uint32_t (&codes)[kWords]) {
+  QuantizeSmallItems<Codes>(loaded.items, scales, made, [&](int i, const uint32_t (&codes)[kWords]) {
     StoreWords(staged + (i * kLanes + lane) * (8 / Codes::kPerByte), codes);
   });
   if (Warp::Writes(lane)) {

@@ -44,8 +44,7 @@ struct CombineArguments {
 // Whether the call may go on: the stream is well, and the slot's newest dispatch was received,
 // which ranks find out alike, so that nobody waits for one where it was not. All threads of the
 // block call it, and hear the same.
-__device__ bool MayBegin(const CombineArguments& a) {
-  const SlotState state = a.buffer.State();
+__device__ bool MayBegin(const CombineArguments& a, const SlotState& state) {
   const bool well = !Failed(a.patience.failure);
   const bool received = state.received == state.epoch;
   if (well && !received && blockIdx.x == 0 && threadIdx.x == 0)
@@ -141,51 +140,65 @@ __device__ void AnswerAll(const CombineArguments& a, int first, int count,
 
 // Whether to go on with the other phase; the same for all threads of the block.
 template <typename Results>
-__device__ bool SendAnswers(const CombineArguments& a) {
+__device__ bool SendAnswers(const CombineArguments& a, const SlotState& state) {
   __shared__ typename Results::Shared shared;
   const GroupLook look(a.buffer);
+  const SharedSignal signal(a.buffer, SignalKind::kResults);
   // Messages of the source with the lane's number: asked for before it is known whether to go on.
   const int lane = threadIdx.x % kLanes;
   const bool has = lane < a.buffer.ranks();
   const int first = has ? a.first[lane] : 0;
   const int count = has ? a.first[lane + 1] - first : 0;
   shared.FillTable();
-  bool ok = MayBegin(a);
+  TellFree(a.buffer, state.epoch);
+  bool ok = MayBegin(a, state);
   if (ok) {
     AnswerAll<Results>(a, first, count, &shared);
     ok = look.Check(a.buffer, a.patience.failure);
   }
-  const Arrival arrival = Arrive(a.arrived, !ok);
-  ok = !arrival.failed;
-  if (!arrival.last || threadIdx.x >= kLanes) return ok;
-  if (ok) {
-    SignalAll(a.buffer, SignalKind::kResults,
-              ResultsSignal(a.buffer.State().epoch, Results::kLogFmt));
-  } else if (threadIdx.x == 0) {
-    SnapshotFailure(a.patience.failure, a.snapshot);
+  // A group whose results are told in part only is poisoned: nothing else fails once all blocks
+  // have begun.
+  ok = __syncthreads_and(ok) != 0;
+  const uint64_t value = SignalOf(state.epoch, Results::kLogFmt ? 1 : 0);
+  if (ok && threadIdx.x < kLanes) signal.TellPart(a.buffer, value);
+  if (IsArriving()) {
+    Arrive(a.arrived, !ok, [&](bool failed) {
+      if (failed) return SnapshotFailure(a.patience.failure, a.snapshot);
+      signal.Keep(a.buffer, value);
+    });
   }
   return ok;
 }
 
-// Placement knows no ids but experts' and -1.
-__device__ bool CheckIds(const CombineArguments& a) {
-  for (int64_t i = threadIdx.x; i < a.tokens * a.topk; i += kThreads) {
-    if (!IsInvalidId(a.ids[i], a.placement.experts)) continue;
-    if (blockIdx.x == 0)
-      Fail(a.patience.failure, a.describe_id, a.buffer.rank(), i / a.topk, a.ids[i],
-           a.placement.experts);
-    return false;
-  }
-  return true;
+// The first selection that this thread finds whose id is no expert's, or -1: placement knows no
+// ids but experts' and -1.
+__device__ int64_t FindInvalid(const CombineArguments& a) {
+  for (int64_t i = threadIdx.x; i < a.tokens * a.topk; i += kThreads)
+    if (IsInvalidId(a.ids[i], a.placement.experts)) return i;
+  return -1;
 }
+
+// What a lane knows of the token's slot with its number.
+struct Selection {
+  int64_t id = -1;
+  float weight = 0.0f;  // where this end applies it
+
+  __device__ __forceinline__ static Selection Of(const CombineArguments& a, int64_t token) {
+    const int lane = threadIdx.x % kLanes;
+    Selection s;
+    if (lane < a.topk) s.id = a.ids[token * a.topk + lane];
+    if (lane < a.topk && !a.weighted) s.weight = a.weights[token * a.topk + lane];
+    return s;
+  }
+};
 
 // 8 columns a lane of a token's sum. A warp calls it.
 template <typename Results>
-__device__ void SumPiece(const CombineArguments& a, RankBits present, int64_t token, int piece) {
+__device__ void SumPiece(const CombineArguments& a, RankBits present, int64_t token, int piece,
+                         const Selection& selection) {
   const int lane = threadIdx.x % kLanes;
-  const int64_t id = lane < a.topk ? a.ids[token * a.topk + lane] : -1;
+  const int64_t id = selection.id;
   uint32_t terms;
-  float weight = 1.0f;
   if (a.weighted) {
     // One row from each rank that the token went to, in the order of ranks.
     const uint32_t ranks = __reduce_or_sync(kAllLanes, id >= 0 ? 1u << a.placement.RankOf(id) : 0u);
@@ -197,7 +210,6 @@ __device__ void SumPiece(const CombineArguments& a, RankBits present, int64_t to
   } else {
     const int owner = id >= 0 ? static_cast<int>(a.placement.RankOf(id)) : 0;
     terms = __ballot_sync(kAllLanes, id >= 0 && TakesPart(present, owner));
-    if (id >= 0) weight = a.weights[token * a.topk + lane];
   }
   const int at = piece * kLanes + lane;
   const uint16_t* const rows = a.buffer.Result(a.buffer.rank(), token, 0);
@@ -222,7 +234,7 @@ __device__ void SumPiece(const CombineArguments& a, RankBits present, int64_t to
       if (a.weighted) {
         asked.template AddTo<false>(&sum, i, 1.0f, first);
       } else {
-        asked.template AddTo<true>(&sum, i, __shfl_sync(kAllLanes, weight, term), first);
+        asked.template AddTo<true>(&sum, i, __shfl_sync(kAllLanes, selection.weight, term), first);
       }
       first = false;
     }
@@ -231,59 +243,73 @@ __device__ void SumPiece(const CombineArguments& a, RankBits present, int64_t to
 }
 
 // Whether all ranks encode results alike; else the first block reports who does not. All ranks, and
-// all blocks, find the same. `seen`: what WaitForAll gave. All threads of the block call it.
-__device__ bool CheckEncodings(const CombineArguments& a, RankBits present, uint64_t seen) {
-  bool same = true;
-  if (threadIdx.x < kLanes) {
-    const auto lane = static_cast<int>(threadIdx.x);
-    const auto own = static_cast<int>(seen % kResultEncodings);
-    const bool has = lane < a.buffer.ranks() && TakesPart(present, lane);
-    const int base = __ffs(static_cast<int>(__ballot_sync(kAllLanes, has))) - 1;
-    const int first = __shfl_sync(kAllLanes, own, base);
-    const uint32_t others = __ballot_sync(kAllLanes, has && own != first);
-    same = others == 0;
-    if (blockIdx.x == 0 && lane == __ffs(static_cast<int>(others)) - 1)
-      Fail(a.patience.failure, a.describe_encodings, first, own, lane, base);
-  }
-  return __syncthreads_and(same) != 0;
+// all blocks, find the same. `encodings`: of each rank's results. A warp calls it.
+__device__ bool CheckEncodings(const CombineArguments& a, RankBits present, const int* encodings) {
+  const auto lane = static_cast<int>(threadIdx.x % kLanes);
+  const bool has = lane < a.buffer.ranks() && TakesPart(present, lane);
+  const int own = has ? encodings[lane] : 0;
+  const int base = __ffs(static_cast<int>(__ballot_sync(kAllLanes, has))) - 1;
+  const int first = __shfl_sync(kAllLanes, own, base);
+  const uint32_t others = __ballot_sync(kAllLanes, has && own != first);
+  if (blockIdx.x == 0 && lane == __ffs(static_cast<int>(others)) - 1)
+    Fail(a.patience.failure, a.describe_encodings, first, own, lane, base);
+  return others == 0;
 }
 
 template <typename Results>
-__device__ void SumAll(const CombineArguments& a, uint64_t begin_ns, bool ok) {
-  ok = ok && CheckIds(a);
-  uint64_t seen = 0;
-  const uint64_t epoch = a.buffer.State().epoch;
-  RankBits present = a.buffer.State().present & a.buffer.Unmasked();
+__device__ void SumAll(const CombineArguments& a, const SlotState& state, uint64_t begin_ns,
+                       bool ok) {
+  __shared__ int encodings[kMostRanks];
+  // Looked for before the wait and told behind it: all blocks have answered then.
+  const int64_t invalid = FindInvalid(a);
+  const int pieces = (a.vectors() + kLanes - 1) / kLanes;
+  const auto units = static_cast<int>(a.tokens * pieces);
+  int unit = threadIdx.x / kLanes * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
+  // As are the first token's selections.
+  Selection selection;
+  if (unit < units) selection = Selection::Of(a, unit / pieces);
+  RankBits present = state.present & a.buffer.Unmasked();
   ok = WaitForAll(a.buffer, a.patience, begin_ns,
-                  {SignalKind::kResults, ResultsSignal(epoch, false), StepOf(epoch, Wait::kToSum),
-                   Operation::kLowLatencyCombine, Missing::kRows},
-                  ok, &present, blockIdx.x == 0 ? a.wait_stats : nullptr, &seen);
+                  {SignalKind::kResults, SignalOf(state.epoch, 0),
+                   StepOf(state.epoch, Wait::kToSum), Operation::kLowLatencyCombine,
+                   Missing::kRows},
+                  ok, &present, blockIdx.x == 0 ? a.wait_stats : nullptr, encodings);
   LetNextBegin();
-  ok = ok && CheckEncodings(a, present, seen);
   if (ok) {
-    const int pieces = (a.vectors() + kLanes - 1) / kLanes;
-    const int warp =
-        threadIdx.x / kLanes * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
-    const auto units = static_cast<int>(a.tokens * pieces);
-    for (int unit = warp; unit < units; unit += kWarps * static_cast<int>(gridDim.x))
-      SumPiece<Results>(a, present, unit / pieces, unit % pieces);
+    if (invalid >= 0 && blockIdx.x == 0)
+      Fail(a.patience.failure, a.describe_id, a.buffer.rank(), invalid / a.topk, a.ids[invalid],
+           a.placement.experts);
+    const bool same = threadIdx.x >= kLanes || CheckEncodings(a, present, encodings);
+    ok = __syncthreads_and(same && invalid < 0) != 0;
   }
-  if (Arrive(a.arrived + 1, !ok).last && threadIdx.x == 0)
-    SnapshotFailure(a.patience.failure, a.snapshot);
+  if (ok) {
+    while (unit < units) {
+      SumPiece<Results>(a, present, unit / pieces, unit % pieces, selection);
+      unit += kWarps * static_cast<int>(gridDim.x);
+      if (unit < units) selection = Selection::Of(a, unit / pieces);
+    }
+  }
+  if (IsArriving()) {
+    Arrive(a.arrived + 1, !ok, [&](bool failed) {
+      if (failed) SnapshotFailure(a.patience.failure, a.snapshot);
+    });
+  }
 }
 
 template <bool kSend, bool kReceive, typename Results>
 __global__ void __launch_bounds__(kThreads, 2)
     CombineKernel(const __grid_constant__ CombineArguments a) {
+  FetchArguments(a);
   cudaGridDependencySynchronize();
   const uint64_t begin_ns = Nanoseconds();
+  const SlotState state = a.buffer.State();
   bool ok = true;
   if constexpr (kSend) {
-    ok = SendAnswers<Results>(a);
+    ok = SendAnswers<Results>(a, state);
   } else {
-    ok = MayBegin(a);
+    ok = MayBegin(a, state);
   }
-  if constexpr (kReceive) SumAll<Results>(a, begin_ns, ok);
+  if constexpr (kReceive) SumAll<Results>(a, state, begin_ns, ok);
 }
 
 }  // namespace

@@ -80,14 +80,39 @@ inline DeviceBuffer ToDevice(const Buffer& buffer, int64_t slot) {
   return made;
 }
 
-// Tells every rank, a lane each. What the block wrote before its last barrier is part of it. A warp
-// calls it.
-__device__ __forceinline__ void SignalAll(const DeviceBuffer& buffer, SignalKind kind,
-                                          uint64_t value) {
+// Tells every rank that this rank has unpacked what they sent for a dispatch that has ended: the
+// next kernel of the slot does, and one warp of it, so that no kernel's end waits for its last block.
+__device__ __forceinline__ void TellFree(const DeviceBuffer& buffer, uint64_t epoch) {
+  if (blockIdx.x != 0 || threadIdx.x / kLanes != 1) return;
   const int lane = threadIdx.x % kLanes;
-  if (lane >= buffer.ranks()) return;
-  StoreSignal(buffer.Signal(lane, kind, buffer.rank()), value);
+  if (lane < buffer.ranks())
+    StoreSignal(buffer.Signal(lane, SignalKind::kFree, buffer.rank()), epoch);
 }
+
+// A signal of which each block tells a part, as soon as what it wrote is on its way. Made when a
+// kernel begins: what tells how far it has come is asked for then.
+class SharedSignal {
+ public:
+  __device__ SharedSignal(const DeviceBuffer& buffer, SignalKind kind)
+      : kind_(kind), told_(__ldcg(&buffer.Own().told[static_cast<int>(kind)])) {}
+
+  // Tells all ranks this block's part, a lane each. What the block wrote before its last barrier is
+  // part of it. A warp calls it.
+  __device__ __forceinline__ void TellPart(const DeviceBuffer& buffer, uint64_t value) const {
+    const int lane = threadIdx.x % kLanes;
+    if (lane >= buffer.ranks()) return;
+    AddSignal(buffer.Signal(lane, kind_, buffer.rank()),
+              static_cast<int64_t>(SignalPart(value - told_, blockIdx.x, gridDim.x)));
+  }
+  // Once all blocks have told their part. One thread of all blocks calls it.
+  __device__ __forceinline__ void Keep(const DeviceBuffer& buffer, uint64_t value) const {
+    buffer.Own().told[static_cast<int>(kind_)] = value;
+  }
+
+ private:
+  SignalKind kind_;
+  uint64_t told_;
+};
 
 // Numbers the waits of a slot, in their order.
 enum class Wait { kToSend = 1, kToReceive = 2, kToSum = 3 };
@@ -135,6 +160,20 @@ __device__ inline PoisonWord WaitedFor(const DeviceBuffer& buffer, Awaited await
           static_cast<uint8_t>(buffer.slot),
           static_cast<uint16_t>(buffer.rank()),
           static_cast<uint16_t>(peer)};
+}
+
+// Brings a kernel's arguments near, a line for each warp and then the next: a launch has them far
+// away, and each line that is met for the first time costs its reader a wait. All threads of the block
+// call it, before they wait for the kernel before.
+template <typename Arguments>
+__device__ __forceinline__ void FetchArguments(const Arguments& arguments) {
+  constexpr int kLine = 64;
+  const auto* const bytes = reinterpret_cast<const char*>(&arguments);
+  for (int line = threadIdx.x / kLanes; line * kLine < static_cast<int>(sizeof(Arguments));
+       line += kWarps) {
+    const auto word = *reinterpret_cast<const uint32_t*>(bytes + line * kLine);
+    asm volatile("" ::"r"(word));
+  }
 }
 
 // One thread waits for a peer's signal; `seen` is what it was in the end.
@@ -208,11 +247,11 @@ __device__ inline bool WaitForPresent(const DeviceBuffer& buffer, const Patience
 
 // Waits until every rank that is present has signalled, a thread for each; the same answer for all
 // threads of the block, which all call it, as all blocks do. `waited` [ranks], if given, grows by
-// nanoseconds. `ok`: what a thread knows besides, and all hear. `seen` of a thread: the signal of
-// the rank with its number.
+// nanoseconds. `ok`: what a thread knows besides, and all hear. `notes` [ranks], if given: what the
+// signals said, 0 where a rank is absent.
 __device__ inline bool WaitForAll(const DeviceBuffer& buffer, const Patience& patience,
                                   uint64_t begin, Awaited awaited, bool ok, RankBits* present,
-                                  int64_t* waited = nullptr, uint64_t* seen = nullptr) {
+                                  int64_t* waited = nullptr, int* notes = nullptr) {
   const int peer = static_cast<int>(threadIdx.x);
   if (buffer.masks_late) ok = WaitForPresent(buffer, patience, begin, awaited, ok, present);
   if (peer < buffer.ranks() && TakesPart(*present, peer)) {
@@ -220,33 +259,27 @@ __device__ inline bool WaitForAll(const DeviceBuffer& buffer, const Patience& pa
     // A first look, before it is known whether to go on: what tells that is still on its way.
     uint64_t value = LoadSignal(buffer.Signal(buffer.rank(), awaited.kind, peer));
     if (ok && value < awaited.value) ok = WaitFor(buffer, patience, begin, awaited, peer, &value);
-    if (seen != nullptr) *seen = value;
+    if (notes != nullptr) notes[peer] = NoteOf(value);
     if (waited != nullptr) waited[peer] += static_cast<int64_t>(Nanoseconds() - since);
+  } else if (notes != nullptr && peer < buffer.ranks()) {
+    notes[peer] = 0;
   }
   return __syncthreads_and(ok) != 0;
 }
 
-// How a block that has come to the end of a phase finds things.
-struct Arrival {
-  bool last;    // of all blocks
-  bool failed;  // some block, of those that have come
-};
-
-// Counts the blocks of a grid that have come here, as all of them must; the last one sees what the
-// others wrote. `failed`: of any thread. All threads of the block call it. `arrived` is zero before
-// and after.
-__device__ inline Arrival Arrive(unsigned int* arrived, bool failed) {
+// One thread of each block calls it once the block knows whether it has failed, and nobody waits for
+// it: the thread of the last block calls last(whether any has failed), and sees what these threads
+// wrote. `arrived` is zero before and after.
+__device__ __forceinline__ bool IsArriving() { return threadIdx.x == kThreads - kLanes; }
+template <typename Last>
+__device__ __forceinline__ void Arrive(unsigned int* arrived, bool failed, const Last& last) {
   constexpr unsigned kFailure = 1u << 16;
-  __shared__ unsigned before;
-  const bool any = __syncthreads_or(failed) != 0;
-  if (threadIdx.x == 0) {
-    __threadfence();
-    before = atomicAdd(arrived, any ? kFailure + 1 : 1u);
-    if ((before & (kFailure - 1)) == gridDim.x - 1) *arrived = 0;
-    __threadfence();
-  }
-  __syncthreads();
-  return {(before & (kFailure - 1)) == gridDim.x - 1, any || before >= kFailure};
+  __threadfence();
+  const unsigned before = atomicAdd(arrived, failed ? kFailure + 1 : 1u);
+  if ((before & (kFailure - 1)) != gridDim.x - 1) return;
+  *arrived = 0;
+  __threadfence();
+  last(failed || before >= kFailure);
 }
 
 // Lets the next kernel of the stream take its places, where it waits for the end of this one.

@@ -29,6 +29,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     DispatchKernel(const __grid_constant__ DispatchArguments a) {
   extern __shared__ __align__(16) uint8_t memory[];
   auto* const shared = reinterpret_cast<Shared*>(memory);
+  FetchArguments(a);
   cudaGridDependencySynchronize();
   const uint64_t begin_ns = Nanoseconds();
   // Nobody advances it before all blocks have come to the end of sending.
@@ -38,15 +39,13 @@ __global__ void __launch_bounds__(kThreads, 2)
   if constexpr (kSend) {
     present = a.buffer.Unmasked();
     ok = Send(a, begin_ns, epoch, &present, &shared->send,
-              [&](int token, int piece, CastPiece* cast) {
+              [&](const LoadedPiece& loaded, CastPiece* cast) {
                 if constexpr (std::is_same_v<Rows, WideRows>) {
-                  SendPiece(a, present, token, piece, cast);
+                  SendPiece(a, present, loaded, cast);
                 } else {
-                  SendSmallPiece<Rows>(a, present, token, piece, cast);
+                  SendSmallPiece<Rows>(a, present, loaded, cast);
                 }
               });
-    // The phases share their memory.
-    if constexpr (kReceive) __syncthreads();
   } else {
     present = a.buffer.State().present;
     ok = !Failed(a.patience.failure);

@@ -85,7 +85,7 @@ class Receiver {
       most_tokens_ = max(most_tokens_, shared->tokens[source]);
   }
 
-  // All threads of the block call it.
+  // All threads of the block call it, and meet before they call it again.
   __device__ void Pack(Item item) {
     const int from = item.expert < 0 ? begin_ : begin_ + item.expert;
     const int to = item.expert < 0 ? end_ : from + 1;
@@ -107,9 +107,8 @@ class Receiver {
         List(item, word * kLanes + i, first, listed);
       __syncthreads();
       Copy(item, first, listed);
-      __syncthreads();  // before the next tokens take the list
+      if (last_word < scan.num_words) __syncthreads();  // before the next tokens take the list
     }
-    __syncthreads();  // before the next item takes the scan
   }
 
  private:
@@ -188,11 +187,19 @@ class Receiver {
   // A bit for each slot with an id in [from, to). Loads only: none waits for a store.
   __device__ uint32_t SlotsOf(const int32_t* ids, int from, int to) const {
     uint32_t slots = 0;
-    for (int i = 0; i < a_.stride() / 4; ++i) {
-      const int4 four = reinterpret_cast<const int4*>(ids)[i];
-      const auto lies = [&](int id, int slot) { return id >= from && id < to ? 1u << slot : 0u; };
+    const int quads = a_.stride() / 4;
+    const auto* const vectors = reinterpret_cast<const int4*>(ids);
+    const auto lies = [&](int id, int slot) { return id >= from && id < to ? 1u << slot : 0u; };
+    const auto add = [&](int4 four, int i) {
       slots |= lies(four.x, 4 * i) | lies(four.y, 4 * i + 1) | lies(four.z, 4 * i + 2) |
                lies(four.w, 4 * i + 3);
+    };
+    // Two at a time: memory is far away.
+    for (int i = 0; i < quads; i += 2) {
+      const int4 low = vectors[i];
+      const int4 high = i + 1 < quads ? vectors[i + 1] : make_int4(-1, -1, -1, -1);
+      add(low, i);
+      if (i + 1 < quads) add(high, i + 1);
     }
     return slots;
   }
@@ -240,7 +247,9 @@ class Receiver {
       return;
     }
     if (a_.scales == nullptr) return;
-    for (int unit = threadIdx.x; unit < listed * a_.scale_columns; unit += kThreads) {
+    // From the last warp on: the first ones have most of the rows where there are few.
+    for (int unit = kThreads - 1 - threadIdx.x; unit < listed * a_.scale_columns;
+         unit += kThreads) {
       const int i = unit % listed;
       const uint32_t entry = shared_->list[i];
       PutScale(message_of(entry), target_of(i, entry), unit / listed);
@@ -288,31 +297,16 @@ __device__ inline void ClearRouting(const DispatchArguments& a, const Scan& scan
   }
 }
 
-// Tells sources that their messages may be overwritten, whether this rank could use them or not. A
-// warp of the last block calls it.
-__device__ inline void Free(const DispatchArguments& a, RankBits present, uint64_t epoch) {
-  const int lane = threadIdx.x % kLanes;
-  const DeviceBuffer& buffer = a.buffer;
-  const bool came = lane >= buffer.ranks() || !TakesPart(present, lane) ||
-                    LoadSignal(buffer.Signal(buffer.rank(), SignalKind::kMessages, lane)) >=
-                        MessagesSignal(epoch, 0);
-  if (__all_sync(kAllLanes, came)) SignalAll(buffer, SignalKind::kFree, epoch);
-}
-
 template <bool kByteScales>
 __device__ void Receive(const DispatchArguments& a, uint64_t begin_ns, uint64_t epoch, bool ok,
                         RankBits present, ReceiveShared* shared) {
   const DeviceBuffer& buffer = a.buffer;
-  uint64_t seen = 0;
   ok = WaitForAll(buffer, a.patience, begin_ns,
-                  {SignalKind::kMessages, MessagesSignal(epoch, 0), StepOf(epoch, Wait::kToReceive),
+                  {SignalKind::kMessages, SignalOf(epoch, 0), StepOf(epoch, Wait::kToReceive),
                    Operation::kLowLatencyDispatch, Missing::kMessages},
-                  ok, &present, blockIdx.x == 0 ? a.wait_stats : nullptr, &seen);
+                  ok, &present, blockIdx.x == 0 ? a.wait_stats : nullptr, shared->tokens);
   LetNextBegin();
   if (ok) {
-    if (static_cast<int>(threadIdx.x) < buffer.ranks())
-      shared->tokens[threadIdx.x] = static_cast<int>(seen % kTokensInSignal);  // 0 if it is absent
-    __syncthreads();
     // One warp looks at the heads while the others begin; all hear of it behind the first scan.
     if (threadIdx.x / kLanes == kWarps - 1) CheckHeads(a, present, &shared->ok);
     Receiver<kByteScales> receiver(a, shared);
@@ -323,23 +317,19 @@ __device__ void Receive(const DispatchArguments& a, uint64_t begin_ns, uint64_t 
     } else {
       const auto experts = static_cast<int>(a.placement.CountOf(buffer.rank()));
       const int parts = experts == 0 ? 1 : max(1, (blocks - 1) / experts);
-      for (int i = blockIdx.x; i <= experts * parts; i += blocks)
+      for (int i = blockIdx.x; i <= experts * parts; i += blocks) {
+        if (i >= blocks) __syncthreads();
         receiver.Pack(i == experts * parts ? Item{-1, 0, 1} : Item{i / parts, i % parts, parts});
+      }
     }
-    __syncthreads();  // a block without an item has not met the warp that looked
-    ok = shared->ok;
   }
-  const Arrival arrival = Arrive(a.arrived + 1, !ok);
-  if (!arrival.last) return;
-  // Beside the signals, which others wait for.
-  if (threadIdx.x == kLanes) SnapshotFailure(a.patience.failure, a.snapshot);
-  if (threadIdx.x >= kLanes) return;
-  if (threadIdx.x == 0 && !arrival.failed) {
+  if (!IsArriving()) return;
+  // Its warp looked at the heads.
+  Arrive(a.arrived + 1, !ok || !shared->ok, [&](bool failed) {
+    if (failed) return SnapshotFailure(a.patience.failure, a.snapshot);
     buffer.State().received = epoch;
     buffer.State().present = present;
-  }
-  __syncwarp();
-  Free(a, present, epoch);
+  });
 }
 
 }  // namespace moe_ep::cuda

@@ -22,13 +22,37 @@ struct SendShared {
   unsigned long long invalid;  // place of the first id that is no expert's, or all ones
 };
 
+// A piece of a row in the registers of a warp, and its token's ids, a slot in a lane.
+struct LoadedPiece {
+  int64_t token;
+  int piece;
+  int64_t id;
+  LaneVector<BF16Element, 8> items[kItems];
+
+  __device__ __forceinline__ static LoadedPiece Of(const DispatchArguments& a, int64_t token,
+                                                   int piece) {
+    const int lane = threadIdx.x % kLanes;
+    const auto hidden = static_cast<int>(a.shared.hidden);
+    const uint16_t* const x = a.x + token * hidden;
+    LoadedPiece p;
+    p.token = token;
+    p.piece = piece;
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+      const int at = piece * kPiece + (i * kLanes + lane) * 8;
+      p.items[i] = LaneVector<BF16Element, 8>::LoadIf(at < hidden, x + at);
+    }
+    p.id = lane < a.topk() ? a.ids[token * a.topk() + lane] : -1;
+    return p;
+  }
+};
+
 // Where a token's row goes. A warp makes it, a lane for each slot.
 class Targets {
  public:
-  __device__ Targets(const DispatchArguments& a, int64_t token, RankBits present)
+  __device__ Targets(const DispatchArguments& a, int64_t token, int64_t id, RankBits present)
       : a_(a), token_(token) {
     const int lane = threadIdx.x % kLanes;
-    const int64_t id = lane < a.topk() ? a.ids[token * a.topk() + lane] : -1;
     // Such a dispatch is refused by all ranks: nothing of this token need travel.
     if (__any_sync(kAllLanes, IsInvalidId(id, a.shared.experts))) return;
     const int rank = id >= 0 ? static_cast<int>(a.placement.RankOf(id)) : 0;
@@ -65,37 +89,27 @@ class Targets {
 };
 
 // A warp calls it.
-__device__ inline void SendPiece(const DispatchArguments& a, RankBits present, int64_t token,
-                                 int piece, CastPiece* cast) {
-  using Vector = LaneVector<BF16Element, 8>;
+__device__ inline void SendPiece(const DispatchArguments& a, RankBits present,
+                                 const LoadedPiece& loaded, CastPiece* cast) {
   using Warp = WarpItems<kGroupSize / 8, kItems>;
   const int lane = threadIdx.x % kLanes;
   const auto hidden = static_cast<int>(a.shared.hidden);
-  const int first = piece * kPiece;
-  const uint16_t* const x = a.x + token * hidden;
+  const int first = loaded.piece * kPiece;
+  const Targets targets(a, loaded.token, loaded.id, present);
+  const auto& items = loaded.items;
   if (a.bf16()) {
-    uint4 items[kItems];
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      const int at = first + (i * kLanes + lane) * 8;
-      if (at < hidden) items[i] = __ldg(reinterpret_cast<const uint4*>(x + at));
-    }
-    Targets(a, token, present).ForEach([&](uint8_t* row) {
+    targets.ForEach([&](uint8_t* row) {
 #pragma unroll
       for (int i = 0; i < kItems; ++i) {
         const int at = first + (i * kLanes + lane) * 8;
-        if (at < hidden) *reinterpret_cast<uint4*>(row + at * 2) = items[i];
+        const auto& words = items[i].words;
+        if (at < hidden)
+          *reinterpret_cast<uint4*>(row + at * 2) =
+              make_uint4(words[0], words[1], words[2], words[3]);
       }
     });
     return;
   }
-  Vector items[kItems];
-#pragma unroll
-  for (int i = 0; i < kItems; ++i) {
-    const int at = first + (i * kLanes + lane) * 8;
-    items[i] = Vector::LoadIf(at < hidden, x + at);
-  }
-  const Targets targets(a, token, present);
   const ScaleRule rule = {GroupNumerics::kDeepEp,
                           a.shared.format == static_cast<int64_t>(RowFormat::kFp8PowerOfTwo)};
   const float scale =
@@ -109,7 +123,7 @@ __device__ inline void SendPiece(const DispatchArguments& a, RankBits present, i
   const auto* const codes = reinterpret_cast<const uint4*>(cast->codes);
   const uint4 low = codes[lane];
   const uint4 high = codes[kLanes + lane];
-  const int group = piece * kGroupsOfPiece + lane;
+  const int group = loaded.piece * kGroupsOfPiece + lane;
   const bool has_scale = lane < kGroupsOfPiece && group < NumGroups(hidden);
   const float own_scale = has_scale ? cast->scales[lane] : 0.0f;
   targets.ForEach([&](uint8_t* row) {
@@ -164,44 +178,54 @@ __device__ inline void PutTables(const DispatchArguments& a, RankBits present, S
   buffer.Head(static_cast<int>(threadIdx.x), buffer.rank()) = head;
 }
 
-// False when the dispatch is not to go on; the same for all threads of the block.
-// `send_piece`(token, piece, shared memory) is called by warps.
+// False when the dispatch is not to go on, as far as this block knows; the same for all its threads,
+// which have met at the end. `send_piece`(a loaded piece, shared memory) is called by warps.
 template <typename SendPieceOf>
 __device__ __forceinline__ bool Send(const DispatchArguments& a, uint64_t begin_ns, uint64_t epoch,
                                      RankBits* present, SendShared* shared,
                                      const SendPieceOf& send_piece) {
   const DeviceBuffer& buffer = a.buffer;
+  // The last block puts tables, the others rows, unless it is alone.
+  const bool puts_tables = blockIdx.x == gridDim.x - 1;
+  const int senders = gridDim.x == 1 ? 1 : static_cast<int>(gridDim.x) - 1;
+  const int warp = threadIdx.x / kLanes;
+  const int pieces = static_cast<int>((a.shared.hidden + kPiece - 1) / kPiece);
+  const int items =
+      puts_tables && gridDim.x > 1 ? 0 : static_cast<int>(a.tokens) * pieces;
+  int item = warp * senders + static_cast<int>(blockIdx.x);
+  // The first piece is asked for while the wait is on its way.
+  LoadedPiece loaded;
+  if (item < items) loaded = LoadedPiece::Of(a, item / pieces, item % pieces);
   const GroupLook look(buffer);
+  const SharedSignal signal(buffer, SignalKind::kMessages);
+  // Of the dispatch before, where no combine has.
+  TellFree(buffer, epoch - 1);
   // Nobody writes messages over those that a rank has not unpacked yet.
   bool ok = WaitForAll(buffer, a.patience, begin_ns,
                        {SignalKind::kFree, epoch - 1, StepOf(epoch, Wait::kToSend),
                         Operation::kLowLatencyDispatch, Missing::kFreeSlot},
                        !Failed(a.patience.failure), present);
   if (ok) {
-    // The last block puts tables, the others rows, unless it is alone.
-    const bool puts_tables = blockIdx.x == gridDim.x - 1;
-    const int senders = gridDim.x == 1 ? 1 : static_cast<int>(gridDim.x) - 1;
     if (puts_tables) PutTables(a, *present, shared);
-    if (!puts_tables || gridDim.x == 1) {
-      const int warp = threadIdx.x / kLanes;
-      const int pieces = static_cast<int>((a.shared.hidden + kPiece - 1) / kPiece);
-      const auto items = static_cast<int>(a.tokens * pieces);
-      for (int i = warp * senders + static_cast<int>(blockIdx.x); i < items; i += senders * kWarps)
-        send_piece(i / pieces, i % pieces, &shared->pieces[warp]);
+    while (item < items) {
+      send_piece(loaded, &shared->pieces[warp]);
+      item += senders * kWarps;
+      if (item < items) loaded = LoadedPiece::Of(a, item / pieces, item % pieces);
     }
     ok = look.Check(buffer, a.patience.failure);
   }
-  const Arrival arrival = Arrive(a.arrived, !ok);
-  ok = !arrival.failed;
-  if (!arrival.last || threadIdx.x >= kLanes) return ok;
-  if (ok) {
-    if (threadIdx.x == 0) {
+  // A group whose messages are told in part only is poisoned: nothing else fails once all blocks
+  // have begun.
+  ok = __syncthreads_and(ok) != 0;
+  const uint64_t value = SignalOf(epoch, a.tokens);
+  if (ok && threadIdx.x < kLanes) signal.TellPart(buffer, value);
+  if (IsArriving()) {
+    Arrive(a.arrived, !ok, [&](bool failed) {
+      if (failed) return SnapshotFailure(a.patience.failure, a.snapshot);
       buffer.State().epoch = epoch;
       buffer.State().present = *present;
-    }
-    SignalAll(buffer, SignalKind::kMessages, MessagesSignal(epoch, a.tokens));
-  } else if (threadIdx.x == 0) {
-    SnapshotFailure(a.patience.failure, a.snapshot);
+      signal.Keep(buffer, value);
+    });
   }
   return ok;
 }

@@ -56,9 +56,7 @@ __device__ __forceinline__ void StoreSignal(uint64_t* signal, uint64_t value) {
 }
 // The same for a number added to the value, which may be a peer's.
 __device__ __forceinline__ void AddSignal(uint64_t* signal, int64_t delta) {
-  __threadfence_system();
-  atomicAdd_system(reinterpret_cast<unsigned long long*>(signal),
-                   static_cast<unsigned long long>(delta));
+  asm volatile("red.release.sys.global.add.u64 [%0], %1;" ::"l"(signal), "l"(delta) : "memory");
 }
 __device__ __forceinline__ uint64_t LoadSignal(const uint64_t* signal) {
   uint64_t value;
