@@ -1,0 +1,113 @@
+// The counting half of notify: how many tokens each rank and selections each expert gets of this
+// rank, in all and before each warp.
+//
+// Each warp counts a run of tokens in shared memory. Prefix sums over warps, then blocks, say what
+// comes before each: nothing depends on which warp is faster.
+#pragma once
+
+#include <cooperative_groups.h>
+
+#include "cuda/notify_work.cuh"
+
+namespace moe_ep::cuda {
+
+inline constexpr unsigned long long kNoSlot = ~0ull;
+
+// Whole warps go together; lanes past the end have a token of no rank.
+__device__ inline void CountRun(const NotifyArguments& a, const SharedWords& words, int32_t* shared,
+                                const TokenRun& run, int warp, int lane,
+                                unsigned long long* lowest_invalid) {
+  int32_t* experts = shared + words.expert_counts() + (words.grouped ? warp * words.experts : 0);
+  int32_t* channels = shared + words.channel_counts();
+  const int64_t per_channel = max(int64_t{1}, (a.tokens + words.channels - 1) / words.channels);
+  int32_t tokens_of_rank = 0;  // of the rank with this lane's number
+  for (int64_t first = run.begin; first < run.end; first += kLanes) {
+    const int64_t token = first + lane;
+    uint32_t ranks = 0;
+    if (token < run.end) {
+      ranks = RanksOf(a, shared + words.rank_table(), token);
+#pragma unroll 8
+      for (int64_t slot = token * a.topk; slot < (token + 1) * a.topk; ++slot) {
+        const int64_t expert = a.ids[slot];
+        if (IsInvalidId(expert, a.shared.experts)) {
+          atomicMin(lowest_invalid, static_cast<unsigned long long>(slot));
+        } else if (expert >= 0) {
+          atomicAdd(&experts[expert], 1);
+        }
+      }
+      const int64_t channel = token / per_channel;
+      for (uint32_t left = ranks; left != 0; left &= left - 1)
+        atomicAdd(&channels[(__ffs(left) - 1) * words.channels + channel], 1);
+    }
+    for (int rank = 0; rank < words.ranks; ++rank) {
+      const uint32_t lanes = __ballot_sync(kAllLanes, (ranks >> rank & 1) != 0);
+      if (lane == rank) tokens_of_rank += __popc(lanes);
+    }
+  }
+  if (lane < words.ranks) shared[words.rank_counts() + warp * words.ranks + lane] = tokens_of_rank;
+}
+
+// Counts of warps become those of the warps before, and the block's totals are left.
+__device__ inline void ScanWarps(const SharedWords& words, int32_t* shared) {
+  for (int column = threadIdx.x; column < words.ranks + words.experts; column += kNotifyThreads) {
+    const bool rank = column < words.ranks;
+    int32_t* counts = rank ? shared + words.rank_counts() + column
+                           : shared + words.expert_counts() + (column - words.ranks);
+    const int stride = rank ? words.ranks : words.experts;
+    const int rows = rank ? words.warps : static_cast<int>(words.expert_tables());
+    int32_t sum = 0;
+    for (int row = 0; row < rows; ++row) {
+      const int32_t count = counts[row * stride];
+      counts[row * stride] = sum;
+      sum += count;
+    }
+    shared[words.block_totals() + column] = sum;
+  }
+}
+
+struct Found {
+  bool may_begin;
+  unsigned long long invalid;  // lowest position of an id that is none, kNoSlot without
+};
+
+// Adds up the blocks' totals and what they have found. No block looks at another's shared memory
+// afterwards.
+__device__ inline Found GatherBlocks(const SharedWords& words, int32_t* shared, Found* found) {
+  const cooperative_groups::cluster_group cluster = cooperative_groups::this_cluster();
+  cluster.sync();
+  const auto block = static_cast<int>(blockIdx.x);
+  for (int column = threadIdx.x; column < words.columns(); column += kNotifyThreads) {
+    int32_t before = 0;
+    int32_t total = 0;
+#pragma unroll
+    for (int other = 0; other < kNotifyBlocks; ++other) {
+      const int32_t count = cluster.map_shared_rank(shared, other)[words.block_totals() + column];
+      if (other < block) before += count;
+      total += count;
+    }
+    shared[words.before_block() + column] = before;
+    shared[words.totals() + column] = total;
+  }
+  for (int i = threadIdx.x; i < words.ranks * words.channels; i += kNotifyThreads) {
+    int32_t total = 0;
+#pragma unroll
+    for (int other = 0; other < kNotifyBlocks; ++other)
+      total += cluster.map_shared_rank(shared, other)[words.channel_counts() + i];
+    shared[words.channel_totals() + i] = total;
+  }
+  Found all = *cluster.map_shared_rank(found, 0);
+#pragma unroll
+  for (int other = 1; other < kNotifyBlocks; ++other)
+    all.invalid = min(all.invalid, cluster.map_shared_rank(found, other)->invalid);
+  cluster.sync();
+  // Of each rank: tokens of its channels up to each.
+  for (int rank = threadIdx.x; rank < words.ranks; rank += kNotifyThreads) {
+    int32_t* counts = shared + words.channel_totals() + rank * words.channels;
+    for (int channel = 1; channel < words.channels; ++channel)
+      counts[channel] += counts[channel - 1];
+  }
+  __syncthreads();
+  return all;
+}
+
+}  // namespace moe_ep::cuda
