@@ -49,6 +49,12 @@ function hasShape({ shape }: Tensor, wanted: readonly (number | null)[]): boolea
   return true
 }
 
+/** GPUs move rows in pieces of 16 bytes, from and to addresses that are multiples of that. @throws ERR_MOE_EP_ARGUMENT. */
+export function requireAligned(argument: string, rows: Tensor): void {
+  if (rows.device.kind === 'cuda' && rows.pointer % 16n !== 0n)
+    throw argumentError(argument, 'an address that is a multiple of 16', `0x${rows.pointer.toString(16)} (${rows})`)
+}
+
 /** Whether two tensors share bytes, or lie between each other's: an output must not overwrite what is still to be read. */
 export function overlap(a: Tensor, b: Tensor): boolean {
   if (a.spanBytes === 0 || b.spanBytes === 0) return false

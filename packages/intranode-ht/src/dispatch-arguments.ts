@@ -1,9 +1,9 @@
 import {
   argumentError,
-  type Device,
   type DType,
   dtypes,
   MoeEpError,
+  requireAligned,
   requireInteger,
   requireTensor,
   type Stream,
@@ -24,12 +24,6 @@ export interface CheckContext {
   readonly sizes: Sizes
   readonly rank: number
   readonly numRanks: number
-}
-
-/** GPUs move rows in pieces of 16 bytes, from and to addresses that are multiples of that. @throws ERR_MOE_EP_ARGUMENT. */
-export function requireAligned(argument: string, rows: Tensor): void {
-  if (rows.device.kind === 'cuda' && rows.pointer % 16n !== 0n)
-    throw argumentError(argument, 'an address that is a multiple of 16', `0x${rows.pointer.toString(16)} (${rows})`)
 }
 
 /** Bytes of one row. @throws ERR_MOE_EP_ARGUMENT when rows cannot be moved in 16-byte pieces or do not fit. */
@@ -111,14 +105,6 @@ function checkPlan(plan: DispatchPlan, x: Tensor, grouped: boolean, { sizes, ran
     'ERR_MOE_EP_CAPACITY',
     `intranode dispatch: rank ${grouped ? rank : overflowing} would receive ${received[overflowing]} rows, the buffer holds ${capacity}`,
   )
-}
-
-/** @throws ERR_MOE_EP_ARGUMENT. Streams of the other module format's copy will do. */
-export function requireStream(stream: unknown, device: Device): asserts stream is Stream {
-  if (typeof stream !== 'object' || stream === null || !('follow' in stream))
-    throw argumentError('stream', 'a Stream', stream)
-  if ((stream as Stream).device.name !== device.name)
-    throw argumentError('stream', `a stream of ${device}`, `one of ${(stream as Stream).device}`)
 }
 
 /** A dispatch that waits for counts cannot be recorded. */

@@ -3,7 +3,9 @@ import {
   type Device,
   type Event,
   MoeEpError,
+  requireAligned,
   requireInteger,
+  requireStream,
   requireTensor,
   type Stream,
   Tensor,
@@ -15,10 +17,8 @@ import {
   type CheckContext,
   checkDispatch,
   checkGroupedDispatch,
-  requireAligned,
   requireNotCapturing,
   requireRows,
-  requireStream,
 } from './dispatch-arguments.js'
 import type { DispatchHandle, DispatchPlan, GroupedDispatchHandle } from './dispatch-handle.js'
 import type {
@@ -350,7 +350,7 @@ export class IntranodeBuffer implements Disposable {
     try {
       const checked = check()
       const { stream = this.device.defaultStream, timeoutMs = this.timeoutMs, previousEvent, slot } = options
-      requireStream(stream, this.device)
+      requireStream('stream', stream, this.device)
       requireInteger('timeoutMs', timeoutMs, 1)
       const numSms = numSmsOf(options)
       if (awaited) requireNotCapturing(stream)
@@ -439,7 +439,7 @@ export class IntranodeBuffer implements Disposable {
   /** Orders a combine's stream after the dispatch that filled the lease. */
   #enter(lease: Lease, options: CallOptions): KernelCall {
     const { stream = this.device.defaultStream, timeoutMs = this.timeoutMs, previousEvent } = options
-    requireStream(stream, this.device)
+    requireStream('stream', stream, this.device)
     requireInteger('timeoutMs', timeoutMs, 1)
     const numSms = numSmsOf(options)
     if (previousEvent !== undefined) stream.wait(previousEvent)

@@ -2,7 +2,9 @@ import {
   argumentError,
   type Device,
   type Event,
+  requireAligned,
   requireInteger,
+  requireStream,
   requireTensor,
   type Stream,
   type Tensor,
@@ -15,7 +17,6 @@ import type {
   LowLatencyDispatchOptions,
   LowLatencyHandle,
 } from './call-types.js'
-import { requireAligned } from './packed-rows.js'
 import { checkGlobalScale, type RowFormat } from './row-format.js'
 
 /** What a call is checked against. */
@@ -42,10 +43,7 @@ export function callOf(site: CallSite, options: CallOptions): Call {
   const { previousEvent, waitRecvCostStats } = options
   if (waitRecvCostStats !== undefined)
     requireTensor('waitRecvCostStats', waitRecvCostStats, { dtype: 'i64', shape: [group.worldSize], device })
-  if (typeof stream !== 'object' || stream === null || !('follow' in stream))
-    throw argumentError('stream', 'a Stream', stream)
-  if (stream.device.name !== device.name)
-    throw argumentError('stream', `a stream of ${device}`, `one of ${stream.device}`)
+  requireStream('stream', stream, device)
   requireInteger('timeoutMs', timeoutMs, 1)
   requireInteger('numSms', numSms, 1, 1024)
   return { stream, timeoutMs, numSms, previousEvent }

@@ -1,4 +1,4 @@
-import { argumentError, type Device, requireTensor, Tensor } from '@moe-ep/core'
+import { argumentError, type Device, requireAligned, requireTensor, Tensor } from '@moe-ep/core'
 import { defaultGroupSize, mxGroupSize, numGroupsOf, nvfp4GroupSize } from '@moe-ep/quant'
 import type { PackedRows } from './call-types.js'
 import type { RowFormat } from './row-format.js'
@@ -11,12 +11,6 @@ export interface PackedShape {
   readonly rows: number
   readonly hidden: number
   readonly format: RowFormat
-}
-
-/** GPUs move rows in pieces of 16 bytes, from and to addresses that are multiples of that. @throws ERR_MOE_EP_ARGUMENT. */
-export function requireAligned(argument: string, rows: Tensor): void {
-  if (rows.device.kind === 'cuda' && rows.pointer % 16n !== 0n)
-    throw argumentError(argument, 'an address that is a multiple of 16', `0x${rows.pointer.toString(16)} (${rows})`)
 }
 
 const valueDTypes = { bf16: 'bf16', fp8: 'fp8e4m3', mxfp8: 'fp8e4m3', nvfp4: 'fp4e2m1' } as const

@@ -1,7 +1,7 @@
-import { MoeEpError, Tensor } from '@moe-ep/core'
 import { expect, test } from 'vitest'
-import { requireAligned } from '../src/dispatch-arguments.js'
-import { device } from './world.js'
+import { getDefaultDevice, MoeEpError, requireAligned, Tensor } from '../src/index.js'
+
+const device = getDefaultDevice()
 
 test('rows of a GPU begin at multiples of 16 bytes', () => {
   const rows = (address: bigint): Tensor => ({ device: { kind: 'cuda' }, pointer: address }) as unknown as Tensor
