@@ -5,7 +5,7 @@
 #include "cpu/refuse.h"
 #include "cpu/send.h"
 #include "cpu/send_grouped.h"
-#include "moe_ep/transport/addon.h"
+#include "moe_ep/transport/buffer_handle.h"
 #if MOE_EP_CUDA
 #include "cuda/kernels.h"
 #define MOE_EP_ON_DEVICE(Operation, exec, call) \
@@ -17,50 +17,27 @@
 namespace moe_ep {
 namespace {
 
-constexpr napi_type_tag kBufferTag = {0x6d6f652d65700201, 0x2f6ad17ce0b34f11};
-
-using BufferHandle = std::shared_ptr<Buffer>;
-
-const BufferHandle& BufferArgument(const Arguments& args, size_t index) {
-  Napi::Value value = args.value(index);
-  bool same = false;
-  if (value.IsExternal()) napi_check_object_type_tag(args.env(), value, &kBufferTag, &same);
-  if (!same) Throw(args.env(), "ERR_MOE_EP_ARGUMENT", "expected an intranode buffer handle");
-  const BufferHandle& handle = *value.As<Napi::External<BufferHandle>>().Data();
-  if (handle == nullptr) Throw(args.env(), "ERR_MOE_EP_RELEASED", "the buffer was closed");
-  args.RequireDevice(handle->routes.device(), "intranode buffer");
-  return handle;
-}
+constexpr BufferHandles<Buffer> kBuffers({0x6d6f652d65700201, 0x2f6ad17ce0b34f11}, "an",
+                                         "intranode buffer");
 
 // createBuffer(routes, layout) -> buffer
 Napi::Value CreateBuffer(const Napi::CallbackInfo& info) {
   const Arguments args(info);
-  auto buffer = std::make_shared<Buffer>();
-  buffer->routes = RoutesArgument(args, 0);
-  buffer->layout = FromNumbers<BufferLayout>(args, 1);
+  const auto buffer = kBuffers.Make(args);
 #if MOE_EP_CUDA
   if (buffer->routes.device() >= 0) {
-    if (buffer->routes.world_size() > cuda::MostRanks()) {
-      Throw(args.env(), "ERR_MOE_EP_UNSUPPORTED",
-            "an intranode buffer of a cuda device has at most " +
-                std::to_string(cuda::MostRanks()) + " ranks");
-    }
+    kBuffers.RequireMostRanks(args, *buffer, cuda::MostRanks());
     cuda::PrepareDevice(buffer->routes.device());
   }
 #endif
   buffer->slots = std::vector<SlotState>(static_cast<size_t>(buffer->layout.slots));
-  Napi::Value external =
-      Napi::External<BufferHandle>::New(args.env(), new BufferHandle(std::move(buffer)),
-                                        [](Napi::Env, BufferHandle* held) { delete held; });
-  napi_type_tag_object(args.env(), external, &kBufferTag);
-  return external;
+  return kBuffers.ToJs(args.env(), buffer);
 }
 
-// closeBuffer(buffer): lets go of the mappings once queued work is done.
+// closeBuffer(buffer)
 Napi::Value CloseBuffer(const Napi::CallbackInfo& info) {
   const Arguments args(info);
-  BufferArgument(args, 0);
-  args.value(0).As<Napi::External<BufferHandle>>().Data()->reset();
+  kBuffers.Close(args, 0);
   return args.env().Undefined();
 }
 
@@ -69,7 +46,7 @@ Napi::Value CloseBuffer(const Napi::CallbackInfo& info) {
 Napi::Value Notify(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const NotifyCall call{
-      .buffer = BufferArgument(args, 1),
+      .buffer = kBuffers.Argument(args, 1),
       .slot = args.integer(2),
       .arguments = FromNumbers<SharedArguments>(args, 3),
       .topk_idx = args.tensor(4),
@@ -95,7 +72,7 @@ Napi::Value Notify(const Napi::CallbackInfo& info) {
 Napi::Value NotifyCached(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const NotifyCachedCall call{
-      .buffer = BufferArgument(args, 1),
+      .buffer = kBuffers.Argument(args, 1),
       .slot = args.integer(2),
       .arguments = FromNumbers<SharedArguments>(args, 3),
       .rank_prefix_matrix = args.tensor(4),
@@ -112,7 +89,7 @@ Napi::Value NotifyCached(const Napi::CallbackInfo& info) {
 Napi::Value Send(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const SendCall call{
-      .buffer = BufferArgument(args, 1),
+      .buffer = kBuffers.Argument(args, 1),
       .slot = args.integer(2),
       .experts = args.integer(3),
       .x = args.tensor(4),
@@ -136,7 +113,7 @@ Napi::Value Send(const Napi::CallbackInfo& info) {
 Napi::Value SendGrouped(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const SendGroupedCall call{
-      .buffer = BufferArgument(args, 1),
+      .buffer = kBuffers.Argument(args, 1),
       .slot = args.integer(2),
       .experts = args.integer(3),
       .alignment = args.integer(4),
@@ -159,7 +136,7 @@ Napi::Value SendGrouped(const Napi::CallbackInfo& info) {
 Napi::Value Combine(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const CombineCall call{
-      .buffer = BufferArgument(args, 1),
+      .buffer = kBuffers.Argument(args, 1),
       .slot = args.integer(2),
       .x = args.tensor(3),
       .topk_weights = args.optional_tensor(4),
@@ -180,7 +157,7 @@ Napi::Value Combine(const Napi::CallbackInfo& info) {
 Napi::Value CombineGrouped(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const CombineGroupedCall call{
-      .buffer = BufferArgument(args, 1),
+      .buffer = kBuffers.Argument(args, 1),
       .slot = args.integer(2),
       .experts = args.integer(3),
       .x = args.tensor(4),
@@ -200,7 +177,7 @@ Napi::Value CombineGrouped(const Napi::CallbackInfo& info) {
 Napi::Value RefuseDispatch(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const RefuseDispatchCall call{
-      .buffer = BufferArgument(args, 1),
+      .buffer = kBuffers.Argument(args, 1),
       .call = args.integer(2),
       .refusal = MakeRefusal(args.text(3), args.text(4)),
       .timeout_ms = args.integer(5),
@@ -213,7 +190,7 @@ Napi::Value RefuseDispatch(const Napi::CallbackInfo& info) {
 Napi::Value RefuseCombine(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const RefuseCombineCall call{
-      .buffer = BufferArgument(args, 1),
+      .buffer = kBuffers.Argument(args, 1),
       .slot = args.integer(2),
       .refusal = MakeRefusal(args.text(3), args.text(4)),
   };

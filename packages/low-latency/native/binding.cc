@@ -1,5 +1,5 @@
 #include "cpu/kernels.h"
-#include "moe_ep/transport/addon.h"
+#include "moe_ep/transport/buffer_handle.h"
 #if MOE_EP_CUDA
 #include "cuda/kernels.h"
 #define MOE_EP_ON_DEVICE(Operation, exec, call) \
@@ -11,48 +11,25 @@
 namespace moe_ep {
 namespace {
 
-constexpr napi_type_tag kBufferTag = {0x6d6f652d65700301, 0x7c1e52a94d0b86f3};
-
-using BufferHandle = std::shared_ptr<Buffer>;
-
-const BufferHandle& BufferArgument(const Arguments& args, size_t index) {
-  Napi::Value value = args.value(index);
-  bool same = false;
-  if (value.IsExternal()) napi_check_object_type_tag(args.env(), value, &kBufferTag, &same);
-  if (!same) Throw(args.env(), "ERR_MOE_EP_ARGUMENT", "expected a low-latency buffer handle");
-  const BufferHandle& handle = *value.As<Napi::External<BufferHandle>>().Data();
-  if (handle == nullptr) Throw(args.env(), "ERR_MOE_EP_RELEASED", "the buffer was closed");
-  args.RequireDevice(handle->routes.device(), "low-latency buffer");
-  return handle;
-}
+constexpr BufferHandles<Buffer> kBuffers({0x6d6f652d65700301, 0x7c1e52a94d0b86f3}, "a",
+                                         "low-latency buffer");
 
 // createBuffer(routes, layout, masksLate) -> buffer
 Napi::Value CreateBuffer(const Napi::CallbackInfo& info) {
   const Arguments args(info);
-  auto buffer = std::make_shared<Buffer>();
-  buffer->routes = RoutesArgument(args, 0);
-  buffer->layout = FromNumbers<BufferLayout>(args, 1);
-  buffer->masks_late = args.boolean(2);
+  const auto buffer = kBuffers.Make(args);
 #if MOE_EP_CUDA
-  if (buffer->routes.device() >= 0 && buffer->routes.world_size() > cuda::kMostRanks) {
-    Throw(args.env(), "ERR_MOE_EP_UNSUPPORTED",
-          "a low-latency buffer of a cuda device has at most " + std::to_string(cuda::kMostRanks) +
-              " ranks");
-  }
+  if (buffer->routes.device() >= 0) kBuffers.RequireMostRanks(args, *buffer, cuda::kMostRanks);
 #endif
+  buffer->masks_late = args.boolean(2);
   buffer->slots = std::vector<SlotState>(static_cast<size_t>(buffer->layout.slots));
-  Napi::Value external =
-      Napi::External<BufferHandle>::New(args.env(), new BufferHandle(std::move(buffer)),
-                                        [](Napi::Env, BufferHandle* held) { delete held; });
-  napi_type_tag_object(args.env(), external, &kBufferTag);
-  return external;
+  return kBuffers.ToJs(args.env(), buffer);
 }
 
-// closeBuffer(buffer): lets go of the mappings once queued work is done.
+// closeBuffer(buffer)
 Napi::Value CloseBuffer(const Napi::CallbackInfo& info) {
   const Arguments args(info);
-  BufferArgument(args, 0);
-  args.value(0).As<Napi::External<BufferHandle>>().Data()->reset();
+  kBuffers.Close(args, 0);
   return args.env().Undefined();
 }
 
@@ -67,7 +44,7 @@ Phases PhasesArgument(const Arguments& args, size_t index) {
 Napi::Value EnqueueDispatch(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const DispatchCall call{
-      .buffer = BufferArgument(args, 1),
+      .buffer = kBuffers.Argument(args, 1),
       .slot = args.integer(2),
       .phases = PhasesArgument(args, 3),
       .arguments = FromNumbers<SharedArguments>(args, 4),
@@ -97,7 +74,7 @@ Napi::Value EnqueueDispatch(const Napi::CallbackInfo& info) {
 Napi::Value EnqueueCombine(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const CombineCall call{
-      .buffer = BufferArgument(args, 1),
+      .buffer = kBuffers.Argument(args, 1),
       .slot = args.integer(2),
       .phases = PhasesArgument(args, 3),
       .weighted = args.boolean(4),
@@ -122,7 +99,7 @@ Napi::Value EnqueueUpdateMask(const Napi::CallbackInfo& info) {
   const Arguments args(info);
   const auto rank = static_cast<int>(args.integer(2));
   const UpdateMaskCall call{
-      .buffer = BufferArgument(args, 1),
+      .buffer = kBuffers.Argument(args, 1),
       .ranks = rank < 0 ? ~RankBits{0} : BitOf(rank),
       .masks = args.boolean(3),
   };
@@ -133,7 +110,7 @@ Napi::Value EnqueueUpdateMask(const Napi::CallbackInfo& info) {
 // queryMask(stream, buffer, out)
 Napi::Value EnqueueQueryMask(const Napi::CallbackInfo& info) {
   const Arguments args(info);
-  const QueryMaskCall call{.buffer = BufferArgument(args, 1), .out = args.tensor(2)};
+  const QueryMaskCall call{.buffer = kBuffers.Argument(args, 1), .out = args.tensor(2)};
   return Enqueue(args.env(), args.stream(0),
                  [call](const Exec& exec) { MOE_EP_ON_DEVICE(QueryMask, exec, call); });
 }
