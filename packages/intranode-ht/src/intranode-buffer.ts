@@ -3,24 +3,19 @@ import {
   type Device,
   type Event,
   MoeEpError,
-  requireAligned,
   requireInteger,
-  requireStream,
   requireTensor,
   type Stream,
   Tensor,
 } from '@moe-ep/core'
 import { type Lease, type ProcessGroup, requireSameLayout, SlotRing, SymmetricMemory } from '@moe-ep/transport'
 import { type BufferLayout, type IntranodeBufferSizes, layoutBuffer } from './buffer-layout.js'
+import { callOf } from './call-options.js'
+import { combineBiases, combineOutput } from './combine-arguments.js'
 import { checkOut, copyOut, roomFor } from './copy-out.js'
-import {
-  type CheckContext,
-  checkDispatch,
-  checkGroupedDispatch,
-  requireNotCapturing,
-  requireRows,
-} from './dispatch-arguments.js'
+import { type CheckContext, checkDispatch, checkGroupedDispatch, requireRows } from './dispatch-arguments.js'
 import type { DispatchHandle, DispatchPlan, GroupedDispatchHandle } from './dispatch-handle.js'
+import { type Begun, DispatchMeetings } from './dispatch-meetings.js'
 import type {
   CallOptions,
   CombineInputOptions,
@@ -36,16 +31,13 @@ import type {
 import {
   enqueueCombine,
   enqueueCombineGrouped,
-  enqueueNotify,
-  enqueueNotifyCached,
   enqueueSend,
   enqueueSendGrouped,
   type KernelCall,
 } from './kernel-calls.js'
 import { type BufferHandle, native } from './native.js'
-import { emptyPlan, HostCounts, settlePlan, sharedArguments } from './plan.js'
 import { Refuser } from './refuser.js'
-import { type Refused, rejected, releasedOnFailure, settled } from './settled.js'
+import { rejected, releasedOnFailure } from './settled.js'
 import { type Filled, SlotViews } from './slot-views.js'
 
 /** How a buffer is made. */
@@ -71,12 +63,10 @@ export class IntranodeBuffer implements Disposable {
   readonly #layout: BufferLayout
   readonly #views: SlotViews
   readonly #slots: SlotRing
-  readonly #hostCounts: HostCounts
   readonly #leases = new WeakMap<Lease, Event>()
   readonly #handle: BufferHandle
   readonly #refuser: Refuser
-  /** Dispatches so far, refused ones too: by their numbers ranks tell them apart. */
-  #calls = 0
+  readonly #meetings: DispatchMeetings
   #closed = false
 
   private constructor(memory: SymmetricMemory, layout: BufferLayout, timeoutMs: number) {
@@ -87,10 +77,13 @@ export class IntranodeBuffer implements Disposable {
     this.#layout = layout
     this.#views = new SlotViews(memory, layout)
     this.#slots = new SlotRing(layout.sizes.maxInFlight)
-    this.#hostCounts = new HostCounts(memory.device, layout.sizes, memory.group.worldSize)
     this.#handle = native().createBuffer(memory.routes, layout.nativeFields)
     const isGivenUp = (): boolean => this.failure !== undefined
     this.#refuser = new Refuser({ buffer: this.#handle, device: this.device, timeoutMs, isGivenUp })
+    this.#meetings = new DispatchMeetings({
+      ...{ buffer: this.#handle, group: this.group, device: this.device, timeoutMs },
+      ...{ sizes: layout.sizes, slots: this.#slots, refuser: this.#refuser },
+    })
   }
 
   /** Bytes of symmetric memory that a buffer of these sizes takes on every rank, signals not counted. */
@@ -156,7 +149,8 @@ export class IntranodeBuffer implements Disposable {
    *   missing; ERR_MOE_EP_PEER_LOST; ERR_MOE_EP_RELEASED when the buffer was closed.
    */
   async dispatch(x: Tensor, options: DispatchOptions): Promise<DispatchResult> {
-    const begun = this.#begin(x, options, true, () => {
+    this.#requireOpen()
+    const begun = this.#meetings.begin(x, options, true, () => {
       checkDispatch(x, options, this.#context)
       checkOut(x, options)
       return { groupedTopk: undefined, room: roomFor(options.out, this.sizes.capacity) }
@@ -165,7 +159,7 @@ export class IntranodeBuffer implements Disposable {
     const { lease, stream } = begun
     return releasedOnFailure(begun, async () => {
       this.#enqueueSend(x, options, begun, false)
-      const counts = await this.#settledPlan(options, begun)
+      const counts = await this.#meetings.settledPlan(options, begun)
       const result = this.#views.dispatchResult(this.#filled(x, lease, counts), options)
       if (options.out === undefined) return result
       const copied = copyOut(stream, result, options.out)
@@ -181,7 +175,8 @@ export class IntranodeBuffer implements Disposable {
    *   A capture sends nothing, so what is refused in one is refused on this rank alone.
    */
   dispatchWorstCase(x: Tensor, options: Omit<DispatchOptions, 'out'>): DispatchResult {
-    const begun = this.#begin(x, options, false, () => {
+    this.#requireOpen()
+    const begun = this.#meetings.begin(x, options, false, () => {
       checkDispatch(x, options, this.#context)
       return { groupedTopk: undefined, room: this.sizes.capacity }
     })
@@ -208,7 +203,8 @@ export class IntranodeBuffer implements Disposable {
    * @throws as {@link dispatch}.
    */
   async dispatchGrouped(x: Tensor, options: GroupedDispatchOptions): Promise<GroupedDispatchResult> {
-    const begun = this.#begin(x, options, true, () => {
+    this.#requireOpen()
+    const begun = this.#meetings.begin(x, options, true, () => {
       checkGroupedDispatch(x, options, this.#context)
       return { groupedTopk: options.topkIdx.shape[1]!, room: this.sizes.capacity }
     })
@@ -218,7 +214,10 @@ export class IntranodeBuffer implements Disposable {
       const { topkIdx, scales, fill = -1, zeroPadding = false } = options
       enqueueSendGrouped(kernel, { x, scales, topkIdx, fill, zeroPadding }, plan)
       this.#filledBy(lease, stream.mark())
-      return this.#views.groupedResult(this.#filled(x, lease, await this.#settledPlan(options, begun)), options)
+      return this.#views.groupedResult(
+        this.#filled(x, lease, await this.#meetings.settledPlan(options, begun)),
+        options,
+      )
     })
   }
 
@@ -230,7 +229,7 @@ export class IntranodeBuffer implements Disposable {
    */
   async refuseDispatch(error: unknown, options: RefuseOptions = {}): Promise<void> {
     this.#requireOpen()
-    const { lease, told } = this.#refuse(this.#calls++, error, options, true)
+    const { lease, told } = this.#meetings.refuse(error, options)
     try {
       await told?.synchronize()
     } finally {
@@ -254,18 +253,9 @@ export class IntranodeBuffer implements Disposable {
     const { plan, lease } = handle
     this.#requireLease(lease)
     return this.#orRefuse(handle, options, () => {
-      const combinedX = this.#combineOutput(x, plan, options)
+      const combinedX = combineOutput(this, x, plan, options)
+      const biases = combineBiases(this, combinedX, plan, options)
       const { topkWeights } = options
-      if (topkWeights !== undefined) {
-        requireTensor('topkWeights', topkWeights, { dtype: 'f32', shape: [plan.numRecvTokens, null] })
-        requireInteger('topk', topkWeights.shape[1], 1, this.sizes.maxTopk)
-      }
-      const biases = options.bias === undefined ? [] : [options.bias].flat()
-      if (biases.length > 2) throw argumentError('bias', 'at most two', biases.length)
-      for (const bias of biases) {
-        requireTensor('bias', bias, { dtype: x.dtype, shape: combinedX.shape })
-        requireAligned('bias', bias)
-      }
       const combinedTopkWeights =
         topkWeights && Tensor.empty([plan.numTokens, topkWeights.shape[1]!], 'f32', this.device)
       const kernel = this.#enter(lease, options)
@@ -284,7 +274,7 @@ export class IntranodeBuffer implements Disposable {
     const { plan, lease, topkIdx } = handle
     this.#requireLease(lease)
     return this.#orRefuse(handle, options, () => {
-      const combinedX = this.#combineOutput(x, plan, options)
+      const combinedX = combineOutput(this, x, plan, options)
       const topkWeights = options.topkWeights ?? handle.topkWeights
       requireTensor('topkWeights', topkWeights, { dtype: 'f32', shape: topkIdx.shape })
       const kernel = this.#enter(lease, options)
@@ -328,7 +318,7 @@ export class IntranodeBuffer implements Disposable {
     this.#closed = true
     native().closeBuffer(this.#handle)
     this.#memory.close()
-    this.#hostCounts.close()
+    this.#meetings.close()
   }
 
   [Symbol.dispose](): void {
@@ -337,67 +327,6 @@ export class IntranodeBuffer implements Disposable {
 
   get #context(): CheckContext {
     return { sizes: this.sizes, rank: this.group.rank, numRanks: this.group.worldSize }
-  }
-
-  /**
-   * First half of a dispatch: checks it, takes a slot, orders the stream after the slot's last user, and enqueues the meeting with the
-   * other ranks. What goes wrong before that is told to them instead. `awaited`: the call cannot be captured.
-   */
-  #begin(x: Tensor, options: DispatchOptions, awaited: boolean, check: () => Checked): Begun | Refused {
-    this.#requireOpen()
-    const call = this.#calls++
-    let lease: Lease | undefined
-    try {
-      const checked = check()
-      const { stream = this.device.defaultStream, timeoutMs = this.timeoutMs, previousEvent, slot } = options
-      requireStream('stream', stream, this.device)
-      requireInteger('timeoutMs', timeoutMs, 1)
-      const numSms = numSmsOf(options)
-      if (awaited) requireNotCapturing(stream)
-      lease = this.#slots.acquire(slot)
-      if (previousEvent !== undefined) stream.wait(previousEvent)
-      if (lease.previous !== undefined) stream.follow(lease.previous)
-      const kernel: KernelCall = { buffer: this.#handle, slot: lease.slot, stream, timeoutMs, numSms }
-      const { plan, counts } = this.#enqueueMeeting(x, options, { call, kernel, awaited, ...checked })
-      const counted = awaited && options.plan === undefined ? stream.record() : undefined
-      return { lease, stream, kernel, plan, counts, counted }
-    } catch (error) {
-      lease?.release()
-      return this.#refuse(call, MoeEpError.from(error), options, awaited)
-    }
-  }
-
-  /** The slot is the one that the call would have had: the other ranks hold it for as long as they do not know. */
-  #refuse(call: number, error: unknown, options: RefuseOptions | undefined, awaited: boolean): Refused {
-    let lease: Lease | undefined
-    try {
-      lease = this.#slots.acquire(options?.slot)
-    } catch {
-      // Without a slot it meets the others all the same.
-    }
-    return { error, lease, told: this.#refuser.dispatch(call, error, options, awaited) }
-  }
-
-  #enqueueMeeting(
-    x: Tensor,
-    options: DispatchOptions,
-    { call, kernel, awaited, groupedTopk, room }: Meeting,
-  ): Pick<Begun, 'plan' | 'counts'> {
-    const { topkIdx, topkWeights, scales, numExperts, numChannels } = options
-    const agreed = { call, x, scales, topkIdx, hasWeights: topkWeights !== undefined }
-    if (options.plan !== undefined) {
-      enqueueNotifyCached(kernel, sharedArguments({ ...agreed, cached: true }, options.plan), options.plan)
-      return { plan: options.plan, counts: undefined }
-    }
-    const plan = emptyPlan({
-      ...{ device: this.device, rank: this.group.rank, numRanks: this.group.worldSize, groupedTopk },
-      ...{ numTokens: x.shape[0]!, numExperts: numExperts!, numChannels, maxChannels: this.sizes.maxChannels },
-      expertAlignment: options.expertAlignment ?? (groupedTopk === undefined ? 1 : 128),
-    })
-    const shared = sharedArguments({ ...agreed, cached: false }, plan)
-    const counts = awaited ? this.#hostCounts.of(kernel.slot, plan.numRecvTokensPerExpert.numel) : undefined
-    enqueueNotify(kernel, { shared, topkIdx: topkIdx!, room, hostCounts: counts }, plan)
-    return { plan, counts }
   }
 
   #enqueueSend(x: Tensor, options: DispatchOptions, { kernel, plan, lease }: Begun, fillTail: boolean): void {
@@ -412,37 +341,14 @@ export class IntranodeBuffer implements Disposable {
     lease.useUntil(event)
   }
 
-  /** The plan when its counts are known: the dispatch's own, or the one that was given. */
-  async #settledPlan(
-    { plan: given }: DispatchOptions,
-    { plan, counts, counted, stream }: Begun,
-  ): Promise<DispatchPlan> {
-    if (given !== undefined) return given
-    await settled(counted!, stream)
-    return settlePlan(plan, counts)
-  }
-
   #filled(x: Tensor, lease: Lease, plan: DispatchPlan): Filled {
     return { x, lease, plan, event: this.#leases.get(lease)! }
   }
 
-  #combineOutput(x: Tensor, plan: DispatchPlan, options: { readonly out?: Tensor }): Tensor {
-    requireTensor('x', x, { dtype: ['bf16', 'f16', 'f32'], shape: [plan.numRecvTokens, null] })
-    requireRows('x', x, this.sizes)
-    const shape = [plan.numTokens, x.shape[1]!]
-    const combinedX = options.out ?? Tensor.empty(shape, x.dtype, this.device)
-    requireTensor('out', combinedX, { dtype: x.dtype, shape })
-    requireAligned('out', combinedX)
-    return combinedX
-  }
-
   /** Orders a combine's stream after the dispatch that filled the lease. */
   #enter(lease: Lease, options: CallOptions): KernelCall {
-    const { stream = this.device.defaultStream, timeoutMs = this.timeoutMs, previousEvent } = options
-    requireStream('stream', stream, this.device)
-    requireInteger('timeoutMs', timeoutMs, 1)
-    const numSms = numSmsOf(options)
-    if (previousEvent !== undefined) stream.wait(previousEvent)
+    const { stream, timeoutMs, numSms } = callOf(this, options)
+    if (options.previousEvent !== undefined) stream.wait(options.previousEvent)
     stream.wait(this.#leases.get(lease)!)
     return { buffer: this.#handle, slot: lease.slot, stream, timeoutMs, numSms }
   }
@@ -481,36 +387,4 @@ export class IntranodeBuffer implements Disposable {
     this.#requireOwn(lease)
     if (!lease.active) throw new MoeEpError('ERR_MOE_EP_RELEASED', "the dispatch's lease has ended")
   }
-}
-
-/** 0: the default. */
-function numSmsOf({ numSms = 0 }: CallOptions): number {
-  requireInteger('numSms', numSms, 0, 1024)
-  return numSms
-}
-
-/** What the checks of a dispatch found out. */
-interface Checked {
-  /** Of a grouped dispatch, whose rows have a place for each selection: slots of a token. */
-  readonly groupedTopk: number | undefined
-  /** Rows that this rank can take. */
-  readonly room: number
-}
-
-interface Meeting extends Checked {
-  readonly call: number
-  readonly kernel: KernelCall
-  /** Whether the host waits for counts. */
-  readonly awaited: boolean
-}
-
-/** The first half of a dispatch. */
-interface Begun {
-  readonly lease: Lease
-  readonly stream: Stream
-  readonly kernel: KernelCall
-  readonly plan: DispatchPlan
-  /** Of a dispatch that awaits counts: its plan is complete at `counted`, and a device has left `counts` then. */
-  readonly counts: Tensor | undefined
-  readonly counted: Event | undefined
 }
