@@ -1,30 +1,15 @@
-import { existsSync } from 'node:fs'
-import { afterEach, describe, expect, test } from 'vitest'
-import { endsOf, type Launch, launch, type RunningRank } from '../../transport/test/symmetric/launch.js'
-import { noSocketStays } from '../../transport/test/symmetric/world.js'
-import { expectMappings } from './world.js'
+import { describe, expect, test } from 'vitest'
+import { endsOf } from '../../transport/test/symmetric/launch.js'
+import { starterOf } from '../../transport/test/symmetric/started-ranks.js'
 
-const script = new URL('fixtures/rank.mjs', import.meta.url)
-let ranks: RunningRank[] = []
-
-async function start(options: Omit<Launch, 'script'>): Promise<RunningRank[]> {
-  return (ranks = await launch({ script, ...options }))
-}
-
-afterEach(async () => {
-  for (const rank of ranks) rank.kill()
-  await endsOf(ranks)
-  expect(ranks.filter(({ pid }) => pid !== undefined && existsSync(`/proc/${pid}`))).toEqual([])
-  await expectMappings(0)
-  await noSocketStays()
-})
+const start = starterOf(new URL('fixtures/rank.mjs', import.meta.url))
 
 describe('8 ranks', () => {
   test.each([
     ['worker threads of one process', true],
     ['processes', false],
   ])('as %s', async (_, threads) => {
-    await start({ numRanks: 8, threads, scenario: 'trips' })
+    const ranks = await start({ numRanks: 8, threads, scenario: 'trips' })
     expect(await endsOf(ranks)).toEqual(ranks.map(() => 0))
     expect(ranks.map(({ events }) => events)).toEqual(ranks.map(() => [{ event: 'done', wrong: 0 }]))
   })
@@ -34,7 +19,7 @@ test.each([
   ['worker threads of one process', true],
   ['processes', false],
 ])('wrong calls of one rank after another are refused on all, as %s', async (_, threads) => {
-  await start({ numRanks: 4, threads, scenario: 'refusals' })
+  const ranks = await start({ numRanks: 4, threads, scenario: 'refusals' })
   expect(await endsOf(ranks)).toEqual(ranks.map(() => 0))
   expect(ranks.map(({ events }) => events)).toEqual(
     ranks.map(() => [{ event: 'done', wrong: 0, codes: [16, 'ERR_MOE_EP_ARGUMENT'] }]),
@@ -42,7 +27,7 @@ test.each([
 })
 
 test('collections forced between all calls change nothing', async () => {
-  await start({ numRanks: 3, scenario: 'garbage', nodeOptions: ['--expose-gc'] })
+  const ranks = await start({ numRanks: 3, scenario: 'garbage', nodeOptions: ['--expose-gc'] })
   expect(await endsOf(ranks)).toEqual([0, 0, 0])
   expect(ranks.map(({ events }) => events)).toEqual(ranks.map(() => [{ event: 'done', wrong: 0 }]))
 })
@@ -53,7 +38,7 @@ describe('a rank that is killed', () => {
     ['while the others wait for it in dispatch', 'stopBeforeDispatch:2'],
     ['while the others wait for it in combine', 'stopBeforeCombine:2'],
   ])('%s: the others get a named error, leave nothing, and go on in a smaller world', async (_, scenario) => {
-    await start({ numRanks: 4, scenario })
+    const ranks = await start({ numRanks: 4, scenario })
     await Promise.all(ranks.map((rank) => rank.event('ready')))
     ranks[2]!.kill()
     expect(await endsOf(ranks)).toEqual([0, 0, 'SIGKILL', 0])
@@ -68,7 +53,7 @@ describe('a rank that is killed', () => {
   })
 
   test('rank 0, which holds the group together, too', async () => {
-    await start({ numRanks: 3, scenario: 'loop' })
+    const ranks = await start({ numRanks: 3, scenario: 'loop' })
     await Promise.all(ranks.map((rank) => rank.event('ready')))
     ranks[0]!.kill()
     expect(await endsOf(ranks)).toEqual(['SIGKILL', 0, 0])
@@ -84,7 +69,7 @@ describe('a rank that is killed', () => {
 })
 
 test('threads that are terminated in the middle of their calls end the others with a named error, and the process lives', async () => {
-  await start({ numRanks: 4, threads: true, scenario: 'loop' })
+  const ranks = await start({ numRanks: 4, threads: true, scenario: 'loop' })
   await Promise.all(ranks.map((rank) => rank.event('ready')))
   ranks[2]!.kill()
   expect(await endsOf(ranks)).toEqual([0, 0, 1, 0])

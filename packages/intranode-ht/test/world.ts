@@ -1,25 +1,20 @@
-import { copyTensor, type DType, decode, encode, getDefaultDevice, type Stream, Tensor } from '@moe-ep/core'
+import { copyTensor, type DType, decode, encode, type Stream, Tensor } from '@moe-ep/core'
 import type { ProcessGroup } from '@moe-ep/transport'
 import { expect } from 'vitest'
-import { closeWorld, openWorld } from '../../transport/test/rendezvous/world.js'
-import { countMappings, eventually } from '../../transport/test/symmetric/world.js'
+import { numbersOf, randomNumbers } from '../../transport/test/symmetric/numbers.js'
+import { countMappings, device, eventually, withWorldOf, type WorldRank } from '../../transport/test/symmetric/world.js'
 import { IntranodeBuffer, type IntranodeBufferOptions, type reference } from '../src/index.js'
 
 export { codesOf, failureOf } from '../../transport/test/rendezvous/world.js'
-
-/** The same cases on every device: MOE_EP_DEVICE names it. Ranks of one process share a GPU, each with a stream of its own. */
-export const device = getDefaultDevice()
+export { device, numbersOf, randomNumbers }
 
 /** A buffer on that device. */
 export function createBuffer(group: ProcessGroup, options: IntranodeBufferOptions): Promise<IntranodeBuffer> {
   return IntranodeBuffer.create(group, { device, ...options })
 }
 
-/** One rank of a world inside this process: its own group, stream and buffer. */
-export interface Rank {
-  readonly rank: number
-  readonly group: ProcessGroup
-  readonly stream: Stream
+/** A rank with its buffer. */
+export interface Rank extends WorldRank {
   readonly buffer: IntranodeBuffer
 }
 
@@ -29,26 +24,11 @@ export async function withWorld(
   options: IntranodeBufferOptions & { readonly threads?: (rank: number) => number },
   body: (ranks: readonly Rank[]) => Promise<void>,
 ): Promise<void> {
-  const { threads = () => 1, ...bufferOptions } = options
-  const groups = await openWorld(numRanks)
-  const streams = groups.map((_, rank) => device.createStream({ threads: threads(rank) }))
-  try {
-    const buffers = await Promise.all(groups.map((group) => createBuffer(group, bufferOptions)))
-    await body(groups.map((group, rank) => ({ rank, group, stream: streams[rank]!, buffer: buffers[rank]! })))
-    for (const buffer of buffers) buffer.close()
-  } finally {
-    for (const stream of streams) stream.abort()
-    await closeWorld(groups)
-  }
-}
-
-/** Small deterministic generator, so that a failing case can be run again. */
-export function randomNumbers(seed: number): () => number {
-  let state = seed | 0
-  return () => {
-    state = (Math.imul(state, 1664525) + 1013904223) | 0
-    return ((state >>> 8) & 0xffff) / 0x10000
-  }
+  const { threads, ...bufferOptions } = options
+  const create = (group: ProcessGroup): Promise<IntranodeBuffer> => createBuffer(group, bufferOptions)
+  await withWorldOf(numRanks, { ...(threads && { threads }) }, create, (ranks) =>
+    body(ranks.map(({ opened, ...rank }) => ({ ...rank, buffer: opened }))),
+  )
 }
 
 export interface InputShape {
@@ -83,11 +63,6 @@ export function toTensors(input: reference.ReferenceInput, shape: InputShape, id
     topkIdx: Tensor.from(input.topkIdx.flat(), [tokens, shape.topk], idDtype),
     topkWeights: Tensor.from(input.topkWeights.flat(), [tokens, shape.topk], 'f32'),
   }
-}
-
-/** Elements of a tensor as numbers. Await the stream that writes them first: they are read on the default stream. */
-export async function numbersOf(tensor: Tensor): Promise<number[]> {
-  return Array.from(await tensor.readNumbers())
 }
 
 /** Rows of a tensor as numbers. */

@@ -1,29 +1,15 @@
-import { existsSync } from 'node:fs'
-import { afterEach, describe, expect, test } from 'vitest'
-import { endsOf, type Launch, launch, type RunningRank } from '../../transport/test/symmetric/launch.js'
-import { countMappings, eventually, noSocketStays } from '../../transport/test/symmetric/world.js'
+import { describe, expect, test } from 'vitest'
+import { endsOf } from '../../transport/test/symmetric/launch.js'
+import { starterOf } from '../../transport/test/symmetric/started-ranks.js'
 
-const script = new URL('fixtures/rank.mjs', import.meta.url)
-let ranks: RunningRank[] = []
-
-async function start(options: Omit<Launch, 'script'>): Promise<void> {
-  ranks = await launch({ script, ...options })
-}
-
-afterEach(async () => {
-  for (const rank of ranks) rank.kill()
-  await endsOf(ranks)
-  expect(ranks.filter(({ pid }) => pid !== undefined && existsSync(`/proc/${pid}`))).toEqual([])
-  await eventually(() => countMappings() === 0, 'no mapping is left')
-  await noSocketStays()
-})
+const start = starterOf(new URL('fixtures/rank.mjs', import.meta.url))
 
 describe('8 ranks', () => {
   test.each([
     ['worker threads of one process', true],
     ['processes', false],
   ])('as %s', async (_, threads) => {
-    await start({ numRanks: 8, threads, scenario: 'trips' })
+    const ranks = await start({ numRanks: 8, threads, scenario: 'trips' })
     expect(await endsOf(ranks)).toEqual(ranks.map(() => 0))
     expect(ranks.map(({ events }) => events)).toEqual(ranks.map(() => [{ event: 'done', wrong: 0 }]))
   })
@@ -33,7 +19,7 @@ test.each([
   ['killed', 'SIGKILL', 'ERR_MOE_EP_PEER_LOST'],
   ['stopped', 'SIGSTOP', undefined],
 ] as const)('a rank that is %s is masked, and the others go on in the same world', async (_, signal, code) => {
-  await start({ numRanks: 4, scenario: 'mask' })
+  const ranks = await start({ numRanks: 4, scenario: 'mask' })
   await Promise.all(ranks.map((rank) => rank.event('ready')))
   process.kill(ranks[2]!.pid!, signal)
   const others = ranks.filter((_, rank) => rank !== 2)
@@ -47,7 +33,7 @@ test.each([
   ['anywhere in a loop', 'loop'],
   ['between dispatch and combine', 'stopBeforeCombine'],
 ])('a rank that is killed %s: the others get a named error, and go on in a smaller world', async (_, scenario) => {
-  await start({ numRanks: 4, scenario })
+  const ranks = await start({ numRanks: 4, scenario })
   await Promise.all(ranks.map((rank) => rank.event('ready')))
   ranks[2]!.kill()
   expect(await endsOf(ranks)).toEqual([0, 0, 'SIGKILL', 0])

@@ -1,24 +1,14 @@
-import { existsSync } from 'node:fs'
-import { afterEach, expect, test } from 'vitest'
-import { endsOf, launch, type RunningRank } from '../../transport/test/symmetric/launch.js'
-import { countMappings, eventually, noSocketStays } from '../../transport/test/symmetric/world.js'
+import { expect, test } from 'vitest'
+import { endsOf } from '../../transport/test/symmetric/launch.js'
+import { starterOf } from '../../transport/test/symmetric/started-ranks.js'
 
-const script = new URL('fixtures/rank.mjs', import.meta.url)
-let ranks: RunningRank[] = []
-
-afterEach(async () => {
-  for (const rank of ranks) rank.kill()
-  await endsOf(ranks)
-  expect(ranks.filter(({ pid }) => pid !== undefined && existsSync(`/proc/${pid}`))).toEqual([])
-  await eventually(() => countMappings() === 0, 'no mapping is left')
-  await noSocketStays()
-})
+const start = starterOf(new URL('fixtures/rank.mjs', import.meta.url))
 
 test.each([
   ['before a dispatch', 'pauseBeforeDispatch', 'low-latency dispatch, slot 0: no messages from rank 2'],
   ['between dispatch and combine', 'pauseBeforeCombine', 'low-latency combine, slot 0: no rows from rank 2'],
 ])('a rank that stops %s is named at the deadline, and the others go on without it', async (_, scenario, what) => {
-  ranks = await launch({ script, scenario, numRanks: 4 })
+  const ranks = await start({ scenario, numRanks: 4 })
   const others = ranks.filter((_, rank) => rank !== 2)
   // It says nothing of its own, and its sockets stay open: the deadline is all that the others have.
   expect(await endsOf(others)).toEqual([0, 0, 0])
@@ -41,7 +31,7 @@ test.each([
   ['worker threads of one process', true],
   ['processes', false],
 ])('a rank that is late by 50 ms everywhere is waited for, as %s', async (_, threads) => {
-  ranks = await launch({ script, scenario: 'slow', numRanks: 4, threads })
+  const ranks = await start({ scenario: 'slow', numRanks: 4, threads })
   expect(await endsOf(ranks)).toEqual([0, 0, 0, 0])
   expect(ranks.map(({ events }) => events)).toEqual(ranks.map(() => [{ event: 'done', wrong: 0 }]))
 })

@@ -1,19 +1,15 @@
-import { copyTensor, decode, encode, getDefaultDevice, MoeEpError, type Stream, Tensor } from '@moe-ep/core'
+import { copyTensor, decode, encode, MoeEpError, type Stream, Tensor } from '@moe-ep/core'
 import { linearPlacement } from '@moe-ep/layout'
 import type { ProcessGroup } from '@moe-ep/transport'
-import { closeWorld, openWorld } from '../../transport/test/rendezvous/world.js'
+import { numbersOf, randomNumbers } from '../../transport/test/symmetric/numbers.js'
+import { device, withWorldOf, type WorldRank } from '../../transport/test/symmetric/world.js'
 import { LowLatencyBuffer, type LowLatencyBufferOptions, reference } from '../src/index.js'
 
 export { failureOf } from '../../transport/test/rendezvous/world.js'
+export { device, numbersOf, randomNumbers }
 
-/** The same cases on every device: MOE_EP_DEVICE names it. Ranks of one process share a GPU, each with a stream of its own. */
-export const device = getDefaultDevice()
-
-/** One rank of a world inside this process: its own group, stream and buffer. */
-export interface Rank {
-  readonly rank: number
-  readonly group: ProcessGroup
-  readonly stream: Stream
+/** A rank with its buffer. */
+export interface Rank extends WorldRank {
   readonly buffer: LowLatencyBuffer
 }
 
@@ -23,16 +19,11 @@ export async function withWorld(
   options: LowLatencyBufferOptions,
   body: (ranks: readonly Rank[]) => Promise<void>,
 ): Promise<void> {
-  const groups = await openWorld(numRanks)
-  const streams = groups.map((_, rank) => device.createStream({ threads: 1 + (rank % 2) }))
-  try {
-    const buffers = await Promise.all(groups.map((group) => LowLatencyBuffer.create(group, { device, ...options })))
-    await body(groups.map((group, rank) => ({ rank, group, stream: streams[rank]!, buffer: buffers[rank]! })))
-    for (const buffer of buffers) buffer.close()
-  } finally {
-    for (const stream of streams) stream.abort()
-    await closeWorld(groups)
-  }
+  const create = (group: ProcessGroup): Promise<LowLatencyBuffer> =>
+    LowLatencyBuffer.create(group, { device, ...options })
+  await withWorldOf(numRanks, { threads: (rank) => 1 + (rank % 2) }, create, (ranks) =>
+    body(ranks.map(({ opened, ...rank }) => ({ ...rank, buffer: opened }))),
+  )
 }
 
 /** The code of what a call throws at once. */
@@ -44,15 +35,6 @@ export function codeOf(call: () => unknown): string {
     throw error
   }
   return 'nothing was thrown'
-}
-
-/** Small deterministic generator, so that a failing case can be run again. */
-export function randomNumbers(seed: number): () => number {
-  let state = seed | 0
-  return () => {
-    state = (Math.imul(state, 1664525) + 1013904223) | 0
-    return ((state >>> 8) & 0xffff) / 0x10000
-  }
 }
 
 export interface InputShape {
@@ -122,11 +104,6 @@ export function resultsTensor(results: readonly (readonly (readonly number[])[])
     return ofExpert.flat().concat(padding)
   })
   return Tensor.from(values, [results.length, rows, hidden], 'bf16')
-}
-
-/** Elements of a tensor as numbers. Await the stream that writes them first. */
-export async function numbersOf(tensor: Tensor): Promise<number[]> {
-  return Array.from(await tensor.readNumbers())
 }
 
 /** Enqueues other elements for a tensor. */

@@ -1,7 +1,7 @@
 import { type DType, decode, encode, Tensor } from '@moe-ep/core'
 import { type ExpertWeights, referenceExpert } from '@moe-ep/experts'
 import { linearPlacement } from '@moe-ep/layout'
-import { randomNumbers } from '../../intranode-ht/test/world.js'
+import { randomNumbers } from '../../transport/test/symmetric/numbers.js'
 
 /** A layer over some ranks, as numbers. */
 export interface LayerShape {

@@ -50,12 +50,42 @@ export async function writeBytes(tensor: Tensor, bytes: Uint8Array): Promise<voi
   await tensor.device.defaultStream.synchronize()
 }
 
-/** One rank of a world inside this process: its own group, stream and mapping of every peer. */
-export interface MemoryRank {
+/** One rank of a world inside this process: its own group and stream. */
+export interface WorldRank {
   readonly rank: number
   readonly group: ProcessGroup
   readonly stream: Stream
+}
+
+/** A rank with a mapping of every peer. */
+export interface MemoryRank extends WorldRank {
   readonly memory: SymmetricMemory
+}
+
+/** What ranks of a world are made with. */
+export interface WorldOptions {
+  readonly connect?: ConnectOptions
+  /** Of each rank's stream. @default 1 */
+  readonly threads?: (rank: number) => number
+}
+
+/** Runs `body` for all ranks of a world at the same time, each with what `open` gave it, then closes everything. */
+export async function withWorldOf<Opened extends { close(): void }>(
+  numRanks: number,
+  { connect = {}, threads = () => 1 }: WorldOptions,
+  open: (group: ProcessGroup) => Promise<Opened>,
+  body: (ranks: readonly (WorldRank & { readonly opened: Opened })[]) => Promise<void>,
+): Promise<void> {
+  const groups = await openWorld(numRanks, connect)
+  const streams = groups.map((_, rank) => device.createStream({ threads: threads(rank) }))
+  try {
+    const all = await Promise.all(groups.map(open))
+    await body(groups.map((group, rank) => ({ rank, group, stream: streams[rank]!, opened: all[rank]! })))
+    for (const opened of all) opened.close()
+  } finally {
+    for (const stream of streams) stream.abort()
+    await closeWorld(groups)
+  }
 }
 
 /** Runs `body` with a symmetric memory over `numRanks` ranks, then closes everything. */
@@ -65,16 +95,10 @@ export async function withMemories(
   body: (ranks: readonly MemoryRank[]) => Promise<void>,
 ): Promise<void> {
   const { connect = {}, ...memoryOptions } = options
-  const groups = await openWorld(numRanks, connect)
-  const streams = groups.map(() => device.createStream({ threads: 1 }))
-  try {
-    const memories = await Promise.all(groups.map((group) => createMemory(group, memoryOptions)))
-    await body(groups.map((group, rank) => ({ rank, group, stream: streams[rank]!, memory: memories[rank]! })))
-    for (const memory of memories) memory.close()
-  } finally {
-    for (const stream of streams) stream.abort()
-    await closeWorld(groups)
-  }
+  const create = (group: ProcessGroup): Promise<SymmetricMemory> => createMemory(group, memoryOptions)
+  await withWorldOf(numRanks, { connect }, create, (ranks) =>
+    body(ranks.map(({ opened, ...rank }) => ({ ...rank, memory: opened }))),
+  )
 }
 
 /** What a synchronous call throws; returning is an error. */
