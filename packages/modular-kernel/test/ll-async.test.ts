@@ -133,25 +133,6 @@ describe.each([false, true])('in halves, with a stream of its own: %s', (own) =>
   })
 })
 
-test('two whole layers are in flight at a time on streams of their own', async () => {
-  await onLlRanks(halves[0]!, async ({ rank, kernel, buffer }) => {
-    const streams = halves.map(() => buffer.device.createStream({ threads: 1 }))
-    for (let round = 0; round < 10; round++) {
-      for (const [half, stream] of streams.entries()) stream.delay(((round + rank) % 3) * (half + 1) * 700)
-      const running = halves.map((layer, microBatch) =>
-        kernel.apply({ ...layer.argumentsOf(rank), microBatch, stream: streams[microBatch]! }),
-      )
-      expect(buffer.freeSlots).toBe(0)
-      const outputs = await Promise.all(running)
-      await Promise.all(streams.map((stream) => stream.synchronize()))
-      for (const [half, output] of outputs.entries())
-        expect(outputRows(output)).toEqual(expectedOf(halves[half]!, rank, {}))
-      expect(buffer.freeSlots).toBe(2)
-    }
-    await Promise.all(streams.map((stream) => stream.close()))
-  })
-})
-
 describe('the protocol', () => {
   const layer = halves[0]!
   /** One layer that is right: the proof that the buffer works on. */

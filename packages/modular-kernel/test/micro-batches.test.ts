@@ -3,6 +3,7 @@ import { BatchedExperts, GroupedExperts, noWeightAndReduce, referenceEngines } f
 import { describe, expect, test } from 'vitest'
 import { failureOf, rowsOnHost, withWorld } from '../../intranode-ht/test/world.js'
 import { HtPrepareAndFinalize, MicroBatches, ModularKernel } from '../src/index.js'
+import { type HtRank, onHtRanks } from './ht-layer.js'
 import { Layer, sizesFor } from './layer.js'
 import { expectedOf, type LlRank, onLlRanks, outputRows } from './ll-layer.js'
 
@@ -131,4 +132,29 @@ describe('MicroBatches', () => {
       await onLlRanks(parts[0]!, body, { experts, maxInFlight: 3 })
     })
   })
+})
+
+describe('two layers are in flight at a time on streams of their own', () => {
+  const shape = { numTokens: [4, 0, 3], hidden: 16, intermediate: 4, numExperts: 5, topk: 2 }
+  const halves = [21, 22].map((seed) => new Layer({ ...shape, seed }))
+  const expectRounds = async ({ rank, kernel, buffer }: HtRank | LlRank): Promise<void> => {
+    const streams = halves.map(() => buffer.device.createStream({ threads: 1 }))
+    for (let round = 0; round < 10; round++) {
+      // Delays differ by rank and half, so that they finish in every order.
+      for (const [half, stream] of streams.entries()) stream.delay(((round + rank) % 3) * (half + 1) * 700)
+      const running = halves.map((layer, microBatch) =>
+        kernel.apply({ ...layer.argumentsOf(rank), microBatch, stream: streams[microBatch]! }),
+      )
+      expect(buffer.freeSlots).toBe(0)
+      const outputs = await Promise.all(running)
+      await Promise.all(streams.map((stream) => stream.synchronize()))
+      for (const [half, output] of outputs.entries())
+        expect(outputRows(output)).toEqual(expectedOf(halves[half]!, rank, {}))
+      expect(buffer.freeSlots).toBe(2)
+    }
+    await Promise.all(streams.map((stream) => stream.close()))
+  }
+
+  test('of the high-throughput family', () => onHtRanks(halves[0]!, (rank) => expectRounds(rank)))
+  test('of the low-latency family', () => onLlRanks(halves[0]!, (rank) => expectRounds(rank)))
 })
