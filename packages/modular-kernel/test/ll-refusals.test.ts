@@ -1,4 +1,4 @@
-import { Tensor } from '@moe-ep/core'
+import { MoeEpError, Tensor } from '@moe-ep/core'
 import { BatchedExperts, type Experts, GroupedExperts, noWeightAndReduce, referenceEngines } from '@moe-ep/experts'
 import { describe, expect, test } from 'vitest'
 import { failureOf } from '../../low-latency/test/world.js'
@@ -220,17 +220,30 @@ describe('failures', () => {
     })
   })
 
-  test('of one rank alone: the others miss it at their deadline', async () => {
+  test.each([
+    ['before prepare', 'messages'],
+    ['in its experts', 'rows'],
+  ])('of one rank alone, %s: the others miss its %s at their deadline', async (_, missing) => {
+    const experts = (rank: number): Experts => {
+      const own = batchedExpertsFor(layer)
+      if (rank === 1) own.apply = () => Promise.reject(new MoeEpError('ERR_MOE_EP_UNSUPPORTED', 'no such GEMM'))
+      return own
+    }
     await onLlRanks(
       layer,
       async ({ rank, stream, kernel }) => {
-        const wrong = rank === 1 ? { hiddenStates: Tensor.zeros([2, 16], 'f32') } : {}
+        const isWrong = rank === 1 && missing === 'messages'
+        const wrong = isWrong ? { hiddenStates: Tensor.zeros([2, 16], 'f32') } : {}
         const running = kernel.apply({ ...layer.argumentsOf(rank), ...wrong, stream })
         const error = await failureOf(running.then(() => stream.synchronize()))
-        expect(error.code).toBe(rank === 1 ? 'ERR_MOE_EP_ARGUMENT' : 'ERR_MOE_EP_TIMEOUT')
-        if (rank === 0) expect(error.message).toContain('no messages from rank 1')
+        if (rank === 1) {
+          expect(error.code).toBe(isWrong ? 'ERR_MOE_EP_ARGUMENT' : 'ERR_MOE_EP_UNSUPPORTED')
+          return
+        }
+        expect(error.code).toBe('ERR_MOE_EP_TIMEOUT')
+        expect(error.message).toContain(`no ${missing} from rank 1`)
       },
-      { timeoutMs: 300 },
+      { timeoutMs: 300, experts },
     )
   })
 })
