@@ -163,17 +163,13 @@ void LaunchPlan(const Exec& exec, bool with_words, PlanArguments* plan) {
   plan->words = with_words ? reinterpret_cast<uint32_t*>(scratch + words) : nullptr;
 
   const auto kernel = many ? PlanKernel<8> : PlanKernel<2>;
-  // As much shared memory on the multiprocessor as the kernel that moves rows wants, so that its
-  // blocks fit beside these.
-  Check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                             cudaSharedmemCarveoutMaxShared),
-        "cudaFuncSetAttribute");
   const int64_t shared_bytes = plan->counts_in_shared ? num_warps * plan->num_groups * 4 : 0;
   Launch(kernel,
          {.grid = dim3(static_cast<unsigned>(num_chunks)),
           .block = dim3(static_cast<unsigned>(num_warps * kWarp)),
           .shared_bytes = shared_bytes,
-          .overlaps_previous = true},
+          .overlaps_previous = true,
+          .most_shared = true},
          exec.cuda_stream(), *plan);
 }
 

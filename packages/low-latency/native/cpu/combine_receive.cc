@@ -107,9 +107,8 @@ void CombineReceive(const Exec& exec, const CombineCall& call) {
   if (!buffer.routes.CheckNotPoisoned(exec) || !buffer.CheckReceived(exec, call.slot)) return;
   RankBits present = buffer.slots[call.slot].present & buffer.Unmasked();
   if (!buffer.WaitForAll(exec, call.slot, SignalKind::kResults,
-                         SignalOf(buffer.slots[call.slot].epoch, 0),
-                         DeadlineAfter(call.timeout_ms), kCombineOperation, "rows", &present,
-                         call.wait_stats.data<int64_t>()))
+                         SignalOf(buffer.slots[call.slot].epoch, 0), DeadlineAfter(call.timeout_ms),
+                         kCombineOperation, "rows", &present, call.wait_stats.data<int64_t>()))
     return;
   if (!CheckEncodings(exec, call, present) || !CheckIds(exec, call)) return;
   const Summer summer(call, present);

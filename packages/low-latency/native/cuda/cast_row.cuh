@@ -48,9 +48,10 @@ __device__ __forceinline__ void SendSmallPiece(const DispatchArguments& a, RankB
   const auto scales = Rows::MakeScales(a);
   const Targets targets(a, loaded.token, loaded.id, present);
   SmallGroupScale made[Warp::kOwned];
-  QuantizeSmallItems<Codes>(loaded.items, scales, made, [&](int i, const uint32_t (&codes)[kWords]) {
-    StoreWords(staged + (i * kLanes + lane) * (8 / Codes::kPerByte), codes);
-  });
+  QuantizeSmallItems<Codes>(
+      loaded.items, scales, made, [&](int i, const uint32_t (&codes)[kWords]) {
+        StoreWords(staged + (i * kLanes + lane) * (8 / Codes::kPerByte), codes);
+      });
   if (Warp::Writes(lane)) {
 #pragma unroll
     for (int s = 0; s < Warp::kOwned; ++s) {

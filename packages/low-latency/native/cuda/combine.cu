@@ -52,28 +52,54 @@ __device__ bool MayBegin(const CombineArguments& a, const SlotState& state) {
   return __syncthreads_and(well && received) != 0;
 }
 
+// A token of a source that has an expert here.
+struct Message {
+  int source;
+  int index;   // among those of the source
+  int origin;  // source * max_tokens + token; -1: there is none
+};
+
+// What a lane knows of the slot with its number of a message's token.
+struct Owed {
+  int id = -1;
+  int row = -1;
+  float weight = 0.0f;
+
+  __device__ __forceinline__ static Owed Of(const CombineArguments& a, const Message& message) {
+    const int lane = threadIdx.x % kLanes;
+    Owed owed;
+    if (message.origin < 0 || lane >= a.topk) return owed;
+    const int rank = a.buffer.rank();
+    const int64_t token = message.origin - message.source * a.buffer.layout.max_tokens;
+    const int64_t entry = token * a.stride() + lane;
+    owed.id = __ldcg(a.buffer.Ids(rank, message.source) + entry);
+    if (!a.rank_major) owed.row = a.rows[int64_t{message.origin} * a.stride() + lane];
+    if (a.weighted) owed.weight = __ldcg(a.buffer.Weights(rank, message.source) + entry);
+    return owed;
+  }
+};
+
 // A piece of what this rank owes one token of a source: its row, rank-major; else the sum of its
 // rows where weights are known here, and without them a row for each selection. A warp calls it.
 template <typename Results>
-__device__ void Answer(const CombineArguments& a, int source, int message, int piece,
-                       typename Results::Shared* shared) {
+__device__ __forceinline__ void Answer(const CombineArguments& a, const Message& message,
+                                       const Owed& owed, int piece,
+                                       typename Results::Shared* shared) {
   const DeviceBuffer& buffer = a.buffer;
   const int lane = threadIdx.x % kLanes;
   const int at = piece * kAnswered * kLanes + lane;
-  const int64_t token = a.messages[message] - source * buffer.layout.max_tokens;
+  const int source = message.source;
+  const int64_t token = message.origin - source * buffer.layout.max_tokens;
   const int rank = buffer.rank();
-  const int64_t entry = token * a.stride() + lane;
-  const int64_t of_source = source * buffer.layout.max_tokens * a.stride();
-  const int id = lane < a.topk ? __ldcg(buffer.Ids(rank, source) + entry) : -1;
-  const int row = lane < a.topk && !a.rank_major ? a.rows[of_source + entry] : -1;
-  const float weight =
-      lane < a.topk && a.weighted ? __ldcg(buffer.Weights(rank, source) + entry) : 0.0f;
+  const int id = owed.id;
+  const int row = owed.row;
+  const float weight = owed.weight;
   // How many lower ranks answer for this token, too; or this rank.
   const int64_t owner = id >= 0 ? a.placement.RankOf(id) : rank;
   const uint32_t lower = __reduce_or_sync(kAllLanes, owner < rank ? 1u << owner : 0u);
   const int place = buffer.layout.results_by_rank != 0 ? rank : __popc(lower);
   if (a.rank_major) {
-    const int64_t from = source * buffer.layout.max_tokens + message - a.first[source];
+    const int64_t from = source * buffer.layout.max_tokens + message.index;
     return Results::Copy(a.hidden, buffer.Result(source, token, place), a.x + from * a.hidden, at,
                          shared);
   }
@@ -124,17 +150,29 @@ __device__ void AnswerAll(const CombineArguments& a, int first, int count,
   const int ranks = a.buffer.ranks();
   const int pieces = (a.vectors() + kAnswered * kLanes - 1) / (kAnswered * kLanes);
   const int most = __reduce_max_sync(kAllLanes, count);
-  const int warp =
-      threadIdx.x / kLanes * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
+  const int stride = kWarps * static_cast<int>(gridDim.x);
   // In turns of sources, from the own rank on, so that not all ranks write to one.
-  for (int unit = warp; unit < most * ranks * pieces;
-       unit += kWarps * static_cast<int>(gridDim.x)) {
+  const auto message_of = [&](int unit) {
     const int turn = unit / pieces;
-    const int source = (a.buffer.rank() + turn) % ranks;
-    const int index = turn / ranks;
-    const int begin = __shfl_sync(kAllLanes, first, source);
-    if (index < __shfl_sync(kAllLanes, count, source))
-      Answer<Results>(a, source, begin + index, unit % pieces, shared);
+    Message message = {(a.buffer.rank() + turn) % ranks, turn / ranks, -1};
+    const int begin = __shfl_sync(kAllLanes, first, message.source);
+    if (message.index < __shfl_sync(kAllLanes, count, message.source))
+      message.origin = a.messages[begin + message.index];
+    return message;
+  };
+  int unit = threadIdx.x / kLanes * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
+  // Each look at memory needs what the one before it found, so they are made for different units at
+  // a time: the rows of this one, the selections of the next one, the token of the one behind it.
+  Message message = message_of(unit);
+  Message next = message_of(unit + stride);
+  Owed owed = Owed::Of(a, message);
+  for (; unit < most * ranks * pieces; unit += stride) {
+    const Message behind = message_of(unit + 2 * stride);
+    const Owed owed_next = Owed::Of(a, next);
+    if (message.origin >= 0) Answer<Results>(a, message, owed, unit % pieces, shared);
+    message = next;
+    owed = owed_next;
+    next = behind;
   }
 }
 
@@ -269,11 +307,11 @@ __device__ void SumAll(const CombineArguments& a, const SlotState& state, uint64
   Selection selection;
   if (unit < units) selection = Selection::Of(a, unit / pieces);
   RankBits present = state.present & a.buffer.Unmasked();
-  ok = WaitForAll(a.buffer, a.patience, begin_ns,
-                  {SignalKind::kResults, SignalOf(state.epoch, 0),
-                   StepOf(state.epoch, Wait::kToSum), Operation::kLowLatencyCombine,
-                   Missing::kRows},
-                  ok, &present, blockIdx.x == 0 ? a.wait_stats : nullptr, encodings);
+  ok =
+      WaitForAll(a.buffer, a.patience, begin_ns,
+                 {SignalKind::kResults, SignalOf(state.epoch, 0), StepOf(state.epoch, Wait::kToSum),
+                  Operation::kLowLatencyCombine, Missing::kRows},
+                 ok, &present, blockIdx.x == 0 ? a.wait_stats : nullptr, encodings);
   LetNextBegin();
   if (ok) {
     if (invalid >= 0 && blockIdx.x == 0)
@@ -284,9 +322,12 @@ __device__ void SumAll(const CombineArguments& a, const SlotState& state, uint64
   }
   if (ok) {
     while (unit < units) {
+      const int next = unit + kWarps * static_cast<int>(gridDim.x);
+      Selection of_next;
+      if (next < units) of_next = Selection::Of(a, next / pieces);
       SumPiece<Results>(a, present, unit / pieces, unit % pieces, selection);
-      unit += kWarps * static_cast<int>(gridDim.x);
-      if (unit < units) selection = Selection::Of(a, unit / pieces);
+      unit = next;
+      selection = of_next;
     }
   }
   if (IsArriving()) {
@@ -338,8 +379,10 @@ void Combine(const Exec& exec, const CombineCall& call) {
       .describe_encodings = DescribeEncodings,
       .describe_not_received = DescribeNotReceived,
   };
-  const LaunchShape shape = {
-      .grid = dim3(static_cast<unsigned>(call.sms)), .block = kThreads, .overlaps_previous = true};
+  const LaunchShape shape = {.grid = dim3(static_cast<unsigned>(call.sms)),
+                             .block = kThreads,
+                             .overlaps_previous = true,
+                             .most_shared = true};
   const auto launch = [&](auto results) {
     using Results = decltype(results);
     if (call.phases.send && call.phases.receive) {

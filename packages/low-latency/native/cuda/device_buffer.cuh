@@ -8,8 +8,9 @@
 
 namespace moe_ep::cuda {
 
-// Two blocks of this size fit on a multiprocessor: calls of two slots may run at once.
-inline constexpr int kThreads = 512;
+// Two blocks of this size, with 128 registers a thread, fit on a multiprocessor: calls of two slots
+// may run at once. More threads with fewer registers are slower: they spill.
+inline constexpr int kThreads = 256;
 inline constexpr int kWarps = kThreads / kLanes;
 
 // A kernel argument. The Buffer that it was made of keeps what it refers to.
@@ -81,7 +82,8 @@ inline DeviceBuffer ToDevice(const Buffer& buffer, int64_t slot) {
 }
 
 // Tells every rank that this rank has unpacked what they sent for a dispatch that has ended: the
-// next kernel of the slot does, and one warp of it, so that no kernel's end waits for its last block.
+// next kernel of the slot does, and one warp of it, so that no kernel's end waits for its last
+// block.
 __device__ __forceinline__ void TellFree(const DeviceBuffer& buffer, uint64_t epoch) {
   if (blockIdx.x != 0 || threadIdx.x / kLanes != 1) return;
   const int lane = threadIdx.x % kLanes;
@@ -163,8 +165,8 @@ __device__ inline PoisonWord WaitedFor(const DeviceBuffer& buffer, Awaited await
 }
 
 // Brings a kernel's arguments near, a line for each warp and then the next: a launch has them far
-// away, and each line that is met for the first time costs its reader a wait. All threads of the block
-// call it, before they wait for the kernel before.
+// away, and each line that is met for the first time costs its reader a wait. All threads of the
+// block call it, before they wait for the kernel before.
 template <typename Arguments>
 __device__ __forceinline__ void FetchArguments(const Arguments& arguments) {
   constexpr int kLine = 64;
@@ -267,9 +269,9 @@ __device__ inline bool WaitForAll(const DeviceBuffer& buffer, const Patience& pa
   return __syncthreads_and(ok) != 0;
 }
 
-// One thread of each block calls it once the block knows whether it has failed, and nobody waits for
-// it: the thread of the last block calls last(whether any has failed), and sees what these threads
-// wrote. `arrived` is zero before and after.
+// One thread of each block calls it once the block knows whether it has failed, and nobody waits
+// for it: the thread of the last block calls last(whether any has failed), and sees what these
+// threads wrote. `arrived` is zero before and after.
 __device__ __forceinline__ bool IsArriving() { return threadIdx.x == kThreads - kLanes; }
 template <typename Last>
 __device__ __forceinline__ void Arrive(unsigned int* arrived, bool failed, const Last& last) {

@@ -1,5 +1,6 @@
 // Dispatch: one kernel, or one for each phase where a receive hook parts them.
 #include <algorithm>
+#include <cstddef>
 #include <type_traits>
 
 #include "cuda/cast_row.cuh"
@@ -17,6 +18,8 @@ union Shared {
   SendShared send;
   ReceiveShared receive;
 };
+// Bulk copies write only what nothing else has written.
+static_assert(offsetof(ReceiveShared, stages) >= sizeof(SendShared));
 
 // bf16 and fp8: the same for both, whose choice is made for each piece.
 struct WideRows {
@@ -72,6 +75,7 @@ void Dispatch(const Exec& exec, const DispatchCall& call) {
       .weights = call.topk_weights.data<float>(),
       .global_scale = call.global_scale.data<float>(),
       .rows = call.src_info.size(1),
+      .pieces = RowPieces::Of(CodeBytes(call.format(), call.arguments.hidden)),
       .recv_x = call.recv_x.data<uint8_t>(),
       .scale_rows = byte_scales ? ScaleRows::Of(call.recv_scales) : ScaleRows{},
       .scales = byte_scales ? nullptr : call.recv_scales.data<uint32_t>(),
@@ -95,7 +99,8 @@ void Dispatch(const Exec& exec, const DispatchCall& call) {
            {.grid = dim3(static_cast<unsigned>(call.sms)),
             .block = kThreads,
             .shared_bytes = shared_bytes,
-            .overlaps_previous = true},
+            .overlaps_previous = true,
+            .most_shared = true},
            exec.cuda_stream(), a);
   };
   const auto launch_phases = [&](auto rows) {

@@ -1,6 +1,7 @@
 // What the phases of dispatch share.
 #pragma once
 
+#include "cuda/copy_rows.cuh"
 #include "cuda/device_buffer.cuh"
 #include "cuda/scale_rows.cuh"
 #include "moe_ep/layout/placement.h"
@@ -23,6 +24,7 @@ struct DispatchArguments {
   const float* global_scale;  // of NVFP4, else null
 
   int64_t rows;  // of an expert, or of a source
+  RowPieces pieces;
   uint8_t* recv_x;
   ScaleRows scale_rows;
   uint32_t* scales;       // column-major, words of 4 bytes; null for bf16 and byte scales

@@ -7,9 +7,8 @@
 
 namespace moe_ep::cuda {
 
-inline constexpr int kListed = 2048;        // tokens looked at between two barriers
-inline constexpr int kCopied = 4 * kLanes;  // vectors that a warp copies at a time
-inline constexpr int kSlotShift = 16;       // of what a list holds: token | slot
+inline constexpr int kListed = 2048;   // tokens looked at between two barriers
+inline constexpr int kSlotShift = 16;  // of what a list holds: token | slot
 static_assert(kMostRanks * 1024 <= 1 << kSlotShift);
 
 struct ReceiveShared {
@@ -17,6 +16,7 @@ struct ReceiveShared {
   bool ok;  // as CheckHeads found it
   Scan scan;
   uint32_t list[kListed];
+  CopyStages stages;
 };
 
 // Whether all ranks may go on with this dispatch, into `ok`; else the first block reports why not.
@@ -79,6 +79,7 @@ class Receiver {
       : a_(a),
         buffer_(a.buffer),
         shared_(shared),
+        copier_(a.pieces, &shared->stages),
         begin_(static_cast<int>(a.placement.BeginOf(a.buffer.rank()))),
         end_(begin_ + static_cast<int>(a.placement.CountOf(a.buffer.rank()))) {
     for (int source = 0; source < buffer_.ranks(); ++source)
@@ -217,12 +218,9 @@ class Receiver {
     }
   }
 
-  __device__ void Copy(Item item, int first, int listed) const {
+  __device__ void Copy(Item item, int first, int listed) {
     if (item.expert < 0 && !rank_major()) return;
-    const int lane = threadIdx.x % kLanes;
-    const int64_t row_bytes = CodeBytes(a_.format(), a_.shared.hidden);
-    const auto vectors = static_cast<int>(row_bytes / 16);
-    const int pieces = (vectors + kCopied - 1) / kCopied;
+    const int64_t row_bytes = a_.pieces.row_bytes;
     const auto target_of = [&](int i, uint32_t origin) {
       const auto source = static_cast<int>((origin & 0xffffu) / buffer_.layout.max_tokens);
       return TargetOf(item, source, first + i);
@@ -234,22 +232,27 @@ class Receiver {
       return buffer_.Message(buffer_.rank(), source, origin - source * buffer_.layout.max_tokens,
                              static_cast<int>(entry >> kSlotShift));
     };
-    for (int unit = threadIdx.x / kLanes; unit < listed * pieces; unit += kWarps) {
-      const int i = unit / pieces;
-      const uint32_t entry = shared_->list[i];
-      CopyPiece<4>(a_.recv_x + target_of(i, entry) * row_bytes, message_of(entry),
-                   unit % pieces * kCopied + lane, vectors);
-    }
+    const auto row_from = [&](int i) { return message_of(shared_->list[i]); };
+    const auto row_to = [&](int i) {
+      return a_.recv_x + target_of(i, shared_->list[i]) * row_bytes;
+    };
+    copier_.Begin(listed, row_from);
+    // Scales while rows are on their way.
+    CopyScales(listed, target_of, message_of);
+    copier_.Finish(listed, row_from, row_to);
+  }
+
+  template <typename TargetOf, typename MessageOf>
+  __device__ __forceinline__ void CopyScales(int listed, const TargetOf& target_of,
+                                             const MessageOf& message_of) const {
     if constexpr (kByteScales) {
       a_.scale_rows.Copy(
-          listed, [&](int i) { return message_of(shared_->list[i]) + row_bytes; },
+          listed, [&](int i) { return message_of(shared_->list[i]) + a_.pieces.row_bytes; },
           [&](int i) { return target_of(i, shared_->list[i]); });
       return;
     }
     if (a_.scales == nullptr) return;
-    // From the last warp on: the first ones have most of the rows where there are few.
-    for (int unit = kThreads - 1 - threadIdx.x; unit < listed * a_.scale_columns;
-         unit += kThreads) {
+    for (int unit = threadIdx.x; unit < listed * a_.scale_columns; unit += kThreads) {
       const int i = unit % listed;
       const uint32_t entry = shared_->list[i];
       PutScale(message_of(entry), target_of(i, entry), unit / listed);
@@ -277,6 +280,7 @@ class Receiver {
   const DispatchArguments& a_;
   const DeviceBuffer& buffer_;
   ReceiveShared* shared_;
+  RowCopier copier_;
   int begin_;  // experts of this rank
   int end_;
   int most_tokens_ = 0;

@@ -178,8 +178,9 @@ __device__ inline void PutTables(const DispatchArguments& a, RankBits present, S
   buffer.Head(static_cast<int>(threadIdx.x), buffer.rank()) = head;
 }
 
-// False when the dispatch is not to go on, as far as this block knows; the same for all its threads,
-// which have met at the end. `send_piece`(a loaded piece, shared memory) is called by warps.
+// False when the dispatch is not to go on, as far as this block knows; the same for all its
+// threads, which have met at the end. `send_piece`(a loaded piece, shared memory) is called by
+// warps.
 template <typename SendPieceOf>
 __device__ __forceinline__ bool Send(const DispatchArguments& a, uint64_t begin_ns, uint64_t epoch,
                                      RankBits* present, SendShared* shared,
@@ -190,8 +191,7 @@ __device__ __forceinline__ bool Send(const DispatchArguments& a, uint64_t begin_
   const int senders = gridDim.x == 1 ? 1 : static_cast<int>(gridDim.x) - 1;
   const int warp = threadIdx.x / kLanes;
   const int pieces = static_cast<int>((a.shared.hidden + kPiece - 1) / kPiece);
-  const int items =
-      puts_tables && gridDim.x > 1 ? 0 : static_cast<int>(a.tokens) * pieces;
+  const int items = puts_tables && gridDim.x > 1 ? 0 : static_cast<int>(a.tokens) * pieces;
   int item = warp * senders + static_cast<int>(blockIdx.x);
   // The first piece is asked for while the wait is on its way.
   LoadedPiece loaded;
@@ -214,6 +214,8 @@ __device__ __forceinline__ bool Send(const DispatchArguments& a, uint64_t begin_
     }
     ok = look.Check(buffer, a.patience.failure);
   }
+  // Receivers read messages by bulk copies.
+  FenceGlobalForBulk();
   // A group whose messages are told in part only is poisoned: nothing else fails once all blocks
   // have begun.
   ok = __syncthreads_and(ok) != 0;

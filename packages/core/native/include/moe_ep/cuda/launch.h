@@ -31,6 +31,9 @@ struct LaunchShape {
   // The kernel may start while the one before it on the stream still runs, and calls
   // cudaGridDependencySynchronize() before it touches anything that one writes.
   bool overlaps_previous = false;
+  // The multiprocessor's memory is shared memory as far as can be: kernels that overlap must want
+  // the same division, or the later one waits until the earlier one has left.
+  bool most_shared = false;
 };
 
 // Launches `kernel(arguments...)` on a cudaStream_t. Nothing is launched for an empty grid.
@@ -43,6 +46,11 @@ void Launch(void (*kernel)(Parameters...), const LaunchShape& shape, void* strea
   if (shape.shared_bytes > (32 << 10)) {
     Check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                static_cast<int>(shape.shared_bytes)),
+          "cudaFuncSetAttribute");
+  }
+  if (shape.most_shared) {
+    Check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                               cudaSharedmemCarveoutMaxShared),
           "cudaFuncSetAttribute");
   }
   cudaLaunchAttribute attribute = {};
