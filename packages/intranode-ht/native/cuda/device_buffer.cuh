@@ -15,6 +15,8 @@ struct DeviceBuffer {
   DeviceRoutes routes;
   BufferLayout layout;
   int64_t slot;
+  // Of each rank: among the arguments they are at hand, in memory a look takes half a microsecond.
+  uint8_t* payloads[kMostRanks];
 
   __device__ int rank() const { return routes.rank; }
   __device__ int ranks() const { return routes.world_size; }
@@ -91,12 +93,15 @@ struct DeviceBuffer {
  private:
   __device__ uint8_t* At(int rank, int64_t offset) const { return AtSlot(slot, rank, offset); }
   __device__ uint8_t* AtSlot(int64_t of_slot, int rank, int64_t offset) const {
-    return routes.Payload(rank, static_cast<uint64_t>(of_slot * layout.slot_bytes + offset));
+    return payloads[rank] + of_slot * layout.slot_bytes + offset;
   }
 };
 
 inline DeviceBuffer ToDevice(const Buffer& buffer, int64_t slot) {
-  return {ToDevice(buffer.routes), buffer.layout, slot};
+  DeviceBuffer made = {ToDevice(buffer.routes), buffer.layout, slot, {}};
+  for (int rank = 0; rank < buffer.routes.world_size(); ++rank)
+    made.payloads[rank] = buffer.routes.payload(rank, 0);
+  return made;
 }
 
 // Tells every rank, a lane each. What the block wrote before its last barrier is part of it. A warp

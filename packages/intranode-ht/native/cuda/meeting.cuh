@@ -39,7 +39,9 @@ __device__ inline bool AnyHeadIsWrong(const DeviceBuffer& buffer, uint64_t epoch
   const DeviceBuffer::Inbox inbox = buffer.InboxOf(epoch);
   const auto head_of = [&](int source) -> const MessageHead& { return inbox.From(source).head(); };
   bool wrong = false;
-  for (int i = threadIdx.x; i < buffer.ranks() * kFields; i += blockDim.x) {
+  // From the last thread on: the first ones may be waiting for counts.
+  for (int i = static_cast<int>(blockDim.x) - 1 - static_cast<int>(threadIdx.x);
+       i < buffer.ranks() * kFields; i += static_cast<int>(blockDim.x)) {
     const int field = i % kFields;
     const MessageHead& head = head_of(i / kFields);
     if (field == kNumSharedArguments) {

@@ -48,7 +48,7 @@ __device__ void WriteMessage(const NotifyArguments& a, const SharedWords& words,
     message.channel_ends()[i] = shared[words.channel_totals() + peer * words.channels + i];
 }
 
-// Adds up the messages of all ranks: every block for itself.
+// Adds up the messages of all ranks: every block for itself. A barrier must follow.
 __device__ void GatherRanks(const NotifyArguments& a, const SharedWords& words, int32_t* shared,
                             uint64_t epoch) {
   const int columns = a.grouped() ? words.columns() : words.ranks;
@@ -67,13 +67,11 @@ __device__ void GatherRanks(const NotifyArguments& a, const SharedWords& words, 
     shared[words.before_rank() + column] = before;
     shared[words.received() + column] = total;
   }
-  __syncthreads();
 }
 
-// What this rank receives. One block calls it.
-__device__ void WriteReceived(const NotifyArguments& a, const SharedWords& words,
-                              const ExpertPlacement& placement, uint64_t epoch) {
-  const DeviceBuffer::Inbox inbox = a.buffer.InboxOf(epoch);
+// What this rank receives, of each rank. One block calls it.
+__device__ void WriteRankPrefixes(const NotifyArguments& a, const SharedWords& words,
+                                  const DeviceBuffer::Inbox& inbox) {
   for (int destination = threadIdx.x; destination < words.ranks; destination += kNotifyThreads) {
     int32_t sum = 0;
 #pragma unroll 8
@@ -83,9 +81,20 @@ __device__ void WriteReceived(const NotifyArguments& a, const SharedWords& words
     }
     if (a.out.host_counts != nullptr) a.out.host_counts[destination] = sum;
   }
+}
+
+// In channels. One block calls it.
+__device__ void WriteReceivedChannels(const NotifyArguments& a, const SharedWords& words,
+                                      const DeviceBuffer::Inbox& inbox) {
   for (int i = threadIdx.x; i < words.ranks * words.channels; i += kNotifyThreads)
     a.out.recv_channel_prefix_matrix[i] =
         inbox.From(i / words.channels).channel_ends()[i % words.channels];
+}
+
+// For each of its experts. One block calls it.
+__device__ void WriteReceivedSelections(const NotifyArguments& a, const SharedWords& words,
+                                        const ExpertPlacement& placement,
+                                        const DeviceBuffer::Inbox& inbox) {
   const int64_t begin = placement.BeginOf(a.buffer.rank());
   for (int64_t expert = threadIdx.x; expert < placement.CountOf(a.buffer.rank());
        expert += kNotifyThreads) {
@@ -117,6 +126,11 @@ __device__ void MeetForDispatch(const NotifyArguments& a, int32_t* shared) {
   const int warp = threadIdx.x / kLanes;
   const uint64_t epoch = buffer.Epochs().dispatch + 1;
   const uint64_t combines = buffer.Epochs().combine;
+  // A first look at what is waited for later.
+  const bool read =
+      warp != 0 || lane >= buffer.ranks() ||
+      LoadSignal(buffer.routes.Signal(
+          buffer.rank(), buffer.SignalIndex(SignalKind::kCombineRead, lane))) >= combines;
 
   for (int64_t i = threadIdx.x; i < words.rank_table(); i += kNotifyThreads) shared[i] = 0;
   for (int expert = threadIdx.x; expert < words.experts; expert += kNotifyThreads)
@@ -138,10 +152,12 @@ __device__ void MeetForDispatch(const NotifyArguments& a, int32_t* shared) {
 
   // Peers may write into this rank's slot once all have read its last results.
   bool ok = true;
-  if (warp == 0)
-    ok = WaitForAll(buffer, a.patience, begin_ns, SignalKind::kCombineRead, combines,
-                    Operation::kIntranodeDispatch, Missing::kCombineRead, lane);
-  if (!__syncthreads_and(ok)) return;
+  if (!__syncthreads_and(read)) {
+    if (warp == 0)
+      ok = WaitForAll(buffer, a.patience, begin_ns, SignalKind::kCombineRead, combines,
+                      Operation::kIntranodeDispatch, Missing::kCombineRead, lane);
+    if (!__syncthreads_and(ok)) return;
+  }
   const auto slot = static_cast<int64_t>(all.invalid);
   const InvalidId invalid =
       all.invalid == kNoSlot ? InvalidId{-1, -1} : InvalidId{slot / a.topk, a.ids[slot]};
@@ -158,20 +174,24 @@ __device__ void MeetForDispatch(const NotifyArguments& a, int32_t* shared) {
     ok = WaitForAll(buffer, a.patience, begin_ns, SignalKind::kCounts, epoch,
                     Operation::kIntranodeDispatch, Missing::kCounts, lane);
   if (!__syncthreads_and(ok)) return;
+  const DeviceBuffer::Inbox inbox = buffer.InboxOf(epoch);
+  const int64_t room = RoomOf(inbox, words.ranks);
+  GatherRanks(a, words, shared, epoch);
   if (AnyHeadIsWrong(buffer, epoch)) {
     if (blockIdx.x == 0 && threadIdx.x == 0)
       FailForHeads(buffer, epoch, a.reporting, a.patience.failure);
     return;
   }
-  GatherRanks(a, words, shared, epoch);
-  if (blockIdx.x == 0) WriteReceived(a, words, placement, epoch);
+  if (blockIdx.x == 0) WriteRankPrefixes(a, words, inbox);
+  if (blockIdx.x == 1) WriteReceivedChannels(a, words, inbox);
+  if (blockIdx.x == 2) WriteReceivedSelections(a, words, placement, inbox);
   if (a.grouped()) {
     PlaceExperts(a, words, shared, placement, rows, warp, lane);
   } else {
     if (threadIdx.x < words.ranks) rows[threadIdx.x] = shared[words.received() + threadIdx.x];
     __syncthreads();
   }
-  if (!HasRoom(a, words.ranks, rows, epoch)) return;
+  if (!HasRoom(a, words.ranks, rows, room, epoch)) return;
   if (warp < a.warps) {
     WriteHeads(a, words, shared, run, warp, lane);
     if (a.grouped()) WriteSlotRows(a, words, shared, run, warp, lane);

@@ -19,30 +19,36 @@ __device__ inline void CountRun(const NotifyArguments& a, const SharedWords& wor
                                 unsigned long long* lowest_invalid) {
   int32_t* experts = shared + words.expert_counts() + (words.grouped ? warp * words.experts : 0);
   int32_t* channels = shared + words.channel_counts();
-  const int64_t per_channel = max(int64_t{1}, (a.tokens + words.channels - 1) / words.channels);
+  const auto per_channel =
+      static_cast<int>(max(int64_t{1}, (a.tokens + words.channels - 1) / words.channels));
   int32_t tokens_of_rank = 0;  // of the rank with this lane's number
   for (int64_t first = run.begin; first < run.end; first += kLanes) {
     const int64_t token = first + lane;
     uint32_t ranks = 0;
     if (token < run.end) {
-      ranks = RanksOf(a, shared + words.rank_table(), token);
-#pragma unroll 8
-      for (int64_t slot = token * a.topk; slot < (token + 1) * a.topk; ++slot) {
-        const int64_t expert = a.ids[slot];
+      ForIdsOf(a, token, [&](int64_t slot, int64_t expert) {
         if (IsInvalidId(expert, a.shared.experts)) {
           atomicMin(lowest_invalid, static_cast<unsigned long long>(slot));
         } else if (expert >= 0) {
           atomicAdd(&experts[expert], 1);
+          ranks |= 1u << shared[words.rank_table() + expert];
         }
-      }
-      const int64_t channel = token / per_channel;
-      for (uint32_t left = ranks; left != 0; left &= left - 1)
-        atomicAdd(&channels[(__ffs(left) - 1) * words.channels + channel], 1);
+      });
     }
+    // Most warps' tokens are all of one channel: then one lane counts them.
+    const int channel = static_cast<int>(token) / per_channel;
+    const bool same = __shfl_sync(kAllLanes, channel, 0) == channel || token >= run.end;
+    const bool one_channel = __all_sync(kAllLanes, same) != 0;
+    const int of_first = __shfl_sync(kAllLanes, channel, 0);
     for (int rank = 0; rank < words.ranks; ++rank) {
       const uint32_t lanes = __ballot_sync(kAllLanes, (ranks >> rank & 1) != 0);
-      if (lane == rank) tokens_of_rank += __popc(lanes);
+      if (lane != rank || lanes == 0) continue;
+      tokens_of_rank += __popc(lanes);
+      if (one_channel) atomicAdd(&channels[rank * words.channels + of_first], __popc(lanes));
     }
+    if (one_channel) continue;
+    for (uint32_t left = ranks; left != 0; left &= left - 1)
+      atomicAdd(&channels[(__ffs(left) - 1) * words.channels + channel], 1);
   }
   if (lane < words.ranks) shared[words.rank_counts() + warp * words.ranks + lane] = tokens_of_rank;
 }

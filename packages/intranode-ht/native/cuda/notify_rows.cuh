@@ -25,13 +25,20 @@ __device__ inline void PlaceExperts(const NotifyArguments& a, const SharedWords&
   __syncthreads();
 }
 
-// Whether every destination has room for its rows. All blocks see the same.
+// Rows that there is room for at the rank with the thread's number, of those there are.
+__device__ __forceinline__ int64_t RoomOf(const DeviceBuffer::Inbox& inbox, int num_ranks) {
+  const auto rank = static_cast<int>(threadIdx.x);
+  return rank < num_ranks ? inbox.From(rank).head().room : 0;
+}
+
+// Whether every destination has room for its rows, `room` of a thread being what RoomOf gave. All
+// blocks see the same.
 __device__ inline bool HasRoom(const NotifyArguments& a, int num_ranks, const int64_t* rows,
-                               uint64_t epoch) {
+                               int64_t room, uint64_t epoch) {
   const DeviceBuffer::Inbox inbox = a.buffer.InboxOf(epoch);
   const auto room_of = [&](int destination) { return inbox.From(destination).head().room; };
   const auto rank = static_cast<int>(threadIdx.x);
-  const bool full = rank < num_ranks && rows[rank] > room_of(rank);
+  const bool full = rank < num_ranks && rows[rank] > room;
   if (!__syncthreads_or(full)) return true;
   if (blockIdx.x != 0 || threadIdx.x != 0) return false;
   for (int destination = 0; destination < num_ranks; ++destination) {

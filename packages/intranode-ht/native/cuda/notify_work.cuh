@@ -81,16 +81,30 @@ struct SharedWords {
   __host__ __device__ int64_t end() const { return rank_table() + experts; }
 };
 
+// Calls use(slot, id) for the selections of a token. Several ids are asked for before any is used.
+template <typename Use>
+__device__ __forceinline__ void ForIdsOf(const NotifyArguments& a, int64_t token, const Use& use) {
+  constexpr int kTogether = 8;
+  const int64_t begin = token * a.topk;
+  const auto topk = static_cast<int>(a.topk);
+  for (int first = 0; first < topk; first += kTogether) {
+    int64_t ids[kTogether];
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i) ids[i] = first + i < topk ? a.ids[begin + first + i] : -1;
+#pragma unroll
+    for (int i = 0; i < kTogether; ++i)
+      if (first + i < topk) use(begin + first + i, ids[i]);
+  }
+}
+
 // Ranks of a token as bits. Ids that are none count as nothing here; they are found by whoever
 // counts experts.
 __device__ __forceinline__ uint32_t RanksOf(const NotifyArguments& a, const int32_t* rank_table,
                                             int64_t token) {
   uint32_t ranks = 0;
-#pragma unroll 8
-  for (int64_t slot = token * a.topk; slot < (token + 1) * a.topk; ++slot) {
-    const int64_t expert = a.ids[slot];
+  ForIdsOf(a, token, [&](int64_t, int64_t expert) {
     if (expert >= 0 && expert < a.shared.experts) ranks |= 1u << rank_table[expert];
-  }
+  });
   return ranks;
 }
 

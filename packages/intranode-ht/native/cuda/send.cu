@@ -70,32 +70,63 @@ __device__ __forceinline__ int32_t RowOf(const SendArguments& a, int64_t token, 
   return a.rows_of_token[token * a.buffer.ranks() + lane];
 }
 
-// What goes with a row: small stores, neighbours together. A warp calls it.
-__device__ void SendBesides(const SendArguments& a, int64_t token, int peer, int32_t row,
-                            int lane) {
-  const DeviceBuffer& buffer = a.buffer;
-  if (a.scales != nullptr) {
-    const float* from = a.scales + token * a.scale_columns;
-    float* to = buffer.Scales(peer) + row * a.scale_columns;
-    for (int64_t i = lane; i < a.scale_columns; i += kLanes) to[i] = from[i];
+// What goes with a token's rows beside their bytes, in the registers of a warp: asked for once, and
+// before the row that it goes with is there.
+struct Besides {
+  static constexpr int kScales = 2;  // of a lane; more are looked up again for each row
+
+  float scales[kScales];
+  int owner = -1;   // the rank of the lane's slot
+  int expert = -1;  // among the owner's
+  float weight = 0.0f;
+
+  static __device__ __forceinline__ Besides Of(const SendArguments& a, int64_t token, int lane) {
+    Besides b;
+    if (token >= a.tokens) return b;
+    if (a.scales != nullptr) {
+#pragma unroll
+      for (int i = 0; i < kScales; ++i) {
+        const int64_t column = lane + i * kLanes;
+        if (column < a.scale_columns) b.scales[i] = a.scales[token * a.scale_columns + column];
+      }
+    }
+    if (a.ids.data == nullptr || lane >= a.topk) return b;
+    const int64_t id = a.ids[token * a.topk + lane];
+    if (a.weights != nullptr) b.weight = a.weights[token * a.topk + lane];
+    if (id < 0) return b;
+    b.owner = static_cast<int>(a.placement.RankOf(id));
+    b.expert = static_cast<int>(id - a.placement.BeginOf(b.owner));
+    return b;
   }
-  if (lane == 0) buffer.SourceIndex(peer)[row] = static_cast<int32_t>(token);
-  if (a.ids.data == nullptr || lane >= a.topk) return;
-  // Ids become local to the receiver: -1 where the expert lives elsewhere, and such slots weigh
-  // nothing.
-  const int64_t expert = a.ids[token * a.topk + lane];
-  const int64_t begin = a.placement.BeginOf(peer);
-  const bool local = expert >= begin && expert < begin + a.placement.CountOf(peer);
-  const int64_t to = row * a.topk + lane;
-  if (a.ids.wide) {
-    reinterpret_cast<int64_t*>(buffer.TopkIdx(peer))[to] = local ? expert - begin : -1;
-  } else {
-    reinterpret_cast<int32_t*>(buffer.TopkIdx(peer))[to] =
-        static_cast<int32_t>(local ? expert - begin : -1);
+
+  // Small stores, neighbours together.
+  __device__ __forceinline__ void Send(const SendArguments& a, int64_t token, int peer, int64_t row,
+                                       int lane) const {
+    const DeviceBuffer& buffer = a.buffer;
+    if (a.scales != nullptr) {
+      float* const to = buffer.Scales(peer) + row * a.scale_columns;
+#pragma unroll
+      for (int i = 0; i < kScales; ++i) {
+        const int64_t column = lane + i * kLanes;
+        if (column < a.scale_columns) to[column] = scales[i];
+      }
+      for (int64_t i = lane + kScales * kLanes; i < a.scale_columns; i += kLanes)
+        to[i] = a.scales[token * a.scale_columns + i];
+    }
+    if (lane == 0) buffer.SourceIndex(peer)[row] = static_cast<int32_t>(token);
+    if (a.ids.data == nullptr || lane >= a.topk) return;
+    // Ids become local to the receiver: -1 where the expert lives elsewhere, and such slots weigh
+    // nothing.
+    const bool local = owner == peer;
+    const int64_t to = row * a.topk + lane;
+    if (a.ids.wide) {
+      reinterpret_cast<int64_t*>(buffer.TopkIdx(peer))[to] = local ? expert : -1;
+    } else {
+      reinterpret_cast<int32_t*>(buffer.TopkIdx(peer))[to] = local ? expert : -1;
+    }
+    if (a.weights != nullptr) buffer.TopkWeights(peer)[to] = local ? weight : 0.0f;
   }
-  if (a.weights != nullptr)
-    buffer.TopkWeights(peer)[to] = local ? a.weights[token * a.topk + lane] : 0.0f;
-}
+};
 
 // Rows that nobody sends must not look like rows of an earlier dispatch.
 __device__ void FillTail(const SendArguments& a) {
@@ -123,17 +154,21 @@ __device__ void SendPieces(const SendArguments& a, MoveStages stages, int64_t fi
   PieceCursor after = cursor;
   LoadFirst(stages, ahead);
   int32_t next = RowOf(a, cursor.token, lane);
+  Besides besides;
+  if (cursor.piece == 0) besides = Besides::Of(a, cursor.token, lane);
   MoveUntil(
       stages, cursor, ahead, [](const PieceCursor&) { return false; },
       [&](const PieceCursor& at) -> uint8_t* {
         const int32_t row = next;
         after.Next();
         next = RowOf(a, after.token, lane);
+        const Besides own = besides;
+        if (after.piece == 0) besides = Besides::Of(a, after.token, lane);
         if (at.piece == 0) {
           const uint32_t lanes = __ballot_sync(kAllLanes, row >= 0);
           for (uint32_t left = lanes; left != 0; left &= left - 1) {
             const int peer = __ffs(static_cast<int>(left)) - 1;
-            SendBesides(a, at.token, peer, __shfl_sync(kAllLanes, row, peer), lane);
+            own.Send(a, at.token, peer, __shfl_sync(kAllLanes, row, peer), lane);
           }
         }
         return row < 0 ? nullptr : base + row * a.pieces.row_bytes + at.offset();
