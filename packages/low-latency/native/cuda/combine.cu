@@ -230,7 +230,7 @@ struct Selection {
   }
 };
 
-// 8 columns a lane of a token's sum. A warp calls it.
+// A piece of a token's sum. A warp calls it.
 template <typename Results>
 __device__ void SumPiece(const CombineArguments& a, RankBits present, int64_t token, int piece,
                          const Selection& selection) {
@@ -249,10 +249,10 @@ __device__ void SumPiece(const CombineArguments& a, RankBits present, int64_t to
     const int owner = id >= 0 ? static_cast<int>(a.placement.RankOf(id)) : 0;
     terms = __ballot_sync(kAllLanes, id >= 0 && TakesPart(present, owner));
   }
-  const int at = piece * kLanes + lane;
+  const int at = piece * Results::kSummed * kLanes + lane;
   const uint16_t* const rows = a.buffer.Result(a.buffer.rank(), token, 0);
   const int64_t distance = a.buffer.layout.max_hidden;
-  ColumnSum sum;
+  ColumnSum sums[Results::kSummed];
   bool first = true;
   while (terms != 0) {
     typename Results::Terms asked(a.hidden, at);
@@ -270,14 +270,17 @@ __device__ void SumPiece(const CombineArguments& a, RankBits present, int64_t to
       const int term = __ffs(static_cast<int>(terms)) - 1;
       terms &= terms - 1;
       if (a.weighted) {
-        asked.template AddTo<false>(&sum, i, 1.0f, first);
+        asked.template AddTo<false>(sums, i, 1.0f, first);
       } else {
-        asked.template AddTo<true>(&sum, i, __shfl_sync(kAllLanes, selection.weight, term), first);
+        asked.template AddTo<true>(sums, i, __shfl_sync(kAllLanes, selection.weight, term), first);
       }
       first = false;
     }
   }
-  if (at < a.vectors()) reinterpret_cast<uint4*>(a.out + token * a.hidden)[at] = sum.Rounded();
+#pragma unroll
+  for (int i = 0; i < Results::kSummed; ++i)
+    if (at + i * kLanes < a.vectors())
+      reinterpret_cast<uint4*>(a.out + token * a.hidden)[at + i * kLanes] = sums[i].Rounded();
 }
 
 // Whether all ranks encode results alike; else the first block reports who does not. All ranks, and
@@ -300,7 +303,8 @@ __device__ void SumAll(const CombineArguments& a, const SlotState& state, uint64
   __shared__ int encodings[kMostRanks];
   // Looked for before the wait and told behind it: all blocks have answered then.
   const int64_t invalid = FindInvalid(a);
-  const int pieces = (a.vectors() + kLanes - 1) / kLanes;
+  constexpr int kPiece = Results::kSummed * kLanes;
+  const int pieces = (a.vectors() + kPiece - 1) / kPiece;
   const auto units = static_cast<int>(a.tokens * pieces);
   int unit = threadIdx.x / kLanes * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
   // As are the first token's selections.

@@ -28,22 +28,28 @@ struct PlainResults {
         static_cast<uint4*>(to)[at + i * kLanes] = sums[i].Rounded();
   }
 
+  static constexpr int kSummed = 2;  // vectors of a lane that are summed at a time
   class Terms {
    public:
-    __device__ Terms(int hidden, int at) : inside_(at * 8 < hidden), at_(at) {}
+    __device__ Terms(int hidden, int at) : vectors_(hidden / 8), at_(at) {}
     __device__ __forceinline__ void Ask(int i, const uint16_t* result) {
-      if (inside_) v_[i] = __ldcg(reinterpret_cast<const uint4*>(result) + at_);
+#pragma unroll
+      for (int j = 0; j < kSummed; ++j)
+        if (at_ + j * kLanes < vectors_)
+          v_[i][j] = __ldcg(reinterpret_cast<const uint4*>(result) + at_ + j * kLanes);
     }
     __device__ __forceinline__ void Arrive() {}
     template <bool kWeighted>
-    __device__ __forceinline__ void AddTo(ColumnSum* sum, int i, float weight, bool first) const {
-      sum->Add<kWeighted>(v_[i], weight, first);
+    __device__ __forceinline__ void AddTo(ColumnSum (&sums)[kSummed], int i, float weight,
+                                          bool first) const {
+#pragma unroll
+      for (int j = 0; j < kSummed; ++j) sums[j].Add<kWeighted>(v_[i][j], weight, first);
     }
 
    private:
-    bool inside_;
+    int vectors_;
     int at_;
-    uint4 v_[kAtOnce];
+    uint4 v_[kAtOnce][kSummed];
   };
 };
 
@@ -69,6 +75,7 @@ struct LogResults {
       if (at + i * kLanes < hidden / 8) v[i] = sums[i].Rounded();
     PutLogPiece(v, at, hidden, to, shared);
   }
+  static constexpr int kSummed = 1;
   using Terms = LogTerms<kAtOnce>;
 };
 
