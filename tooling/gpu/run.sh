@@ -10,6 +10,7 @@
 #   --out FOLDER       results go there: tests.json, bench.json (with --json; else .txt), output.txt, sanitizer.txt
 #   --sanitize TOOL    under compute-sanitizer: memcheck, racecheck, initcheck or synccheck. While it runs each process has a
 #                      log in FOLDER/sanitizer-logs; whatever ends the run, they become sanitizer.txt, but for SIGKILL
+#                      SANITIZER_ARGUMENTS, of the environment, are its further arguments
 #
 # The bundle is unpacked once, into a temporary folder that later runs use again.
 set -euo pipefail
@@ -91,7 +92,8 @@ if [[ -n $sanitizer ]]; then
   logs=$out/sanitizer-logs
   rm -rf "$logs"
   mkdir "$logs"
-  prefix=(compute-sanitizer --tool "$sanitizer" --target-processes all --require-cuda-init no
+  read -ra more <<<"${SANITIZER_ARGUMENTS-}"
+  prefix=(compute-sanitizer --tool "$sanitizer" --target-processes all --require-cuda-init no "${more[@]}"
     --log-file "$logs/%p.txt")
 fi
 
