@@ -79,6 +79,15 @@ struct Owed {
   }
 };
 
+// Asks for a piece of a row; zeros behind its end.
+__device__ __forceinline__ void AskFor(const CombineArguments& a, int64_t row, int at,
+                                       uint4 (&v)[kAnswered]) {
+  const auto* const from = reinterpret_cast<const uint4*>(a.x + row * a.hidden);
+#pragma unroll
+  for (int i = 0; i < kAnswered; ++i)
+    v[i] = at + i * kLanes < a.vectors() ? __ldg(from + at + i * kLanes) : uint4{};
+}
+
 // A piece of what this rank owes one token of a source: its row, rank-major; else the sum of its
 // rows where weights are known here, and without them a row for each selection. A warp calls it.
 template <typename Results>
@@ -99,20 +108,11 @@ __device__ __forceinline__ void Answer(const CombineArguments& a, const Message&
   const uint32_t lower = __reduce_or_sync(kAllLanes, owner < rank ? 1u << owner : 0u);
   const int place = buffer.layout.results_by_rank != 0 ? rank : __popc(lower);
   if (a.rank_major) {
-    const int64_t from = source * buffer.layout.max_tokens + message.index;
-    return Results::Copy(a.hidden, buffer.Result(source, token, place), a.x + from * a.hidden, at,
-                         shared);
+    uint4 v[kAnswered];
+    AskFor(a, source * buffer.layout.max_tokens + message.index, at, v);
+    return Results::Put(a.hidden, buffer.Result(source, token, place), v, at, shared);
   }
   uint32_t left = __ballot_sync(kAllLanes, row >= 0);
-  if (!a.weighted) {
-    for (; left != 0; left &= left - 1) {
-      const int slot = __ffs(static_cast<int>(left)) - 1;
-      const int64_t from = __shfl_sync(kAllLanes, row, slot);
-      Results::Copy(a.hidden, buffer.Result(source, token, slot), a.x + from * a.hidden, at,
-                    shared);
-    }
-    return;
-  }
   ColumnSum sums[kAnswered];
   bool first = true;
   while (left != 0) {
@@ -126,21 +126,28 @@ __device__ __forceinline__ void Answer(const CombineArguments& a, const Message&
       asked &= asked - 1;
       const int64_t from = __shfl_sync(kAllLanes, row, slot);
       weights[j] = __shfl_sync(kAllLanes, weight, slot);
-      const auto* const own = reinterpret_cast<const uint4*>(a.x + from * a.hidden);
-#pragma unroll
-      for (int i = 0; i < kAnswered; ++i)
-        if (at + i * kLanes < a.vectors()) v[j][i] = __ldg(own + at + i * kLanes);
+      AskFor(a, from, at, v[j]);
     }
 #pragma unroll
     for (int j = 0; j < kAtOnce; ++j) {
       if (left == 0) break;
+      const int slot = __ffs(static_cast<int>(left)) - 1;
       left &= left - 1;
+      if (!a.weighted) {
+        Results::Put(a.hidden, buffer.Result(source, token, slot), v[j], at, shared);
+        continue;
+      }
 #pragma unroll
       for (int i = 0; i < kAnswered; ++i) sums[i].Add<true>(v[j][i], weights[j], first);
       first = false;
     }
   }
-  Results::Put(a.hidden, buffer.Result(source, token, place), sums, at, shared);
+  if (!a.weighted) return;
+  uint4 v[kAnswered];
+#pragma unroll
+  for (int i = 0; i < kAnswered; ++i)
+    v[i] = at + i * kLanes < a.vectors() ? sums[i].Rounded() : uint4{};
+  Results::Put(a.hidden, buffer.Result(source, token, place), v, at, shared);
 }
 
 // `first`, `count` of a lane: messages of the source with its number.

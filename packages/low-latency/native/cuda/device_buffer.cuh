@@ -289,18 +289,4 @@ __device__ __forceinline__ void Arrive(unsigned int* arrived, bool failed, const
 // need.
 __device__ __forceinline__ void LetNextBegin() { cudaTriggerProgrammaticLaunchCompletion(); }
 
-// Copies up to kVectors vectors of 16 bytes a lane, from the `at`-th on, all loads before the
-// stores. A warp calls it.
-template <int kVectors>
-__device__ __forceinline__ void CopyPiece(void* to, const void* from, int at, int vectors) {
-  const auto* const source = static_cast<const uint4*>(from);
-  uint4 v[kVectors];
-#pragma unroll
-  for (int i = 0; i < kVectors; ++i)
-    if (at + i * kLanes < vectors) v[i] = __ldcg(source + at + i * kLanes);
-#pragma unroll
-  for (int i = 0; i < kVectors; ++i)
-    if (at + i * kLanes < vectors) static_cast<uint4*>(to)[at + i * kLanes] = v[i];
-}
-
 }  // namespace moe_ep::cuda

@@ -1,5 +1,5 @@
-// The formats of what a combine sends home. A kernel is built for each: how a warp answers with a
-// piece of a row, and how it asks for rows of a token and adds them.
+// The formats of what a combine sends home. A kernel is built for each: how a warp puts a piece of
+// a bf16 row, zeros behind the row's end, and how it asks for rows of a token and adds them.
 #pragma once
 
 #include "cuda/logfmt_rows.cuh"
@@ -16,16 +16,11 @@ struct PlainResults {
   struct Shared {
     __device__ void FillTable() {}
   };
-  static __device__ __forceinline__ void Copy(int hidden, void* to, const void* from, int at,
-                                              Shared*) {
-    CopyPiece<kAnswered>(to, from, at, hidden / 8);
-  }
-  static __device__ __forceinline__ void Put(int hidden, void* to,
-                                             const ColumnSum (&sums)[kAnswered], int at, Shared*) {
+  static __device__ __forceinline__ void Put(int hidden, void* to, const uint4 (&v)[kAnswered],
+                                             int at, Shared*) {
 #pragma unroll
     for (int i = 0; i < kAnswered; ++i)
-      if (at + i * kLanes < hidden / 8)
-        static_cast<uint4*>(to)[at + i * kLanes] = sums[i].Rounded();
+      if (at + i * kLanes < hidden / 8) static_cast<uint4*>(to)[at + i * kLanes] = v[i];
   }
 
   static constexpr int kSummed = 2;  // vectors of a lane that are summed at a time
@@ -57,22 +52,8 @@ struct PlainResults {
 struct LogResults {
   static constexpr bool kLogFmt = true;
   using Shared = LogShared<kAnswered>;
-  static __device__ __forceinline__ void Copy(int hidden, void* to, const void* from, int at,
-                                              Shared* shared) {
-    uint4 v[kAnswered] = {};
-#pragma unroll
-    for (int i = 0; i < kAnswered; ++i)
-      if (at + i * kLanes < hidden / 8)
-        v[i] = __ldcg(static_cast<const uint4*>(from) + at + i * kLanes);
-    PutLogPiece(v, at, hidden, to, shared);
-  }
-  static __device__ __forceinline__ void Put(int hidden, void* to,
-                                             const ColumnSum (&sums)[kAnswered], int at,
-                                             Shared* shared) {
-    uint4 v[kAnswered] = {};
-#pragma unroll
-    for (int i = 0; i < kAnswered; ++i)
-      if (at + i * kLanes < hidden / 8) v[i] = sums[i].Rounded();
+  static __device__ __forceinline__ void Put(int hidden, void* to, const uint4 (&v)[kAnswered],
+                                             int at, Shared* shared) {
     PutLogPiece(v, at, hidden, to, shared);
   }
   static constexpr int kSummed = 1;
