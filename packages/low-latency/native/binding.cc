@@ -94,6 +94,18 @@ Napi::Value EnqueueCombine(const Napi::CallbackInfo& info) {
                  [call](const Exec& exec) { MOE_EP_ON_DEVICE(Combine, exec, call); });
 }
 
+// refuseCombine(stream, buffer, slot, code)
+Napi::Value EnqueueRefuseCombine(const Napi::CallbackInfo& info) {
+  const Arguments args(info);
+  const RefuseCombineCall call{
+      .buffer = kBuffers.Argument(args, 1),
+      .slot = args.integer(2),
+      .note = kRefusal + RefusalNumber(args.text(3)),
+  };
+  return Enqueue(args.env(), args.stream(0),
+                 [call](const Exec& exec) { MOE_EP_ON_DEVICE(RefuseCombine, exec, call); });
+}
+
 // updateMask(stream, buffer, rank, masks): of one rank, or of all for -1.
 Napi::Value EnqueueUpdateMask(const Napi::CallbackInfo& info) {
   const Arguments args(info);
@@ -131,6 +143,7 @@ Napi::Object Initialize(Napi::Env env, Napi::Object exports) {
   Export(env, exports, "closeBuffer", CloseBuffer);
   Export(env, exports, "dispatch", EnqueueDispatch);
   Export(env, exports, "combine", EnqueueCombine);
+  Export(env, exports, "refuseCombine", EnqueueRefuseCombine);
   Export(env, exports, "updateMask", EnqueueUpdateMask);
   Export(env, exports, "queryMask", EnqueueQueryMask);
   Export(env, exports, "messageBytes", MessageBytesOf);

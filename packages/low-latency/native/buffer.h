@@ -107,6 +107,12 @@ struct Buffer {
     return true;
   }
 
+  // What this rank told last of its results.
+  uint64_t ToldOfResults(int64_t slot) const {
+    const uint64_t index = SignalIndex(slot, SignalKind::kResults, routes.rank());
+    return routes.signal(routes.rank(), index).value.load(std::memory_order_relaxed);
+  }
+
   // False, with the stream in failure, unless the slot's newest dispatch was received: a combine
   // would answer something else. Ranks find it out alike, so nobody waits for this one.
   bool CheckReceived(const Exec& exec, int64_t slot) const {

@@ -81,4 +81,10 @@ struct CombineCall {
   Tensor wait_stats;    // as in dispatch
 };
 
+struct RefuseCombineCall {
+  std::shared_ptr<Buffer> buffer;
+  int64_t slot;
+  int64_t note;  // of the signal of results: kRefusal and the number of an error's code
+};
+
 }  // namespace moe_ep

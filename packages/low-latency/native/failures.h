@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "moe_ep/abi.h"
 
@@ -15,7 +16,13 @@ void DescribeInvalidId(const int64_t* values, moe_ep_failure_text* text);
 void DescribeCombineId(const int64_t* values, moe_ep_failure_text* text);
 // Of a combine. Values: what the first rank sent, what the other sent, the other, the first.
 void DescribeEncodings(const int64_t* values, moe_ep_failure_text* text);
+// Of a combine. Values: the rank that refused, the number of its error's code.
+void DescribeRefusal(const int64_t* values, moe_ep_failure_text* text);
 // Values: slot.
 void DescribeNotReceived(const int64_t* values, moe_ep_failure_text* text);
+
+// An error's code as it travels in a signal, whose note has no room for words: a number, the same
+// on all ranks.
+int64_t RefusalNumber(const std::string& code);
 
 }  // namespace moe_ep

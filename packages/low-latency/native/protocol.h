@@ -57,7 +57,8 @@ inline constexpr int kNumHeadFields = sizeof(DispatchHead) / sizeof(int64_t);
 
 // What a slot's signals tell: an epoch, which counts its dispatches, and a note. That messages are
 // there says how many tokens the source has, for receivers that want to begin at once; that results
-// are there says how they are encoded, so that ranks that disagree hear of it.
+// are there says how they are encoded, so that ranks that disagree hear of it, or that there are
+// none.
 //
 // A signal may grow in parts, one from each block of a kernel: parts are larger than any note, so
 // that it does not reach an epoch before the last part.
@@ -70,6 +71,13 @@ MOE_EP_HOST_DEVICE constexpr uint64_t SignalOf(uint64_t epoch, int64_t note) {
 MOE_EP_HOST_DEVICE constexpr int NoteOf(uint64_t signal) {
   return static_cast<int>(signal % kNotes);
 }
+// A note of results: how they are encoded; from kRefusal on the rank refused to combine, and has
+// none. What is left of the note then is the number of an error's code: see failures.h.
+enum ResultsNote : int64_t { kBf16Rows = 0, kLogRows = 1, kRefusal = 2 };
+// Whether a signal of results says that its rank refused this very dispatch.
+MOE_EP_HOST_DEVICE constexpr bool IsRefusalOf(uint64_t signal, uint64_t epoch) {
+  return signal / kEpochStep == epoch && NoteOf(signal) >= kRefusal;
+}
 // The part of the `index`-th of `count`, where a signal grows by `growth`: at least
 // kEpochStep - kNotes.
 MOE_EP_HOST_DEVICE constexpr uint64_t SignalPart(uint64_t growth, unsigned index, unsigned count) {
@@ -80,7 +88,7 @@ static_assert(kEpochStep - kNotes - (kMostSignalParts - 1) * kSignalPart > kNote
 enum class SignalKind : int64_t {
   kMessages = 0,  // a dispatch's head, tables and rows are there
   kFree = 1,      // the source has unpacked what this rank sent: its epoch, without a note
-  kResults = 2,   // a combine's rows are there
+  kResults = 2,   // a combine's rows are there, or will not come
 };
 inline constexpr int64_t kNumSignalKinds = 3;
 

@@ -14,6 +14,7 @@ import { linearPlacement } from '@moe-ep/layout'
 import { type ProcessGroup, requireSameLayout, SlotRing, SymmetricMemory } from '@moe-ep/transport'
 import { type BufferLayout, layoutBuffer, type LowLatencyBufferSizes } from './buffer-layout.js'
 import type {
+  CallOptions,
   MaskOptions,
   LowLatencyCombineOptions,
   LowLatencyCombineResult,
@@ -25,6 +26,7 @@ import { type Call, callOf, checkCombine, checkDispatch } from './call-checks.js
 import { type BufferHandle, native, phase, type Phases } from './native.js'
 import { packedRows } from './packed-rows.js'
 import { once, type PendingDispatch, type ReceivedMessages, roomForMessages } from './pending-dispatch.js'
+import { streamToTell } from './refusals.js'
 import { rowFormatOf } from './row-format.js'
 
 /** How a buffer is made. */
@@ -224,7 +226,8 @@ export class LowLatencyBuffer implements Disposable {
    * @param topkIdx the ids of the dispatch.
    * @param topkWeights f32 [T, topk]; undefined where they came with the dispatch, and rank-major.
    * @throws ERR_MOE_EP_ARGUMENT, also for a handle whose receive hook was not called; ERR_MOE_EP_RELEASED when the handle has ended. On
-   *   await as in dispatch, a `useLogfmt` that differs being an argument that differs; an id that is no expert's fails this rank alone.
+   *   await what other ranks refuse with (see {@link refuseCombine}), and as in dispatch, a `useLogfmt` that differs being an argument that
+   *   differs; an id that is no expert's fails this rank alone.
    */
   lowLatencyCombine(
     x: Tensor,
@@ -257,13 +260,14 @@ export class LowLatencyBuffer implements Disposable {
       )
       return stream.mark()
     }
-    this.#dispatches.delete(handle)
     if (options.returnRecvHook !== true) {
       const event = enqueue('low-latency.combine', phase.both)
+      this.#dispatches.delete(handle)
       lease.release(event)
       return { combinedX, event, hook: undefined }
     }
     const event = enqueue('low-latency.combineSend', phase.send)
+    this.#dispatches.delete(handle)
     const hook = once(() => {
       const received = enqueue('low-latency.combineReceive', phase.receive)
       lease.release(received)
@@ -273,8 +277,34 @@ export class LowLatencyBuffer implements Disposable {
   }
 
   /**
+   * Takes part in the combine of `handle` that the other ranks call, with an error instead of rows: theirs fails at once with its code and
+   * this rank's name, of several ranks that refuse the lowest's, and the buffer works on, on all. For callers whose experts failed, so that
+   * nobody waits for them. Receives what was sent if nobody has called the hook; the slot is free again, as after a combine.
+   *
+   * Enqueued, on the device's default stream where `stream` was closed; does nothing when the handle has ended. Nothing is told while the
+   * stream captures, or by one that failed before: await it first. The next dispatch of the slot waits until the others have combined or
+   * refused.
+   * @throws ERR_MOE_EP_RELEASED when the buffer was closed.
+   */
+  refuseCombine(handle: LowLatencyHandle, error: unknown, { stream }: Pick<CallOptions, 'stream'> = {}): void {
+    this.#requireOpen()
+    const dispatch = this.#dispatches.get(handle)
+    if (dispatch === undefined) return
+    const received = (dispatch.received ??= dispatch.receive())
+    this.#dispatches.delete(handle)
+    const { lease } = dispatch
+    // Nobody waits any more where the memory has failed.
+    const telling = this.#memory.failure === undefined ? streamToTell(stream, this.device) : undefined
+    if (telling === undefined) return lease.release(received)
+    // A dispatch that failed has told its own stream, and there is nothing to refuse.
+    telling.follow(received)
+    native().refuseCombine(telling.handle, this.#handle, lease.slot, MoeEpError.from(error).code)
+    lease.release(telling.mark())
+  }
+
+  /**
    * Ends a dispatch without a combine, on all ranks alike: its slot is free again. Receives what was sent if nobody has called the
-   * hook. Does nothing when the handle has ended.
+   * hook. For an end on this rank alone there is {@link refuseCombine}. Does nothing when the handle has ended.
    * @throws ERR_MOE_EP_RELEASED when the buffer was closed.
    */
   release(handle: LowLatencyHandle): void {

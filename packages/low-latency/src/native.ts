@@ -67,6 +67,8 @@ interface LowLatencyNative {
     out: TensorHandle,
     waitStats: Optional,
   ): void
+  /** `code`: an error's, as ranks hear it. */
+  refuseCombine(stream: StreamHandle, buffer: BufferHandle, slot: number, code: string): void
   /** Of one rank, or of all for -1. */
   updateMask(stream: StreamHandle, buffer: BufferHandle, rank: number, masks: boolean): void
   queryMask(stream: StreamHandle, buffer: BufferHandle, out: TensorHandle): void

@@ -19,14 +19,20 @@ bool CheckIds(const Exec& exec, const CombineCall& call) {
   return false;
 }
 
-// Whether all ranks encode results alike; else the stream is in failure. All find the same.
-bool CheckEncodings(const Exec& exec, const CombineCall& call, RankBits present) {
+// Whether all ranks have results and encode them alike; else the stream is in failure. All find the
+// same.
+bool CheckNotes(const Exec& exec, const CombineCall& call, RankBits present) {
   const Buffer& buffer = *call.buffer;
   const auto of = [&](int source) -> int64_t {
     const uint64_t index = buffer.SignalIndex(call.slot, SignalKind::kResults, source);
     const auto& cell = buffer.routes.signal(buffer.routes.rank(), index);
     return NoteOf(cell.value.load(std::memory_order_relaxed));
   };
+  for (int source = 0; source < buffer.routes.world_size(); ++source) {
+    if (!TakesPart(present, source) || of(source) < kRefusal) continue;
+    FailWith(exec, DescribeRefusal, source, of(source) - kRefusal);
+    return false;
+  }
   int base = 0;
   while (base < buffer.routes.world_size() && !TakesPart(present, base)) ++base;
   for (int source = base + 1; source < buffer.routes.world_size(); ++source) {
@@ -110,7 +116,7 @@ void CombineReceive(const Exec& exec, const CombineCall& call) {
                          SignalOf(buffer.slots[call.slot].epoch, 0), DeadlineAfter(call.timeout_ms),
                          kCombineOperation, "rows", &present, call.wait_stats.data<int64_t>()))
     return;
-  if (!CheckEncodings(exec, call, present) || !CheckIds(exec, call)) return;
+  if (!CheckNotes(exec, call, present) || !CheckIds(exec, call)) return;
   const Summer summer(call, present);
   exec.ParallelFor(call.out.size(0), 2, [&](int64_t begin, int64_t end) {
     for (int64_t token = begin; token < end; ++token) summer.Sum(token);

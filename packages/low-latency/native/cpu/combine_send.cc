@@ -117,7 +117,7 @@ bool CombineSend(const Exec& exec, const CombineCall& call) {
     buffer.routes.Flush();
     buffer.routes.Signal(source,
                          buffer.SignalIndex(call.slot, SignalKind::kResults, buffer.routes.rank()),
-                         SignalOf(epoch, call.logfmt ? 1 : 0));
+                         SignalOf(epoch, call.logfmt ? kLogRows : kBf16Rows));
   }
   return true;
 }

@@ -133,12 +133,22 @@ bool DispatchSend(const Exec& exec, const DispatchCall& call) {
   if (!buffer.routes.CheckNotPoisoned(exec)) return false;
   SlotState& state = buffer.slots[call.slot];
   const uint64_t epoch = ++state.epoch;
+  const RankBits before = state.present;
   state.present = buffer.Unmasked();
+  const int64_t deadline = DeadlineAfter(call.timeout_ms);
+  const auto wait_for = [&](SignalKind kind, uint64_t value, RankBits* ranks) {
+    return buffer.WaitForAll(exec, call.slot, kind, value, deadline, kDispatchOperation,
+                             "word that its slot is free", ranks);
+  };
   // Nobody writes messages over those that a rank has not unpacked yet.
-  if (!buffer.WaitForAll(exec, call.slot, SignalKind::kFree, epoch - 1,
-                         DeadlineAfter(call.timeout_ms), kDispatchOperation,
-                         "word that its slot is free", &state.present))
-    return false;
+  if (!wait_for(SignalKind::kFree, epoch - 1, &state.present)) return false;
+  // Nor tables over those that combine of the other ranks still reads: this rank's own has waited
+  // for them, unless it refused.
+  if (IsRefusalOf(buffer.ToldOfResults(call.slot), epoch - 1)) {
+    RankBits combining = state.present & before;
+    if (!wait_for(SignalKind::kResults, SignalOf(epoch - 1, 0), &combining)) return false;
+    state.present &= combining | ~before;
+  }
   const int ranks = buffer.routes.world_size();
   const ExpertPlacement placement{call.arguments.experts, ranks};
   // Masked ranks hear of it, too, so that one that knows nothing of its mask need not wait to see.

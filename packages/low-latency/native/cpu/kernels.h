@@ -7,6 +7,7 @@ namespace moe_ep::cpu {
 
 void Dispatch(const Exec& exec, const DispatchCall& call);
 void Combine(const Exec& exec, const CombineCall& call);
+void RefuseCombine(const Exec& exec, const RefuseCombineCall& call);
 void UpdateMask(const Exec& exec, const UpdateMaskCall& call);
 void QueryMask(const Exec& exec, const QueryMaskCall& call);
 

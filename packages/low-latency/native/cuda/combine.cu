@@ -35,6 +35,7 @@ struct CombineArguments {
   int64_t* wait_stats;
   moe_ep_describe_failure describe_id;
   moe_ep_describe_failure describe_encodings;
+  moe_ep_describe_failure describe_refusal;
   moe_ep_describe_failure describe_not_received;
 
   __device__ int stride() const { return static_cast<int>(PaddedTopk(topk)); }
@@ -204,7 +205,7 @@ __device__ bool SendAnswers(const CombineArguments& a, const SlotState& state) {
   // A group whose results are told in part only is poisoned: nothing else fails once all blocks
   // have begun.
   ok = __syncthreads_and(ok) != 0;
-  const uint64_t value = SignalOf(state.epoch, Results::kLogFmt ? 1 : 0);
+  const uint64_t value = SignalOf(state.epoch, Results::kLogFmt ? kLogRows : kBf16Rows);
   if (ok && threadIdx.x < kLanes) signal.TellPart(a.buffer, value);
   if (IsArriving()) {
     Arrive(a.arrived, !ok, [&](bool failed) {
@@ -290,24 +291,31 @@ __device__ void SumPiece(const CombineArguments& a, RankBits present, int64_t to
       reinterpret_cast<uint4*>(a.out + token * a.hidden)[at + i * kLanes] = sums[i].Rounded();
 }
 
-// Whether all ranks encode results alike; else the first block reports who does not. All ranks, and
-// all blocks, find the same. `encodings`: of each rank's results. A warp calls it.
-__device__ bool CheckEncodings(const CombineArguments& a, RankBits present, const int* encodings) {
+// Whether all ranks have results and encode them alike; else the first block reports who does not.
+// All ranks, and all blocks, find the same. `notes`: of each rank's results. A warp calls it.
+__device__ bool CheckNotes(const CombineArguments& a, RankBits present, const int* notes) {
   const auto lane = static_cast<int>(threadIdx.x % kLanes);
   const bool has = lane < a.buffer.ranks() && TakesPart(present, lane);
-  const int own = has ? encodings[lane] : 0;
+  const int own = has ? notes[lane] : 0;
   const int base = __ffs(static_cast<int>(__ballot_sync(kAllLanes, has))) - 1;
   const int first = __shfl_sync(kAllLanes, own, base);
+  const uint32_t refused = __ballot_sync(kAllLanes, own >= kRefusal);
   const uint32_t others = __ballot_sync(kAllLanes, has && own != first);
-  if (blockIdx.x == 0 && lane == __ffs(static_cast<int>(others)) - 1)
-    Fail(a.patience.failure, a.describe_encodings, first, own, lane, base);
-  return others == 0;
+  const uint32_t wrong = refused != 0 ? refused : others;
+  if (blockIdx.x == 0 && lane == __ffs(static_cast<int>(wrong)) - 1) {
+    if (refused != 0) {
+      Fail(a.patience.failure, a.describe_refusal, lane, own - kRefusal);
+    } else {
+      Fail(a.patience.failure, a.describe_encodings, first, own, lane, base);
+    }
+  }
+  return wrong == 0;
 }
 
 template <typename Results>
 __device__ void SumAll(const CombineArguments& a, const SlotState& state, uint64_t begin_ns,
                        bool ok) {
-  __shared__ int encodings[kMostRanks];
+  __shared__ int notes[kMostRanks];
   // Looked for before the wait and told behind it: all blocks have answered then.
   const int64_t invalid = FindInvalid(a);
   constexpr int kPiece = Results::kSummed * kLanes;
@@ -322,14 +330,18 @@ __device__ void SumAll(const CombineArguments& a, const SlotState& state, uint64
       WaitForAll(a.buffer, a.patience, begin_ns,
                  {SignalKind::kResults, SignalOf(state.epoch, 0), StepOf(state.epoch, Wait::kToSum),
                   Operation::kLowLatencyCombine, Missing::kRows},
-                 ok, &present, blockIdx.x == 0 ? a.wait_stats : nullptr, encodings);
+                 ok, &present, blockIdx.x == 0 ? a.wait_stats : nullptr, notes);
   LetNextBegin();
   if (ok) {
-    if (invalid >= 0 && blockIdx.x == 0)
-      Fail(a.patience.failure, a.describe_id, a.buffer.rank(), invalid / a.topk, a.ids[invalid],
-           a.placement.experts);
-    const bool same = threadIdx.x >= kLanes || CheckEncodings(a, present, encodings);
-    ok = __syncthreads_and(same && invalid < 0) != 0;
+    const bool alike = threadIdx.x >= kLanes || CheckNotes(a, present, notes);
+    ok = __syncthreads_and(alike && invalid < 0) != 0;
+    if (!ok) {
+      // Behind what all ranks find, which is reported if there is such a thing.
+      if (invalid >= 0 && blockIdx.x == 0)
+        Fail(a.patience.failure, a.describe_id, a.buffer.rank(), invalid / a.topk, a.ids[invalid],
+             a.placement.experts);
+      __syncthreads();
+    }
   }
   if (ok) {
     while (unit < units) {
@@ -388,6 +400,7 @@ void Combine(const Exec& exec, const CombineCall& call) {
       .wait_stats = call.wait_stats.data<int64_t>(),
       .describe_id = DescribeCombineId,
       .describe_encodings = DescribeEncodings,
+      .describe_refusal = DescribeRefusal,
       .describe_not_received = DescribeNotReceived,
   };
   const LaunchShape shape = {.grid = dim3(static_cast<unsigned>(call.sms)),

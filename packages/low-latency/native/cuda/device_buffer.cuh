@@ -106,6 +106,8 @@ class SharedSignal {
     AddSignal(buffer.Signal(lane, kind_, buffer.rank()),
               static_cast<int64_t>(SignalPart(value - told_, blockIdx.x, gridDim.x)));
   }
+  // What was told before.
+  __device__ uint64_t told() const { return told_; }
   // Once all blocks have told their part. One thread of all blocks calls it.
   __device__ __forceinline__ void Keep(const DeviceBuffer& buffer, uint64_t value) const {
     buffer.Own().told[static_cast<int>(kind_)] = value;
@@ -117,7 +119,7 @@ class SharedSignal {
 };
 
 // Numbers the waits of a slot, in their order.
-enum class Wait { kToSend = 1, kToReceive = 2, kToSum = 3 };
+enum class Wait { kToSend = 0, kToPutTables = 1, kToReceive = 2, kToSum = 3 };
 __device__ __forceinline__ uint64_t StepOf(uint64_t epoch, Wait wait) {
   return epoch * 4 + static_cast<uint64_t>(wait);
 }

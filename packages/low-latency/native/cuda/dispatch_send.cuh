@@ -198,6 +198,8 @@ __device__ __forceinline__ bool Send(const DispatchArguments& a, uint64_t begin_
   if (item < items) loaded = LoadedPiece::Of(a, item / pieces, item % pieces);
   const GroupLook look(buffer);
   const SharedSignal signal(buffer, SignalKind::kMessages);
+  const SharedSignal results(buffer, SignalKind::kResults);
+  const RankBits before = buffer.State().present;
   // Of the dispatch before, where no combine has.
   TellFree(buffer, epoch - 1);
   // Nobody writes messages over those that a rank has not unpacked yet.
@@ -205,6 +207,17 @@ __device__ __forceinline__ bool Send(const DispatchArguments& a, uint64_t begin_
                        {SignalKind::kFree, epoch - 1, StepOf(epoch, Wait::kToSend),
                         Operation::kLowLatencyDispatch, Missing::kFreeSlot},
                        !Failed(a.patience.failure), present);
+  // Nor tables over those that combine of the other ranks still reads: this rank's own has waited
+  // for them, unless it refused. Who took no part has told that its slot is free.
+  if (ok && IsRefusalOf(results.told(), epoch - 1)) {
+    const bool combines = TakesPart(before, static_cast<int>(threadIdx.x));
+    ok = WaitForAll(
+        buffer, a.patience, begin_ns,
+        {combines ? SignalKind::kResults : SignalKind::kFree,
+         combines ? SignalOf(epoch - 1, 0) : epoch - 1, StepOf(epoch, Wait::kToPutTables),
+         Operation::kLowLatencyDispatch, Missing::kFreeSlot},
+        ok, present);
+  }
   if (ok) {
     if (puts_tables) PutTables(a, *present, shared);
     while (item < items) {
