@@ -168,7 +168,7 @@ export class LlPrepareAndFinalize implements PrepareAndFinalize {
    * Results are sent at once; the hook enqueues the sums of this rank's tokens and frees the slot, the receiver orders the stream after
    * them.
    * @throws ERR_MOE_EP_ARGUMENT when there was no prepare or its hook was not called, and for experts that do not leave weighting to
-   *   finalize; what combine throws. The slot is free again then.
+   *   finalize; what combine throws. The slot is free again then, and the other ranks' finalize fails with the same code.
    */
   finalizeAsync(args: FinalizeArguments): Receiver<void> {
     const { hook, comm } = this.#combine(args, true)
@@ -185,14 +185,14 @@ export class LlPrepareAndFinalize implements PrepareAndFinalize {
 
   /**
    * Frees the slot of a micro-batch that will not be finalized, also of one whose hook was not called yet; enqueues its receive then.
-   * The other ranks must release theirs as well: there is no way to tell them.
+   * With the error, a finalize of the other ranks fails with its code and this rank's name; without one, they must release theirs as well.
    */
-  release(microBatch = 0): void {
+  release(microBatch = 0, error?: unknown): void {
     const inFlight = this.#inFlight.get(microBatch)
     if (inFlight === undefined) return
     this.#inFlight.delete(microBatch)
     inFlight.released = true
-    this.#giveBack(microBatch, inFlight)
+    this.#giveBack(microBatch, inFlight, error)
   }
 
   /** Checks and enqueues a dispatch, or its send phase. */
@@ -234,7 +234,7 @@ export class LlPrepareAndFinalize implements PrepareAndFinalize {
       const tokens = { numTokens: dispatched.packedRecvCount, numTokensHost: undefined }
       return { ...this.#rowsOf(dispatched, stream), topkIdx, topkWeights, tokens }
     } catch (error) {
-      this.release(microBatch)
+      this.release(microBatch, error)
       throw error
     }
   }
@@ -255,15 +255,16 @@ export class LlPrepareAndFinalize implements PrepareAndFinalize {
       const { handle } = inFlight.dispatched
       return { ...this.#buffer.lowLatencyCombine(expertOutput, topkIdx, weights, handle, options), comm }
     } catch (error) {
-      this.#giveBack(microBatch, inFlight)
+      this.#giveBack(microBatch, inFlight, error)
       throw error
     }
   }
 
-  /** Ends a dispatch without a combine. The layer's stream may still read what arrived. */
-  #giveBack(microBatch: number, { stream, dispatched }: InFlight): void {
+  /** Ends a dispatch without a combine, with an error for the ranks that make one. The layer's stream may still read what arrived. */
+  #giveBack(microBatch: number, { stream, dispatched: { handle } }: InFlight, error: unknown): void {
     if (!stream.closed) this.#keptRows.readUntil(microBatch, stream.mark())
-    this.#buffer.release(dispatched.handle)
+    if (error === undefined) this.#buffer.release(handle)
+    else this.#buffer.refuseCombine(handle, error, { stream: this.#commStream ?? stream })
   }
 
   /** Rows in the form that experts were promised. */

@@ -3,18 +3,24 @@ import { BatchedExperts, type Experts, GroupedExperts, noWeightAndReduce, refere
 import { describe, expect, test } from 'vitest'
 import { failureOf } from '../../low-latency/test/world.js'
 import { LlPrepareAndFinalize, ModularKernel, type ModularKernelArguments } from '../src/index.js'
+import { never } from './ht-layer.js'
 import { Layer } from './layer.js'
 import { batchedExpertsFor, expectedOf, type LlRank, onLlRanks, outputRows } from './ll-layer.js'
 
 const layer = new Layer({ numTokens: [4, 2], hidden: 16, intermediate: 4, numExperts: 5, topk: 2, seed: 5 })
 const alone = new Layer({ ...layer.shape, numTokens: [4] })
+const three = new Layer({ ...layer.shape, numTokens: [4, 2, 3] })
 const castInDispatch = { quant: { kind: 'fp8-block' } } as const
 
 /** One layer that is right: the proof that the buffer works on. */
-async function expectLayer(of: Layer, { rank, stream, kernel, buffer }: LlRank): Promise<void> {
+async function expectLayer(
+  of: Layer,
+  { rank, stream, kernel, buffer }: LlRank,
+  options: Parameters<typeof expectedOf>[2] = {},
+): Promise<void> {
   const output = await kernel.apply({ ...of.argumentsOf(rank), stream })
   await stream.synchronize()
-  expect(outputRows(output)).toEqual(expectedOf(of, rank, {}))
+  expect(outputRows(output)).toEqual(expectedOf(of, rank, options))
   expect(buffer.freeSlots).toBe(2)
 }
 
@@ -220,30 +226,69 @@ describe('failures', () => {
     })
   })
 
-  test.each([
-    ['before prepare', 'messages'],
-    ['in its experts', 'rows'],
-  ])('of one rank alone, %s: the others miss its %s at their deadline', async (_, missing) => {
-    const experts = (rank: number): Experts => {
-      const own = batchedExpertsFor(layer)
-      if (rank === 1) own.apply = () => Promise.reject(new MoeEpError('ERR_MOE_EP_UNSUPPORTED', 'no such GEMM'))
-      return own
-    }
+  test('of one rank alone before prepare: the others miss its messages at their deadline', async () => {
     await onLlRanks(
       layer,
       async ({ rank, stream, kernel }) => {
-        const isWrong = rank === 1 && missing === 'messages'
-        const wrong = isWrong ? { hiddenStates: Tensor.zeros([2, 16], 'f32') } : {}
+        const wrong = rank === 1 ? { hiddenStates: Tensor.zeros([2, 16], 'f32') } : {}
         const running = kernel.apply({ ...layer.argumentsOf(rank), ...wrong, stream })
         const error = await failureOf(running.then(() => stream.synchronize()))
-        if (rank === 1) {
-          expect(error.code).toBe(isWrong ? 'ERR_MOE_EP_ARGUMENT' : 'ERR_MOE_EP_UNSUPPORTED')
-          return
-        }
-        expect(error.code).toBe('ERR_MOE_EP_TIMEOUT')
-        expect(error.message).toContain(`no ${missing} from rank 1`)
+        expect(error.code).toBe(rank === 1 ? 'ERR_MOE_EP_ARGUMENT' : 'ERR_MOE_EP_TIMEOUT')
+        if (rank !== 1) expect(error.message).toContain('no messages from rank 1')
       },
-      { timeoutMs: 300, experts },
+      { timeoutMs: 300 },
+    )
+  })
+
+  const noSuchGemm = new MoeEpError('ERR_MOE_EP_UNSUPPORTED', 'no such GEMM')
+  const broken = (part: string): Experts => {
+    const own = batchedExpertsFor(layer)
+    if (part === 'experts') own.apply = () => Promise.reject(noSuchGemm)
+    // Then finalize refuses what it is given, before anything is sent.
+    if (part === 'output') own.apply = async ({ output }) => output.memory.close()
+    return own
+  }
+  test.each([
+    ['experts', { weightsAtDispatch: true, overlapped: false }],
+    ['experts', { weightsAtDispatch: true, overlapped: true }],
+    ['experts', { weightsAtDispatch: false, overlapped: false, protocol: 'expert' }],
+    ['output', { weightsAtDispatch: true, overlapped: false }],
+    ['output', { weightsAtDispatch: true, overlapped: true }],
+  ] as const)('of the %s of one rank are heard on all at once, and the next layer is right: %o', async (part, how) => {
+    const { overlapped, ...options } = how
+    await onLlRanks(
+      layer,
+      async (world) => {
+        const { rank, stream, kernel, side } = world
+        const pass = overlapped ? { pass: () => Promise.resolve() } : {}
+        const running = kernel.apply({ ...layer.argumentsOf(rank), ...pass, stream })
+        const error = await failureOf(running.then(() => stream.synchronize()))
+        const code = part === 'experts' ? noSuchGemm.code : 'ERR_MOE_EP_RELEASED'
+        expect(error.code).toBe(code)
+        if (rank !== 1) expect(error.message).toBe(`low-latency combine: refused by rank 1: ${code}`)
+        const healthy = new ModularKernel(side, batchedExpertsFor(layer))
+        const { weightsAtDispatch } = how
+        await expectLayer(layer, { ...world, kernel: healthy }, { weightsAtDispatch })
+        await healthy.experts.close()
+      },
+      { ...options, experts: (rank) => (rank === 1 ? broken(part) : batchedExpertsFor(layer)), timeoutMs: never },
+    )
+  })
+
+  test('by an abort of one rank alone: the others hear of it, and those that abort, too, do not fail', async () => {
+    await onLlRanks(
+      three,
+      async (world) => {
+        const { rank, stream, kernel } = world
+        const signal = rank === 0 ? {} : { signal: AbortSignal.abort(new Error('enough')) }
+        const running = kernel.apply({ ...three.argumentsOf(rank), ...signal, stream })
+        const error = await failureOf(running.then(() => stream.synchronize()))
+        expect(error.code).toBe('ERR_MOE_EP_ABORTED')
+        if (rank === 0) expect(error.message).toBe('low-latency combine: refused by rank 1: ERR_MOE_EP_ABORTED')
+        await stream.synchronize()
+        await expectLayer(three, world)
+      },
+      { timeoutMs: never },
     )
   })
 })
