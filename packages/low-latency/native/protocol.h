@@ -63,8 +63,8 @@ inline constexpr int kNumHeadFields = sizeof(DispatchHead) / sizeof(int64_t);
 // A signal may grow in parts, one from each block of a kernel: parts are larger than any note, so
 // that it does not reach an epoch before the last part.
 inline constexpr uint64_t kNotes = 2048;
-inline constexpr uint64_t kEpochStep = uint64_t{1} << 31;
-inline constexpr uint64_t kSignalPart = uint64_t{1} << 20;  // of all parts but one
+inline constexpr uint64_t kEpochStep = uint64_t{1} << 23;   // 2^41 epochs: no program sees the last
+inline constexpr uint64_t kSignalPart = uint64_t{1} << 12;  // of all parts but one
 MOE_EP_HOST_DEVICE constexpr uint64_t SignalOf(uint64_t epoch, int64_t note) {
   return epoch * kEpochStep + static_cast<uint64_t>(note);
 }

@@ -202,14 +202,15 @@ __device__ bool SendAnswers(const CombineArguments& a, const SlotState& state) {
     AnswerAll<Results>(a, first, count, &shared);
     ok = look.Check(a.buffer, a.patience.failure);
   }
-  // A group whose results are told in part only is poisoned: nothing else fails once all blocks
-  // have begun.
   ok = __syncthreads_and(ok) != 0;
   const uint64_t value = SignalOf(state.epoch, Results::kLogFmt ? kLogRows : kBf16Rows);
   if (ok && threadIdx.x < kLanes) signal.TellPart(a.buffer, value);
   if (IsArriving()) {
-    Arrive(a.arrived, !ok, [&](bool failed) {
-      if (failed) return SnapshotFailure(a.patience.failure, a.snapshot);
+    Arrive(a.arrived, !ok, [&](unsigned failed) {
+      if (failed > 0) {
+        return EndFailedSend(a.buffer, a.patience, failed, Operation::kLowLatencyCombine,
+                             Missing::kRows, a.snapshot);
+      }
       signal.Keep(a.buffer, value);
     });
   }
@@ -222,6 +223,21 @@ __device__ int64_t FindInvalid(const CombineArguments& a) {
   for (int64_t i = threadIdx.x; i < a.tokens * a.topk; i += kThreads)
     if (IsInvalidId(a.ids[i], a.placement.experts)) return i;
   return -1;
+}
+
+// Reports the first of what threads found. All threads of a block call it.
+__device__ void ReportInvalid(const CombineArguments& a, int64_t found) {
+  __shared__ unsigned long long first;
+  if (threadIdx.x == 0) first = ~0ull;
+  __syncthreads();
+  if (found >= 0) atomicMin(&first, static_cast<unsigned long long>(found));
+  __syncthreads();
+  if (threadIdx.x == 0 && first != ~0ull) {
+    const auto at = static_cast<int64_t>(first);
+    Fail(a.patience.failure, a.describe_id, a.buffer.rank(), at / a.topk, a.ids[at],
+         a.placement.experts);
+  }
+  __syncthreads();
 }
 
 // What a lane knows of the token's slot with its number.
@@ -335,13 +351,8 @@ __device__ void SumAll(const CombineArguments& a, const SlotState& state, uint64
   if (ok) {
     const bool alike = threadIdx.x >= kLanes || CheckNotes(a, present, notes);
     ok = __syncthreads_and(alike && invalid < 0) != 0;
-    if (!ok) {
-      // Behind what all ranks find, which is reported if there is such a thing.
-      if (invalid >= 0 && blockIdx.x == 0)
-        Fail(a.patience.failure, a.describe_id, a.buffer.rank(), invalid / a.topk, a.ids[invalid],
-             a.placement.experts);
-      __syncthreads();
-    }
+    // Behind what all ranks find, which is reported if there is such a thing.
+    if (!ok && blockIdx.x == 0) ReportInvalid(a, invalid);
   }
   if (ok) {
     while (unit < units) {
@@ -354,8 +365,8 @@ __device__ void SumAll(const CombineArguments& a, const SlotState& state, uint64
     }
   }
   if (IsArriving()) {
-    Arrive(a.arrived + 1, !ok, [&](bool failed) {
-      if (failed) SnapshotFailure(a.patience.failure, a.snapshot);
+    Arrive(a.arrived + 1, !ok, [&](unsigned failed) {
+      if (failed > 0) SnapshotFailure(a.patience.failure, a.snapshot);
     });
   }
 }

@@ -10,7 +10,7 @@ namespace moe_ep::cuda {
 inline constexpr int kStages = 24 / kWarps;  // of a warp
 inline constexpr int kMostPieceBytes = 3840;
 
-struct CopyStages {
+struct alignas(16) CopyStages {
   uint8_t bytes[kWarps][kStages][kMostPieceBytes];
   uint64_t full[kWarps][kStages];
 };

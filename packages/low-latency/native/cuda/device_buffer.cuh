@@ -180,19 +180,35 @@ __device__ __forceinline__ void FetchArguments(const Arguments& arguments) {
   }
 }
 
+// Whether the stream has failed, by a kernel of another branch of its graph, say: for those who
+// wait for something else, which they look at more often.
+class FailureLook {
+ public:
+  __device__ explicit FailureLook(const moe_ep_failure_record* failure) : failure_(failure) {}
+  __device__ bool Failed() {
+    constexpr unsigned kLooksBetween = 64;
+    return ++looks_ % kLooksBetween == 0 && cuda::Failed(failure_);
+  }
+
+ private:
+  const moe_ep_failure_record* failure_;
+  unsigned looks_ = 0;
+};
+
 // One thread waits for a peer's signal; `seen` is what it was in the end.
 __device__ inline bool WaitFor(const DeviceBuffer& buffer, const Patience& patience, uint64_t begin,
                                Awaited awaited, int peer, uint64_t* seen) {
   const uint64_t* const signal = buffer.Signal(buffer.rank(), awaited.kind, peer);
-  const auto came = [&] { return (*seen = LoadSignal(signal)) >= awaited.value; };
+  FailureLook look(patience.failure);
+  const auto ended = [&] { return (*seen = LoadSignal(signal)) >= awaited.value || look.Failed(); };
   if (IsWatcher()) {
-    return WaitUntil(buffer.routes, patience, begin, came,
-                     [&] { return WaitedFor(buffer, awaited, peer); });
+    WaitUntil(buffer.routes, patience, begin, ended,
+              [&] { return WaitedFor(buffer, awaited, peer); });
+  } else {
+    while (!ended()) {
+    }
   }
-  constexpr unsigned kLooksBetween = 64;
-  for (unsigned looks = 1; !came(); ++looks)
-    if (looks % kLooksBetween == 0 && Failed(patience.failure)) return false;
-  return true;
+  return *seen >= awaited.value;
 }
 
 // One thread masks more ranks. Calls of another slot may do the same.
@@ -212,8 +228,10 @@ __device__ inline bool WaitForPresent(const DeviceBuffer& buffer, const Patience
     const int peer = static_cast<int>(threadIdx.x);
     if (ok && peer < buffer.ranks() && TakesPart(*present, peer)) {
       const uint64_t* const signal = buffer.Signal(buffer.rank(), awaited.kind, peer);
-      ok = WaitOrGiveUp(
-          buffer.routes, patience, begin, [&] { return LoadSignal(signal) >= awaited.value; },
+      FailureLook look(patience.failure);
+      WaitOrGiveUp(
+          buffer.routes, patience, begin,
+          [&] { return LoadSignal(signal) >= awaited.value || look.Failed(); },
           [&](PoisonWord::Cause cause) {
             if (cause == PoisonWord::kTimeout && peer != buffer.rank()) {
               atomicAnd(reinterpret_cast<unsigned long long*>(&decided), ~BitOf(peer));
@@ -224,23 +242,20 @@ __device__ inline bool WaitForPresent(const DeviceBuffer& buffer, const Patience
             }
           });
       // Late is not failed.
-      ok = ok || !Failed(patience.failure);
+      ok = !Failed(patience.failure);
     }
     ok = __syncthreads_and(ok) != 0;
-    if (threadIdx.x == 0) {
+    // The others of a call that failed see that it has, and the next one has the same number.
+    if (ok && threadIdx.x == 0) {
       MaskToo(buffer, *present & ~decided);
       own.decided = decided;
       __threadfence();
       *static_cast<volatile uint64_t*>(&own.decisions) = awaited.step;
     }
   } else if (ok && threadIdx.x == 0) {
-    unsigned looks = 1;
-    while (*static_cast<volatile uint64_t*>(&own.decisions) < awaited.step) {
-      if (looks++ % 64 == 0 && Failed(patience.failure)) {
-        ok = false;
-        break;
-      }
-    }
+    FailureLook look(patience.failure);
+    while (ok && *static_cast<volatile uint64_t*>(&own.decisions) < awaited.step)
+      ok = !look.Failed();
     __threadfence();
     decided = __ldcg(&own.decided);
   }
@@ -272,7 +287,7 @@ __device__ inline bool WaitForAll(const DeviceBuffer& buffer, const Patience& pa
 }
 
 // One thread of each block calls it once the block knows whether it has failed, and nobody waits
-// for it: the thread of the last block calls last(whether any has failed), and sees what these
+// for it: the thread of the last block calls last(how many have failed), and sees what these
 // threads wrote. `arrived` is zero before and after.
 __device__ __forceinline__ bool IsArriving() { return threadIdx.x == kThreads - kLanes; }
 template <typename Last>
@@ -283,7 +298,22 @@ __device__ __forceinline__ void Arrive(unsigned int* arrived, bool failed, const
   if ((before & (kFailure - 1)) != gridDim.x - 1) return;
   *arrived = 0;
   __threadfence();
-  last(failed || before >= kFailure);
+  last(before / kFailure + (failed ? 1 : 0));
+}
+
+// What the last block of a send phase does where some have failed. Blocks fail alike, but for a
+// failure of the stream that comes while they begin, from another branch of a graph or by an abort:
+// then the signal was told in part, nobody could count with what follows, and the group ends here.
+__device__ inline void EndFailedSend(const DeviceBuffer& buffer, const Patience& patience,
+                                     unsigned failed, Operation operation, Missing missing,
+                                     moe_ep_failure_record* snapshot) {
+  if (failed < gridDim.x) {
+    PoisonWord word =
+        WaitedFor(buffer, {.operation = operation, .missing = missing}, buffer.rank());
+    word.cause = PoisonWord::kAborted;
+    PoisonAll(buffer.routes, word, patience.failure);
+  }
+  SnapshotFailure(patience.failure, snapshot);
 }
 
 // Lets the next kernel of the stream take its places, where it waits for the end of this one.

@@ -11,7 +11,7 @@ inline constexpr int kListed = 2048;   // tokens looked at between two barriers
 inline constexpr int kSlotShift = 16;  // of what a list holds: token | slot
 static_assert(kMostRanks * 1024 <= 1 << kSlotShift);
 
-struct ReceiveShared {
+struct alignas(16) ReceiveShared {
   int tokens[kMostRanks];
   bool ok;  // as CheckHeads found it
   Scan scan;
@@ -329,8 +329,8 @@ __device__ void Receive(const DispatchArguments& a, uint64_t begin_ns, uint64_t 
   }
   if (!IsArriving()) return;
   // Its warp looked at the heads.
-  Arrive(a.arrived + 1, !ok || !shared->ok, [&](bool failed) {
-    if (failed) return SnapshotFailure(a.patience.failure, a.snapshot);
+  Arrive(a.arrived + 1, !ok || !shared->ok, [&](unsigned failed) {
+    if (failed > 0) return SnapshotFailure(a.patience.failure, a.snapshot);
     buffer.State().received = epoch;
     buffer.State().present = present;
   });

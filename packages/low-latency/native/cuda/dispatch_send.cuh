@@ -229,14 +229,15 @@ __device__ __forceinline__ bool Send(const DispatchArguments& a, uint64_t begin_
   }
   // Receivers read messages by bulk copies.
   FenceGlobalForBulk();
-  // A group whose messages are told in part only is poisoned: nothing else fails once all blocks
-  // have begun.
   ok = __syncthreads_and(ok) != 0;
   const uint64_t value = SignalOf(epoch, a.tokens);
   if (ok && threadIdx.x < kLanes) signal.TellPart(buffer, value);
   if (IsArriving()) {
-    Arrive(a.arrived, !ok, [&](bool failed) {
-      if (failed) return SnapshotFailure(a.patience.failure, a.snapshot);
+    Arrive(a.arrived, !ok, [&](unsigned failed) {
+      if (failed > 0) {
+        return EndFailedSend(buffer, a.patience, failed, Operation::kLowLatencyDispatch,
+                             Missing::kMessages, a.snapshot);
+      }
       buffer.State().epoch = epoch;
       buffer.State().present = *present;
       signal.Keep(buffer, value);

@@ -26,6 +26,7 @@ __global__ void RefuseKernel(const __grid_constant__ RefuseArguments a) {
   if (state.received != state.epoch || signal.told() >= SignalOf(state.epoch, 0)) return;
   const uint64_t value = SignalOf(state.epoch, a.note);
   signal.TellPart(buffer, value);
+  __syncwarp();
   if (first) signal.Keep(buffer, value);
 }
 
