@@ -125,7 +125,6 @@ __global__ void __launch_bounds__(kPlanWarps* kWarp)
   // What is ahead on the stream has ended before the next kernel may start: that one reads inputs
   // without a wait of its own.
   cudaGridDependencySynchronize();
-  cudaTriggerProgrammaticLaunchCompletion();
   const bool failed = Failed(a.failure);
   const int num_warps = static_cast<int>(blockDim.x / kWarp);
   const int warp = WarpOfBlock();
@@ -159,6 +158,8 @@ __global__ void __launch_bounds__(kPlanWarps* kWarp)
                           : (static_cast<uint32_t>(group) << a.shift) | (before + slots.rank[r]);
     }
   }
+  // That one loads rows ahead, which would keep these blocks waiting for their ids.
+  cudaTriggerProgrammaticLaunchCompletion();
   if (IsLastBlock(&a.state->finished)) PlaceChunks(a, plan_memory, num_chunks);
 }
 
