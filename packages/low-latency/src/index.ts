@@ -10,6 +10,7 @@ export type {
   PackedRows,
   RecvLayout,
 } from './call-types.js'
-export { LowLatencyBuffer, type LowLatencyBufferOptions } from './low-latency-buffer.js'
+export type { LowLatencyBufferOptions } from './buffer-options.js'
+export { LowLatencyBuffer } from './low-latency-buffer.js'
 export type { RowFormatName } from './row-format.js'
 export * as reference from './reference.js'

@@ -13,6 +13,7 @@ import {
 import { linearPlacement } from '@moe-ep/layout'
 import { type ProcessGroup, requireSameLayout, SlotRing, SymmetricMemory } from '@moe-ep/transport'
 import { type BufferLayout, layoutBuffer, type LowLatencyBufferSizes } from './buffer-layout.js'
+import type { LowLatencyBufferOptions } from './buffer-options.js'
 import type {
   CallOptions,
   MaskOptions,
@@ -28,21 +29,6 @@ import { packedRows } from './packed-rows.js'
 import { once, type PendingDispatch, type ReceivedMessages, roomForMessages } from './pending-dispatch.js'
 import { streamToTell } from './refusals.js'
 import { rowFormatOf } from './row-format.js'
-
-/** How a buffer is made. */
-export interface LowLatencyBufferOptions extends LowLatencyBufferSizes {
-  /** Whose memory messages lie in, and whose streams run the calls. @default the default device (`getDefaultDevice()` of core) */
-  readonly device?: Device
-  /** Deadline of every wait for a peer. @default the group's */
-  readonly timeoutMs?: number
-  /**
-   * Multiprocessors of a cuda device that a call takes, without effect on results. Kernels wait for those of other ranks, so that the
-   * blocks of all ranks that share a GPU must find room there. @default all, divided by the ranks that share the GPU
-   */
-  readonly numSms?: number
-  /** Gives up the collective set-up. */
-  readonly signal?: AbortSignal
-}
 
 /**
  * Low-latency dispatch and combine of decode-size batches between ranks that map each other's memory. Made, called and closed by all
