@@ -25,7 +25,12 @@ struct PlacementRequest {
   MOE_EP_HOST_DEVICE int64_t RowsOf(int64_t expert, int64_t total) const {
     if (rows_per_expert > 0) return rows_per_expert;
     const int64_t rows = reserved == nullptr ? total : reserved[expert];
-    return (rows + alignment - 1) / alignment * alignment;
+    const int64_t most = rows + alignment - 1;
+    // Divisions of 64 bits are long on a GPU.
+    if (most <= UINT32_MAX)
+      return static_cast<int64_t>(static_cast<uint32_t>(most) / static_cast<uint32_t>(alignment)) *
+             alignment;
+    return most / alignment * alignment;
   }
 };
 

@@ -154,6 +154,25 @@ describe('permute', () => {
     },
   )
 
+  test.each([
+    [600, 3000],
+    [1500, 6000],
+    [5000, 7000],
+    [9000, 30_000],
+    [30_000, 9000],
+  ])('keeps the order of slots: %i experts, %i slots', async (numLocalExperts, slots) => {
+    const ids = Array.from(randomNumbers(slots, slots), (value) =>
+      Math.max(-1, Math.floor(((value + 0.9) / 2) * numLocalExperts)),
+    )
+    const topkIdx = Tensor.from(ids, [slots / 2, 2], 'i64')
+    const options = { topkIdx, numLocalExperts, alignment: 1 }
+    const out = await onHost(permute(randomBits([slots / 2, 16], 'fp8e4m3'), options))
+    const next = new Int32Array(numLocalExperts + 1)
+    for (const id of ids) if (id >= 0) next[id + 1]!++
+    for (let expert = 0; expert < numLocalExperts; expert++) next[expert + 1]! += next[expert]!
+    expect([...out.inversePermutation.data].map(Number)).toEqual(ids.map((id) => (id < 0 ? -1 : next[id]!++)))
+  })
+
   test('skips slots whose expert is elsewhere: 8 experts, the odd ones local', async () => {
     const ids = Array.from({ length: 16 }, (_, token) => token % 8)
     const expertMap = Tensor.from([-1, 0, -1, 1, -1, 2, -1, 3], [8], 'i32')

@@ -36,7 +36,7 @@ struct Segments {
 };
 
 // From the plan of many blocks: slots come in chunks of a power of two; a slot's word is its group
-// and its rank in the chunk, and `prefix` [groups, chunks] counts the group's slots before a chunk.
+// and its rank in the chunk, and `prefix` [chunks, groups] counts the group's slots before a chunk.
 struct ChunkedRows {
   static constexpr uint32_t kNoWord = 0xffffffffu;
 
@@ -44,7 +44,7 @@ struct ChunkedRows {
   const uint32_t* prefix;  // where the segments are
   Segments segments;
   int64_t num_slots;
-  int64_t num_chunks;
+  int64_t num_groups;
   int shift;  // of slots to chunks, and of words to groups
 
   __device__ __forceinline__ uint32_t Word(int64_t slot) const { return __ldcg(words + slot); }
@@ -52,7 +52,7 @@ struct ChunkedRows {
   __device__ __forceinline__ int32_t RowOfWord(uint32_t word, int64_t slot) const {
     if (word == kNoWord) return -1;
     const int64_t group = word >> shift;
-    const uint32_t before = prefix[group * num_chunks + (slot >> shift)];
+    const uint32_t before = prefix[(slot >> shift) * num_groups + group];
     return segments.Start(group) + static_cast<int32_t>(before + RankIn(word));
   }
 

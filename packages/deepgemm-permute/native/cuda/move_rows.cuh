@@ -34,15 +34,25 @@ struct MoveArguments {
   int32_t units_per_token;
   int64_t num_units;
   int32_t units_per_batch;
+  int32_t units_per_small_batch;
+  int64_t num_large_batches;  // the small ones come last, so that all movers end together
   int64_t num_batches;
   unsigned long long* claims;  // batches taken beyond the first two of each mover; null: no need
+
+  __device__ __forceinline__ int UnitsOf(int64_t batch) const {
+    return batch < num_large_batches ? units_per_batch : units_per_small_batch;
+  }
+  __device__ __forceinline__ int64_t FirstUnit(int64_t batch) const {
+    const int64_t large = batch < num_large_batches ? batch : num_large_batches;
+    return large * units_per_batch + (batch - large) * units_per_small_batch;
+  }
 };
 
 // A lane's slot in a batch; -1 for none.
 __device__ __forceinline__ int64_t SlotOfLane(const MoveArguments& move, int64_t batch, int lane) {
   const int in_batch = lane / move.width;
-  const int64_t unit = batch * move.units_per_batch + in_batch;
-  if (in_batch >= move.units_per_batch || unit >= move.num_units || batch >= move.num_batches)
+  const int64_t unit = move.FirstUnit(batch) + in_batch;
+  if (in_batch >= move.UnitsOf(batch) || unit >= move.num_units || batch >= move.num_batches)
     return -1;
   const int64_t token = unit / move.units_per_token;
   const int64_t k = unit % move.units_per_token * kWarp + lane % move.width;
@@ -55,10 +65,12 @@ template <typename Use>
 __device__ __forceinline__ void ForPieces(const MoveArguments& move, int64_t batch, uint32_t needed,
                                           const Use& use) {
   const uint32_t lanes = move.width == kWarp ? kAllLanes : (1u << move.width) - 1u;
-  for (int i = 0; i < move.units_per_batch; ++i) {
+  const int units = move.UnitsOf(batch);
+  const int64_t first_unit = move.FirstUnit(batch);
+  for (int i = 0; i < units; ++i) {
     const int first_lane = i * move.width;
     if ((needed >> first_lane & lanes) == 0) continue;
-    const int64_t token = (batch * move.units_per_batch + i) / move.units_per_token;
+    const int64_t token = (first_unit + i) / move.units_per_token;
     for (int piece = 0; piece < move.num_pieces; ++piece)
       if (!use(token, first_lane, piece)) return;
   }
@@ -76,6 +88,7 @@ struct BulkMover {
   static constexpr int kTeams = 2;  // beside them: while one waits for memory the other one writes
   static constexpr int kStoring = kStages / 2;  // stages that are being read out
   static constexpr int kAhead = kStages - kStoring;
+  static constexpr int kAtOnce = kStages / 4;  // of what is preloaded
 
   struct Control {
     uint64_t full[kStages];
@@ -111,9 +124,11 @@ struct BulkMover {
   }
 
   // Starts to load pieces of a batch whose rows' places are not known yet, while stages are free.
+  // Few at a time keep memory busy, too, and leave the way free for who works out the places.
   __device__ void Preload(int64_t batch, uint32_t needed) {
     if (loaded == kStages) return;
     ForPieces(move, batch, needed, [&](int64_t token, int, int piece) {
+      if (loaded >= kAtOnce) WaitBarrier(&control->full[loaded - kAtOnce], 0);
       Load(token, piece);
       return loaded < kStages;
     });

@@ -67,10 +67,17 @@ MoveArguments MoveOf(const PermuteRequest& request, bool scales_travel, int64_t 
       static_cast<int32_t>(std::max<int64_t>(1, (placement.topk + kWarp - 1) / kWarp));
   if ((rows.row_bytes > 0 || move.has_loose_scales) && placement.topk > 0)
     move.num_units = placement.num_tokens * move.units_per_token;
-  // Small batches where there is too little work to go round.
   move.units_per_batch = static_cast<int32_t>(
       std::clamp<int64_t>(move.num_units / (4 * num_movers), 1, kWarp / move.width));
-  move.num_batches = (move.num_units + move.units_per_batch - 1) / move.units_per_batch;
+  constexpr int64_t kSmallBatchBytes = 8192;
+  constexpr int64_t kUnitsInSmall = 6;  // of each mover
+  move.units_per_small_batch = static_cast<int32_t>(std::clamp<int64_t>(
+      kSmallBatchBytes / std::max<int64_t>(rows.row_bytes, 1), 1, move.units_per_batch));
+  const int64_t units_in_small = std::min(move.num_units, kUnitsInSmall * num_movers);
+  move.num_large_batches = (move.num_units - units_in_small) / move.units_per_batch;
+  const int64_t left = move.num_units - move.num_large_batches * move.units_per_batch;
+  move.num_batches =
+      move.num_large_batches + (left + move.units_per_small_batch - 1) / move.units_per_small_batch;
   return move;
 }
 
@@ -139,9 +146,12 @@ class Parts {
 
 // Launches the plan of many blocks and completes its arguments.
 void LaunchPlan(const Exec& exec, bool with_words, PlanArguments* plan) {
+  const auto shared_bytes_of = [plan](int warps) {
+    return 4 * std::max(warps * plan->num_groups, PlanShared(*plan));
+  };
   int num_warps = kPlanWarps;
-  while (num_warps > 1 && num_warps * plan->num_groups * 4 > kPlanSharedBytes) num_warps /= 2;
-  plan->counts_in_shared = num_warps * plan->num_groups * 4 <= kPlanSharedBytes;
+  while (num_warps > 1 && shared_bytes_of(num_warps) > kPlanSharedBytes) num_warps /= 2;
+  plan->counts_in_shared = shared_bytes_of(num_warps) <= kPlanSharedBytes;
   // More rounds make fewer chunks, whose counts the last block has to sum up.
   const bool many = plan->num_slots > (int64_t{512} << 10) || num_warps < kPlanWarps;
   const int rounds = many ? 8 : 2;
@@ -163,7 +173,7 @@ void LaunchPlan(const Exec& exec, bool with_words, PlanArguments* plan) {
   plan->words = with_words ? reinterpret_cast<uint32_t*>(scratch + words) : nullptr;
 
   const auto kernel = many ? PlanKernel<8> : PlanKernel<2>;
-  const int64_t shared_bytes = plan->counts_in_shared ? num_warps * plan->num_groups * 4 : 0;
+  const int64_t shared_bytes = plan->counts_in_shared ? shared_bytes_of(num_warps) : 0;
   Launch(kernel,
          {.grid = dim3(static_cast<unsigned>(num_chunks)),
           .block = dim3(static_cast<unsigned>(num_warps * kWarp)),
@@ -204,7 +214,7 @@ void PermuteWith(const Exec& exec, const PlanArguments& plan, const MoveArgument
                             .counts = large.placement.expert_num_tokens,
                             .num_local = large.request.experts.num_local},
                .num_slots = large.num_slots,
-               .num_chunks = large.num_chunks(),
+               .num_groups = large.num_groups,
                .shift = large.shift},
       .failure = large.failure,
       .tiles_at = 0,

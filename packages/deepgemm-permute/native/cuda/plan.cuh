@@ -1,5 +1,8 @@
 // The plan of a large placement: each block ranks one chunk of the slots, the last one to finish
 // places the groups. Every chunk then knows where its rows begin.
+//
+// All of this is run through once, and each of its instructions comes from memory: what counts is
+// how many there are. Loops that hardly ever turn are not unrolled, and indices have 32 bits.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +15,7 @@
 namespace moe_ep::cuda {
 
 // Of a block. Few enough threads and registers that the blocks that move rows fit beside them.
-inline constexpr int kPlanWarps = 16;
+inline constexpr int kPlanWarps = kMostPlanWarps;
 
 // Zero between commands.
 struct PlanState {
@@ -34,7 +37,7 @@ struct PlanArguments {
   int shift;  // slots to chunks
   bool counts_in_shared;
   PlanState* state;
-  uint32_t* prefix;  // [num_groups, num_chunks]
+  uint32_t* prefix;  // [num_chunks, num_groups]
   uint32_t* totals;  // [num_groups]; used where counts are not in shared memory
   int32_t* starts;   // [num_groups + 1]
   uint32_t* words;   // [num_slots]; null where only counts are asked for
@@ -45,81 +48,102 @@ struct PlanArguments {
   }
 };
 
-// Turns the chunks' counts of groups `first`, `first + step` and so on into sums of the chunks
-// before, and calls total(group, sum); a warp calls it. Several groups' counts are under way at
-// once.
-template <typename Total>
-__device__ inline void SumChunks(uint32_t* prefix, int64_t num_groups, int64_t num_chunks,
-                                 int64_t first, int64_t step, const Total& total) {
-  constexpr int kGroups = 2;
-  constexpr int kTogether = 8;
-  const int lane = Lane();
-  for (; first < num_groups; first += kGroups * step) {
-    uint32_t sum[kGroups] = {};
-    for (int64_t begin = 0; begin < num_chunks; begin += kTogether * kWarp) {
-      uint32_t count[kGroups][kTogether];
+// Words of shared memory that the last block needs where counts are in shared memory: totals, rows
+// that are reserved, and starts.
+__host__ __device__ inline int64_t PlanShared(const PlanArguments& plan) {
+  return 3 * plan.num_groups + 1;
+}
+
+// Turns the chunks' counts of each group into sums of the chunks before, and gives the first warp,
+// which has least to do, their totals. Warps share the chunks, a lane has a group: no lane waits
+// for another one. Calls besides() while the first counts are on their way.
+template <typename Besides>
+__device__ __forceinline__ void SumChunks(const PlanArguments& a, int64_t num_chunks,
+                                          uint32_t* totals, const Besides& besides) {
+  constexpr int kTogether = 12;
+  __shared__ uint32_t sums[2][kPlanWarps][kWarp];  // of this turn and the one before
+  const int num_warps = static_cast<int>(blockDim.x / kWarp);
+  const int warp = WarpOfBlock();
+  int turn = 0;
+#pragma unroll 1
+  for (int64_t group = Lane(); group - Lane() < a.num_groups; group += kWarp) {
+    const bool mine = group < a.num_groups;
+    uint32_t total = 0;
+#pragma unroll 1
+    for (int64_t begin = 0; begin < num_chunks; begin += num_warps * kTogether, ++turn) {
+      // The last warps have the last chunks, or none.
+      const int64_t first = begin + warp * kTogether;
+      const int left = !mine || first >= num_chunks     ? 0
+                       : num_chunks - first > kTogether ? kTogether
+                                                        : static_cast<int>(num_chunks - first);
+      uint32_t* place = a.prefix + first * a.num_groups + group;
+      uint32_t count[kTogether];
 #pragma unroll
-      for (int g = 0; g < kGroups; ++g) {
-        const int64_t group = first + g * step;
+      for (int i = 0; i < kTogether; ++i, place += a.num_groups)
+        count[i] = i < left ? __ldcg(place) : 0;
+      if (turn == 0) besides();
+      uint32_t sum = 0;
 #pragma unroll
-        for (int i = 0; i < kTogether; ++i) {
-          const int64_t chunk = begin + i * kWarp + lane;
-          count[g][i] = group < num_groups && chunk < num_chunks
-                            ? __ldcg(prefix + group * num_chunks + chunk)
-                            : 0;
-        }
+      for (int i = 0; i < kTogether; ++i) sum += count[i];
+      sums[turn % 2][warp][Lane()] = sum;
+      __syncthreads();
+      uint32_t next = total;
+#pragma unroll 4
+      for (int other = 0; other < num_warps; ++other) {
+        const uint32_t theirs = sums[turn % 2][other][Lane()];
+        if (other < warp) next += theirs;
+        total += theirs;
       }
+      place = a.prefix + first * a.num_groups + group;
 #pragma unroll
-      for (int g = 0; g < kGroups; ++g) {
-        const int64_t group = first + g * step;
-#pragma unroll
-        for (int i = 0; i < kTogether; ++i) {
-          if (begin + i * kWarp >= num_chunks) break;  // the same in all lanes
-          const int64_t chunk = begin + i * kWarp + lane;
-          const uint32_t behind = sum[g] + InclusiveSum(count[g][i], lane);
-          if (group < num_groups && chunk < num_chunks)
-            prefix[group * num_chunks + chunk] = behind - count[g][i];
-          sum[g] = __shfl_sync(kAllLanes, behind, kWarp - 1);
-        }
+      for (int i = 0; i < kTogether; ++i, place += a.num_groups) {
+        if (i < left) *place = next;
+        next += count[i];
       }
     }
-#pragma unroll
-    for (int g = 0; g < kGroups; ++g)
-      if (first + g * step < num_groups && lane == 0) total(first + g * step, sum[g]);
+    if (mine && warp == 0) totals[group] = total;
   }
 }
 
 // What the last block does: sums over chunks, checks, places of groups. It is on the way of
 // everything else, so what it reads is asked for before anything waits.
-__device__ inline void PlaceChunks(const PlanArguments& a, uint32_t* shared, int64_t num_chunks) {
-  const int num_warps = static_cast<int>(blockDim.x / kWarp);
-  const int warp = WarpOfBlock();
+__device__ __forceinline__ void PlaceChunks(const PlanArguments& a, uint32_t* shared,
+                                            int64_t num_chunks) {
   const int64_t num_local = a.request.experts.num_local;
-  uint32_t* const totals = a.counts_in_shared ? shared : a.totals;
-  // Behind the totals, where counts of other warps were.
-  const bool copies = a.counts_in_shared && num_warps > 1 && a.request.reserved != nullptr &&
-                      num_local <= blockDim.x;
-  const bool copies_one = copies && threadIdx.x < num_local;
-  const int32_t reserved = copies_one ? __ldg(a.request.reserved + threadIdx.x) : 0;
-  const BadSlot bad = __ldcg(&a.state->bad);
-  SumChunks(a.prefix, a.num_groups, num_chunks, warp, num_warps,
-            [&](int64_t group, uint32_t total) { totals[group] = total; });
-  if (copies_one) shared[a.num_groups + threadIdx.x] = static_cast<uint32_t>(reserved);
-  __syncthreads();
-  if (warp != 0) return;
+  const bool in_shared = a.counts_in_shared;
+  uint32_t* const totals = in_shared ? shared : a.totals;
+  int32_t* const reserved = reinterpret_cast<int32_t*>(shared + a.num_groups);
+  int32_t* const starts = in_shared ? reserved + a.num_groups : a.starts;
   PlacementRequest request = a.request;
-  if (copies) request.reserved = reinterpret_cast<const int32_t*>(shared + a.num_groups);
-  if (bad != 0) {
-    if (Lane() == 0)
+  if (in_shared && request.reserved != nullptr) request.reserved = reserved;
+  const BadSlot bad = __ldcg(&a.state->bad);
+  SumChunks(a, num_chunks, totals, [&] {
+    if (request.reserved != reserved) return;
+#pragma unroll 1
+    for (int64_t expert = threadIdx.x; expert < num_local; expert += blockDim.x)
+      reserved[expert] = __ldg(a.request.reserved + expert);
+  });
+  if (WarpOfBlock() != 0) return;
+  const int lane = Lane();
+  if (lane == 0) *a.state = PlanState{};
+  const GroupPlaces places = {totals, starts};
+  if (bad != 0) [[unlikely]] {
+    if (lane == 0)
       FailForSlot(a.failure, a.describers, a.groups.experts, SlotOf(bad), a.request.topk);
-  } else if (CheckRoom(request, totals, a.describers, a.failure, true)) {
-    PlaceGroups(request, a.num_groups, {totals, a.starts}, a.placement, true);
+  } else if (!PlaceGroups(request, a.num_groups, places)) [[unlikely]] {
+    FailForRoom(a.request, totals, a.describers, a.failure);
+  } else {
+    __syncwarp();
+    if (in_shared)
+#pragma unroll 1
+      for (int64_t group = lane; group <= a.num_groups; group += kWarp)
+        a.starts[group] = starts[group];
+    WritePlaces(a.request, places, a.placement, lane, kWarp);
   }
-  if (Lane() == 0) *a.state = PlanState{};
 }
 
 template <int kRounds>
-__global__ void __launch_bounds__(kPlanWarps* kWarp)
+__global__ void __launch_bounds__(kPlanWarps* kWarp, 2)
     PlanKernel(const __grid_constant__ PlanArguments a) {
   extern __shared__ uint32_t plan_memory[];
   // What is ahead on the stream has ended before the next kernel may start: that one reads inputs
@@ -130,36 +154,39 @@ __global__ void __launch_bounds__(kPlanWarps* kWarp)
   const int warp = WarpOfBlock();
   const int64_t chunk = blockIdx.x;
   const int64_t num_chunks = gridDim.x;
-  const int64_t begin = (chunk << a.shift) + warp * kRounds * kWarp;
-  const SlotIds<kRounds> ids(a.groups, begin, a.num_slots);
-  const WarpCounts counts = a.counts_in_shared ? WarpCounts{plan_memory, 1, a.num_groups}
-                                               : WarpCounts{a.prefix + chunk, num_chunks, 0};
+  const SlotRange range((chunk << a.shift) + warp * kRounds * kWarp, a.num_slots, kRounds * kWarp);
+  const SlotIds<kRounds> ids(a.groups.experts, range);
   // Counts that are not in shared memory are those of a single warp.
-  const int64_t num_counts = a.counts_in_shared ? num_warps * a.num_groups : a.num_groups;
-  for (int64_t i = threadIdx.x; i < num_counts; i += blockDim.x) counts.At(0, i) = 0;
+  const WarpCounts counts = {a.counts_in_shared ? plan_memory : a.prefix + chunk * a.num_groups,
+                             static_cast<int32_t>(a.num_groups)};
+#pragma unroll 1
+  for (auto i = static_cast<int32_t>(threadIdx.x); i < num_warps * counts.num_groups;
+       i += static_cast<int32_t>(blockDim.x))
+    counts.At(0, i) = 0;
   if (__syncthreads_or(failed) != 0) return;  // all blocks alike: only the last one reports
 
+  // That one loads rows ahead, which would keep these blocks waiting for their ids.
+  cudaTriggerProgrammaticLaunchCompletion();
+
   RankedSlots<kRounds> slots;
-  RankSlots<kRounds>(a.groups, ids, begin, a.num_slots, warp, counts, &a.state->bad, &slots);
+  RankSlots<kRounds>(a.groups, ids, range, warp, counts, &a.state->bad, &slots);
   __syncthreads();
-  StartWarps(counts, num_warps, a.num_groups,
-             [&](int64_t group, uint32_t total) { a.prefix[group * num_chunks + chunk] = total; });
+  StartWarps(counts, num_warps, [&](int32_t group, uint32_t total) {
+    a.prefix[chunk * a.num_groups + group] = total;
+  });
   __syncthreads();
   if (a.words != nullptr) {
 #pragma unroll
     for (int r = 0; r < kRounds; ++r) {
-      const int64_t slot = begin + r * kWarp + Lane();
-      if (slot >= a.num_slots) break;
+      if (!range.Has(r)) break;
       const int32_t group = slots.group[r];
       // A single warp's ranks are the block's already, and its counts may lie where totals do.
       const uint32_t before = group < 0 || num_warps == 1 ? 0 : counts.At(warp, group);
-      a.words[slot] = group < 0
-                          ? ChunkedRows::kNoWord
-                          : (static_cast<uint32_t>(group) << a.shift) | (before + slots.rank[r]);
+      a.words[range.Slot(r)] =
+          group < 0 ? ChunkedRows::kNoWord
+                    : (static_cast<uint32_t>(group) << a.shift) | (before + slots.rank[r]);
     }
   }
-  // That one loads rows ahead, which would keep these blocks waiting for their ids.
-  cudaTriggerProgrammaticLaunchCompletion();
   if (IsLastBlock(&a.state->finished)) PlaceChunks(a, plan_memory, num_chunks);
 }
 

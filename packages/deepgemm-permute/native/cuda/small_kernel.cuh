@@ -52,41 +52,45 @@ __device__ inline bool PlaceInBlock(const PlanArguments& a, const SmallMemory& m
   __shared__ bool fits;
   const bool reports = blockIdx.x == 0;
   const int warp = WarpOfBlock();
-  const WarpCounts counts{memory.counts, 1, a.num_groups};
+  const WarpCounts counts{memory.counts, static_cast<int32_t>(a.num_groups)};
   // Whole rounds for every warp.
   const int64_t rounds = (a.num_slots + kSmallWarps * kWarp - 1) / (kSmallWarps * kWarp);
-  const int64_t begin = warp * rounds * kWarp;
-  const int64_t behind = begin + rounds * kWarp;
-  const int64_t end = behind < a.num_slots ? behind : a.num_slots;
-  const SlotIds<kSmallRounds> ids(a.groups, begin, end);
+  const SlotRange range(warp * rounds * kWarp, a.num_slots, static_cast<int32_t>(rounds * kWarp));
+  const SlotIds<kSmallRounds> ids(a.groups.experts, range);
   for (int64_t i = threadIdx.x; i < kSmallWarps * a.num_groups; i += blockDim.x)
     memory.counts[i] = 0;
   if (threadIdx.x == 0) bad = 0;
   __syncthreads();
 
   RankedSlots<kSmallRounds> slots;
-  RankSlots<kSmallRounds>(a.groups, ids, begin, end, warp, counts, &bad, &slots);
+  RankSlots<kSmallRounds>(a.groups, ids, range, warp, counts, &bad, &slots);
   __syncthreads();
-  StartWarps(counts, kSmallWarps, a.num_groups,
+  StartWarps(counts, kSmallWarps,
              [&](int64_t group, uint32_t total) { memory.totals[group] = total; });
   __syncthreads();
+  const GroupPlaces places = {memory.totals, memory.starts};
   if (warp == 0) {
-    bool ok = bad == 0;
-    if (!ok && reports && Lane() == 0)
-      FailForSlot(a.failure, a.describers, a.groups.experts, SlotOf(bad), a.request.topk);
-    ok = ok && CheckRoom(a.request, memory.totals, a.describers, a.failure, reports);
-    if (ok)
-      PlaceGroups(a.request, a.num_groups, {memory.totals, memory.starts}, a.placement, reports);
+    const bool good = bad == 0;
+    const bool ok = good && PlaceGroups(a.request, a.num_groups, places);
+    if (!ok && reports) [[unlikely]] {
+      if (good) {
+        FailForRoom(a.request, memory.totals, a.describers, a.failure);
+      } else if (Lane() == 0) {
+        FailForSlot(a.failure, a.describers, a.groups.experts, SlotOf(bad), a.request.topk);
+      }
+    }
     if (Lane() == 0) fits = ok;
   }
   __syncthreads();
   if (!fits) return false;
+  if (reports)
+    WritePlaces(a.request, places, a.placement, static_cast<int>(threadIdx.x),
+                static_cast<int>(blockDim.x));
 #pragma unroll
   for (int r = 0; r < kSmallRounds; ++r) {
-    const int64_t slot = begin + r * kWarp + Lane();
-    if (slot >= end) break;
+    if (!range.Has(r)) break;
     const int32_t group = slots.group[r];
-    memory.rows[slot] =
+    memory.rows[range.Slot(r)] =
         group < 0
             ? -1
             : memory.starts[group] + static_cast<int32_t>(counts.At(warp, group) + slots.rank[r]);
@@ -96,7 +100,7 @@ __device__ inline bool PlaceInBlock(const PlanArguments& a, const SmallMemory& m
 }
 
 template <typename Mover>
-__global__ void __launch_bounds__(kSmallWarps* kWarp)
+__global__ void __launch_bounds__(kSmallWarps* kWarp, 1)
     SmallKernel(const __grid_constant__ SmallKernelArguments a) {
   extern __shared__ __align__(128) uint8_t shared[];
   cudaGridDependencySynchronize();
