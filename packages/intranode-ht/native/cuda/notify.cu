@@ -26,10 +26,13 @@ constexpr int64_t kMostShared = 200 << 10;
 __device__ void WriteOwnCounts(const NotifyArguments& a, const SharedWords& words,
                                const int32_t* shared) {
   const int32_t* totals = shared + words.totals();
+#pragma unroll 1
   for (int i = threadIdx.x; i < words.ranks; i += kNotifyThreads)
     a.out.num_tokens_per_rank[i] = totals[i];
+#pragma unroll 1
   for (int i = threadIdx.x; i < words.experts; i += kNotifyThreads)
     a.out.num_tokens_per_expert[i] = totals[words.ranks + i];
+#pragma unroll 1
   for (int i = threadIdx.x; i < words.ranks * words.channels; i += kNotifyThreads)
     a.out.channel_prefix_matrix[i] = shared[words.channel_totals() + i];
 }
@@ -40,10 +43,13 @@ __device__ void WriteMessage(const NotifyArguments& a, const SharedWords& words,
   const Message message = a.buffer.MessageAt(peer, a.buffer.rank(), epoch);
   const int32_t* totals = shared + words.totals();
   if (threadIdx.x == 0) FillHead(message.head(), a.shared, invalid, a.room, a.tokens);
+#pragma unroll 1
   for (int i = threadIdx.x; i < words.ranks; i += kNotifyThreads)
     message.tokens_per_rank()[i] = totals[i];
+#pragma unroll 1
   for (int i = threadIdx.x; i < words.experts; i += kNotifyThreads)
     message.per_expert()[i] = totals[words.ranks + i];
+#pragma unroll 1
   for (int i = threadIdx.x; i < words.channels; i += kNotifyThreads)
     message.channel_ends()[i] = shared[words.channel_totals() + peer * words.channels + i];
 }
@@ -53,6 +59,7 @@ __device__ void GatherRanks(const NotifyArguments& a, const SharedWords& words, 
                             uint64_t epoch) {
   const int columns = a.grouped() ? words.columns() : words.ranks;
   const DeviceBuffer::Inbox inbox = a.buffer.InboxOf(epoch);
+#pragma unroll 1
   for (int column = threadIdx.x; column < columns; column += kNotifyThreads) {
     int32_t before = 0;
     int32_t total = 0;
@@ -72,6 +79,7 @@ __device__ void GatherRanks(const NotifyArguments& a, const SharedWords& words, 
 // What this rank receives, of each rank. One block calls it.
 __device__ void WriteRankPrefixes(const NotifyArguments& a, const SharedWords& words,
                                   const DeviceBuffer::Inbox& inbox) {
+#pragma unroll 1
   for (int destination = threadIdx.x; destination < words.ranks; destination += kNotifyThreads) {
     int32_t sum = 0;
 #pragma unroll 8
@@ -86,6 +94,7 @@ __device__ void WriteRankPrefixes(const NotifyArguments& a, const SharedWords& w
 // In channels. One block calls it.
 __device__ void WriteReceivedChannels(const NotifyArguments& a, const SharedWords& words,
                                       const DeviceBuffer::Inbox& inbox) {
+#pragma unroll 1
   for (int i = threadIdx.x; i < words.ranks * words.channels; i += kNotifyThreads)
     a.out.recv_channel_prefix_matrix[i] =
         inbox.From(i / words.channels).channel_ends()[i % words.channels];
@@ -96,6 +105,7 @@ __device__ void WriteReceivedSelections(const NotifyArguments& a, const SharedWo
                                         const ExpertPlacement& placement,
                                         const DeviceBuffer::Inbox& inbox) {
   const int64_t begin = placement.BeginOf(a.buffer.rank());
+#pragma unroll 1
   for (int64_t expert = threadIdx.x; expert < placement.CountOf(a.buffer.rank());
        expert += kNotifyThreads) {
     int32_t sum = 0;
@@ -132,7 +142,9 @@ __device__ void MeetForDispatch(const NotifyArguments& a, int32_t* shared) {
       LoadSignal(buffer.routes.Signal(
           buffer.rank(), buffer.SignalIndex(SignalKind::kCombineRead, lane))) >= combines;
 
+#pragma unroll 1
   for (int64_t i = threadIdx.x; i < words.rank_table(); i += kNotifyThreads) shared[i] = 0;
+#pragma unroll 1
   for (int expert = threadIdx.x; expert < words.experts; expert += kNotifyThreads)
     shared[words.rank_table() + expert] = static_cast<int32_t>(placement.RankOf(expert));
   if (threadIdx.x == 0) found = {true, kNoSlot};
@@ -161,6 +173,7 @@ __device__ void MeetForDispatch(const NotifyArguments& a, int32_t* shared) {
   const auto slot = static_cast<int64_t>(all.invalid);
   const InvalidId invalid =
       all.invalid == kNoSlot ? InvalidId{-1, -1} : InvalidId{slot / a.topk, a.ids[slot]};
+#pragma unroll 1
   for (int step = blockIdx.x; step < buffer.ranks(); step += kNotifyBlocks) {
     const int peer = (buffer.rank() + step) % buffer.ranks();
     WriteMessage(a, words, shared, peer, epoch, invalid);

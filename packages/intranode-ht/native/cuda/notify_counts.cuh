@@ -19,9 +19,10 @@ __device__ inline void CountRun(const NotifyArguments& a, const SharedWords& wor
                                 unsigned long long* lowest_invalid) {
   int32_t* experts = shared + words.expert_counts() + (words.grouped ? warp * words.experts : 0);
   int32_t* channels = shared + words.channel_counts();
-  const auto per_channel =
-      static_cast<int>(max(int64_t{1}, (a.tokens + words.channels - 1) / words.channels));
+  const int per_channel =
+      max(1, (static_cast<int>(a.tokens) + words.channels - 1) / words.channels);
   int32_t tokens_of_rank = 0;  // of the rank with this lane's number
+#pragma unroll 1
   for (int64_t first = run.begin; first < run.end; first += kLanes) {
     const int64_t token = first + lane;
     uint32_t ranks = 0;
@@ -40,6 +41,7 @@ __device__ inline void CountRun(const NotifyArguments& a, const SharedWords& wor
     const bool same = __shfl_sync(kAllLanes, channel, 0) == channel || token >= run.end;
     const bool one_channel = __all_sync(kAllLanes, same) != 0;
     const int of_first = __shfl_sync(kAllLanes, channel, 0);
+#pragma unroll 1
     for (int rank = 0; rank < words.ranks; ++rank) {
       const uint32_t lanes = __ballot_sync(kAllLanes, (ranks >> rank & 1) != 0);
       if (lane != rank || lanes == 0) continue;
@@ -47,6 +49,7 @@ __device__ inline void CountRun(const NotifyArguments& a, const SharedWords& wor
       if (one_channel) atomicAdd(&channels[rank * words.channels + of_first], __popc(lanes));
     }
     if (one_channel) continue;
+#pragma unroll 1
     for (uint32_t left = ranks; left != 0; left &= left - 1)
       atomicAdd(&channels[(__ffs(left) - 1) * words.channels + channel], 1);
   }
@@ -55,6 +58,7 @@ __device__ inline void CountRun(const NotifyArguments& a, const SharedWords& wor
 
 // Counts of warps become those of the warps before, and the block's totals are left.
 __device__ inline void ScanWarps(const SharedWords& words, int32_t* shared) {
+#pragma unroll 1
   for (int column = threadIdx.x; column < words.ranks + words.experts; column += kNotifyThreads) {
     const bool rank = column < words.ranks;
     int32_t* counts = rank ? shared + words.rank_counts() + column
@@ -62,10 +66,18 @@ __device__ inline void ScanWarps(const SharedWords& words, int32_t* shared) {
     const int stride = rank ? words.ranks : words.experts;
     const int rows = rank ? words.warps : static_cast<int>(words.expert_tables());
     int32_t sum = 0;
-    for (int row = 0; row < rows; ++row) {
-      const int32_t count = counts[row * stride];
-      counts[row * stride] = sum;
-      sum += count;
+    // Several at a time: a look at shared memory takes long, too.
+    constexpr int kTogether = 8;
+#pragma unroll 1
+    for (int first = 0; first < rows; first += kTogether, counts += kTogether * stride) {
+      int32_t count[kTogether];
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) count[i] = first + i < rows ? counts[i * stride] : 0;
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {
+        if (first + i < rows) counts[i * stride] = sum;
+        sum += count[i];
+      }
     }
     shared[words.block_totals() + column] = sum;
   }
@@ -82,6 +94,7 @@ __device__ inline Found GatherBlocks(const SharedWords& words, int32_t* shared, 
   const cooperative_groups::cluster_group cluster = cooperative_groups::this_cluster();
   cluster.sync();
   const auto block = static_cast<int>(blockIdx.x);
+#pragma unroll 1
   for (int column = threadIdx.x; column < words.columns(); column += kNotifyThreads) {
     int32_t before = 0;
     int32_t total = 0;
@@ -94,6 +107,7 @@ __device__ inline Found GatherBlocks(const SharedWords& words, int32_t* shared, 
     shared[words.before_block() + column] = before;
     shared[words.totals() + column] = total;
   }
+#pragma unroll 1
   for (int i = threadIdx.x; i < words.ranks * words.channels; i += kNotifyThreads) {
     int32_t total = 0;
 #pragma unroll
@@ -106,11 +120,25 @@ __device__ inline Found GatherBlocks(const SharedWords& words, int32_t* shared, 
   for (int other = 1; other < kNotifyBlocks; ++other)
     all.invalid = min(all.invalid, cluster.map_shared_rank(found, other)->invalid);
   cluster.sync();
-  // Of each rank: tokens of its channels up to each.
-  for (int rank = threadIdx.x; rank < words.ranks; rank += kNotifyThreads) {
-    int32_t* counts = shared + words.channel_totals() + rank * words.channels;
-    for (int channel = 1; channel < words.channels; ++channel)
-      counts[channel] += counts[channel - 1];
+  // Of each rank: tokens of its channels up to each. A warp for a rank.
+  const auto lane = static_cast<int>(threadIdx.x % kLanes);
+#pragma unroll 1
+  for (int rank = threadIdx.x / kLanes; rank < words.ranks; rank += kNotifyThreads / kLanes) {
+    int32_t* const counts = shared + words.channel_totals() + rank * words.channels;
+    int32_t before = 0;
+#pragma unroll 1
+    for (int first = 0; first < words.channels; first += kLanes) {
+      const int channel = first + lane;
+      int32_t sum = channel < words.channels ? counts[channel] : 0;
+#pragma unroll
+      for (int distance = 1; distance < kLanes; distance *= 2) {
+        const int32_t lower = __shfl_up_sync(kAllLanes, sum, distance);
+        if (lane >= distance) sum += lower;
+      }
+      sum += before;
+      if (channel < words.channels) counts[channel] = sum;
+      before = __shfl_sync(kAllLanes, sum, kLanes - 1);
+    }
   }
   __syncthreads();
   return all;

@@ -13,6 +13,7 @@ namespace moe_ep::cuda {
 __device__ inline void PlaceExperts(const NotifyArguments& a, const SharedWords& words,
                                     int32_t* shared, const ExpertPlacement& placement,
                                     int64_t* rows, int warp, int lane) {
+#pragma unroll 1
   for (int destination = warp; destination < words.ranks; destination += kNotifyThreads / kLanes) {
     const int64_t begin = words.ranks + placement.BeginOf(destination);
     int32_t* const before = shared + words.before_rank() + begin;
@@ -41,6 +42,7 @@ __device__ inline bool HasRoom(const NotifyArguments& a, int num_ranks, const in
   const bool full = rank < num_ranks && rows[rank] > room;
   if (!__syncthreads_or(full)) return true;
   if (blockIdx.x != 0 || threadIdx.x != 0) return false;
+#pragma unroll 1
   for (int destination = 0; destination < num_ranks; ++destination) {
     if (rows[destination] <= room_of(destination)) continue;
     Fail(a.patience.failure, a.reporting.capacity, destination, rows[destination],
@@ -60,9 +62,11 @@ __device__ inline void WriteHeads(const NotifyArguments& a, const SharedWords& w
     if (!a.grouped()) next += shared[words.before_rank() + lane];
   }
   const uint32_t lanes_below = (1u << lane) - 1;
+#pragma unroll 1
   for (int64_t first = run.begin; first < run.end; first += kLanes) {
     const int64_t token = first + lane;
     const uint32_t ranks = token < run.end ? RanksOf(a, shared + words.rank_table(), token) : 0;
+#pragma unroll 1
     for (int rank = 0; rank < words.ranks; ++rank) {
       const bool sent = (ranks >> rank & 1) != 0;
       const uint32_t lanes = __ballot_sync(kAllLanes, sent);
@@ -84,6 +88,7 @@ __device__ inline void WriteSlotRows(const NotifyArguments& a, const SharedWords
   const int32_t* before_block = shared + words.before_block() + words.ranks;
   const int32_t* before_rank = shared + words.before_rank() + words.ranks;
   const uint32_t lanes_below = (1u << lane) - 1;
+#pragma unroll 1
   for (int64_t first = run.begin * a.topk; first < run.end * a.topk; first += kLanes) {
     const int64_t slot = first + lane;
     const bool there = slot < run.end * a.topk;

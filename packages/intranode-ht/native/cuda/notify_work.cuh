@@ -1,5 +1,8 @@
 // What all steps of notify work on: the kernel's arguments, what its blocks keep in shared memory,
 // and which tokens each warp has.
+//
+// Most loops of notify turn once, and all of it is run through once, so that its instructions come
+// from memory: such loops are not unrolled.
 #pragma once
 
 #include "cuda/device_buffer.cuh"
@@ -87,10 +90,18 @@ __device__ __forceinline__ void ForIdsOf(const NotifyArguments& a, int64_t token
   constexpr int kTogether = 8;
   const int64_t begin = token * a.topk;
   const auto topk = static_cast<int>(a.topk);
+#pragma unroll 1
   for (int first = 0; first < topk; first += kTogether) {
     int64_t ids[kTogether];
+    const auto load = [&](const auto* from) {
 #pragma unroll
-    for (int i = 0; i < kTogether; ++i) ids[i] = first + i < topk ? a.ids[begin + first + i] : -1;
+      for (int i = 0; i < kTogether; ++i) ids[i] = first + i < topk ? from[begin + first + i] : -1;
+    };
+    if (a.ids.wide) {
+      load(static_cast<const int64_t*>(a.ids.data));
+    } else {
+      load(static_cast<const int32_t*>(a.ids.data));
+    }
 #pragma unroll
     for (int i = 0; i < kTogether; ++i)
       if (first + i < topk) use(begin + first + i, ids[i]);
@@ -114,8 +125,8 @@ struct TokenRun {
 
 // The tokens of a warp. Runs ascend with blocks, then warps.
 __device__ __forceinline__ TokenRun RunOf(const NotifyArguments& a, int block, int warp) {
-  const int64_t runs = int64_t{kNotifyBlocks} * a.warps;
-  const int64_t length = (a.tokens + runs - 1) / runs;
+  const auto runs = static_cast<uint32_t>(kNotifyBlocks * a.warps);
+  const int64_t length = (static_cast<uint32_t>(a.tokens) + runs - 1) / runs;
   const int64_t begin = min((int64_t{block} * a.warps + warp) * length, a.tokens);
   return {begin, min(begin + length, a.tokens)};
 }

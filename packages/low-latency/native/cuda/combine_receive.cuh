@@ -9,7 +9,8 @@ namespace moe_ep::cuda {
 // The first selection that this thread finds whose id is no expert's, or -1: placement knows no
 // ids but experts' and -1.
 __device__ inline int64_t FindInvalid(const CombineArguments& a) {
-  for (int64_t i = threadIdx.x; i < a.tokens * a.topk; i += kThreads)
+#pragma unroll 1
+  for (auto i = static_cast<int>(threadIdx.x); i < a.tokens * a.topk; i += kThreads)
     if (IsInvalidId(a.ids[i], a.placement.experts)) return i;
   return -1;
 }
@@ -66,7 +67,7 @@ __device__ void SumPiece(const CombineArguments& a, RankBits present, int64_t to
   const uint16_t* const rows = a.buffer.Result(a.buffer.rank(), token, 0);
   const int64_t distance = a.buffer.layout.max_hidden;
   ColumnSum sums[Results::kSummed];
-  bool first = true;
+  const bool has_terms = terms != 0;
   while (terms != 0) {
     typename Results::Terms asked(a.hidden, at);
     uint32_t left = terms;
@@ -82,18 +83,15 @@ __device__ void SumPiece(const CombineArguments& a, RankBits present, int64_t to
       if (terms == 0) break;
       const int term = __ffs(static_cast<int>(terms)) - 1;
       terms &= terms - 1;
-      if (a.weighted) {
-        asked.template AddTo<false>(sums, i, 1.0f, first);
-      } else {
-        asked.template AddTo<true>(sums, i, __shfl_sync(kAllLanes, selection.weight, term), first);
-      }
-      first = false;
+      const float weight = __shfl_sync(kAllLanes, selection.weight, term);
+      asked.AddTo(sums, i, a.weighted ? 1.0f : weight);
     }
   }
 #pragma unroll
   for (int i = 0; i < Results::kSummed; ++i)
     if (at + i * kLanes < a.vectors())
-      reinterpret_cast<uint4*>(a.out + token * a.hidden)[at + i * kLanes] = sums[i].Rounded();
+      reinterpret_cast<uint4*>(a.out + token * a.hidden)[at + i * kLanes] =
+          has_terms ? sums[i].Rounded() : uint4{};
 }
 
 // Whether all ranks have results and encode them alike; else the first block reports who does not.

@@ -58,47 +58,52 @@ __device__ __forceinline__ void Answer(const CombineArguments& a, const Message&
   const int64_t owner = owed.id >= 0 ? a.placement.RankOf(owed.id) : rank;
   const uint32_t lower = __reduce_or_sync(kAllLanes, owner < rank ? 1u << owner : 0u);
   const int place = buffer.layout.results_by_rank != 0 ? rank : __popc(lower);
-  if (a.rank_major) {
-    uint4 v[kAnswered];
-    AskFor(a, source * buffer.layout.max_tokens + message.index, at, v);
-    return Results::Put(a.hidden, buffer.Result(source, token, place), v, at, shared);
-  }
-  uint32_t left = __ballot_sync(kAllLanes, owed.row >= 0);
-  ColumnSum sums[kAnswered];
-  bool first = true;
-  while (left != 0) {
-    uint4 v[kAtOnce][kAnswered];
-    float weights[kAtOnce];
+  uint32_t left = a.rank_major ? 0 : __ballot_sync(kAllLanes, owed.row >= 0);
+  // Asks for up to kRows of the rows that are left, and calls use(j, slot) for each.
+  const auto for_rows = [&](auto& v, const auto& use) {
+    constexpr int kRows = sizeof(v) / sizeof(v[0]);
     uint32_t asked = left;
 #pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) {
+    for (int j = 0; j < kRows; ++j) {
       if (asked == 0) break;
-      const int slot = __ffs(static_cast<int>(asked)) - 1;
+      AskFor(a, __shfl_sync(kAllLanes, owed.row, __ffs(static_cast<int>(asked)) - 1), at, v[j]);
       asked &= asked - 1;
-      const int64_t from = __shfl_sync(kAllLanes, owed.row, slot);
-      weights[j] = __shfl_sync(kAllLanes, owed.weight, slot);
-      AskFor(a, from, at, v[j]);
     }
 #pragma unroll
-    for (int j = 0; j < kAtOnce; ++j) {
+    for (int j = 0; j < kRows; ++j) {
       if (left == 0) break;
-      const int slot = __ffs(static_cast<int>(left)) - 1;
+      use(j, __ffs(static_cast<int>(left)) - 1);
       left &= left - 1;
-      if (!a.weighted) {
-        Results::Put(a.hidden, buffer.Result(source, token, slot), v[j], at, shared);
-        continue;
-      }
-#pragma unroll
-      for (int i = 0; i < kAnswered; ++i) sums[i].Add<true>(v[j][i], weights[j], first);
-      first = false;
     }
+  };
+  if (!a.weighted && !a.rank_major) {
+    while (left != 0) {
+      uint4 v[Results::kAnsweredRows][kAnswered];
+      for_rows(v, [&](int j, int slot) {
+        Results::Put(a.hidden, buffer.Result(source, token, slot), v[j], at, shared);
+      });
+    }
+    return;
   }
-  if (!a.weighted) return;
-  uint4 v[kAnswered];
+  uint4 answer[kAnswered];
+  if (a.rank_major) {
+    AskFor(a, source * buffer.layout.max_tokens + message.index, at, answer);
+  } else {
+    const bool has_rows = left != 0;
+    ColumnSum sums[kAnswered];
+    while (left != 0) {
+      uint4 v[kAtOnce][kAnswered];
+      for_rows(v, [&](int j, int slot) {
+        const float weight = __shfl_sync(kAllLanes, owed.weight, slot);
 #pragma unroll
-  for (int i = 0; i < kAnswered; ++i)
-    v[i] = at + i * kLanes < a.vectors() ? sums[i].Rounded() : uint4{};
-  Results::Put(a.hidden, buffer.Result(source, token, place), v, at, shared);
+        for (int i = 0; i < kAnswered; ++i) sums[i].Add(v[j][i], weight);
+      });
+    }
+#pragma unroll
+    for (int i = 0; i < kAnswered; ++i)
+      answer[i] = has_rows && at + i * kLanes < a.vectors() ? sums[i].Rounded() : uint4{};
+  }
+  Results::Put(a.hidden, buffer.Result(source, token, place), answer, at, shared);
 }
 
 // `first`, `count` of a lane: messages of the source with its number.

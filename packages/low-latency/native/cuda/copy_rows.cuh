@@ -49,7 +49,7 @@ class RowCopier {
   __device__ __forceinline__ void Begin(int rows, const FromOf& from_of) {
     if (!Copies()) return;
     FenceGlobalForBulk();
-#pragma unroll
+#pragma unroll 1
     for (int stage = 0; stage < kStages; ++stage)
       Load(stage, threadIdx.x / kLanes + stage * kWarps, rows, from_of);
   }
@@ -60,6 +60,7 @@ class RowCopier {
   __device__ __forceinline__ void Finish(int rows, const FromOf& from_of, const ToOf& to_of) {
     if (!Copies()) return;
     int stage = 0;
+#pragma unroll 1
     for (int unit = threadIdx.x / kLanes; unit < rows * pieces_.count; unit += kWarps) {
       const int row = unit / pieces_.count;
       const int piece = unit - row * pieces_.count;

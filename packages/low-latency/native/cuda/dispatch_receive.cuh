@@ -71,6 +71,12 @@ struct Item {
   int parts;
 };
 
+// A row of a group, which is an expert or a source.
+struct Place {
+  int64_t group;
+  int row;
+};
+
 // `kByteScales`: scales are rows of bytes; else columns of words, or absent.
 template <bool kByteScales>
 class Receiver {
@@ -82,8 +88,8 @@ class Receiver {
         copier_(a.pieces, &shared->stages),
         begin_(static_cast<int>(a.placement.BeginOf(a.buffer.rank()))),
         end_(begin_ + static_cast<int>(a.placement.CountOf(a.buffer.rank()))) {
-    for (int source = 0; source < buffer_.ranks(); ++source)
-      most_tokens_ = max(most_tokens_, shared->tokens[source]);
+    const int lane = threadIdx.x % kLanes;
+    most_tokens_ = __reduce_max_sync(kAllLanes, lane < buffer_.ranks() ? shared->tokens[lane] : 0);
   }
 
   // All threads of the block call it, and meet before they call it again.
@@ -97,13 +103,15 @@ class Receiver {
     if (!shared_->ok) return;
     const Scan& scan = shared_->scan;
     if (item.part == 0) Count(item);
-    const int share_begin = static_cast<int>(int64_t{scan.total()} * item.part / item.parts);
-    const int share_end = static_cast<int>(int64_t{scan.total()} * (item.part + 1) / item.parts);
+    const int share_begin = scan.total() * item.part / item.parts;
+    const int share_end = scan.total() * (item.part + 1) / item.parts;
+#pragma unroll 1
     for (int word = 0; word < scan.num_words; word += kListed / kLanes) {
       const int last_word = min(word + kListed / kLanes, scan.num_words);
       const int first = max(share_begin, scan.before[word]);
       const int listed = min(share_end, scan.before[last_word]) - first;
       if (listed <= 0) continue;
+#pragma unroll 1
       for (int i = threadIdx.x; i < (last_word - word) * kLanes; i += kThreads)
         List(item, word * kLanes + i, first, listed);
       __syncthreads();
@@ -140,11 +148,13 @@ class Receiver {
     if (a_.recv_stats != nullptr) a_.recv_stats[group] += count;
   }
 
-  // The row, among those of all groups, of what is the `order`-th of an item.
-  __device__ int64_t TargetOf(Item item, int source, int order) const {
-    if (item.expert >= 0) return item.expert * a_.rows + order;
-    return source * a_.rows + order - shared_->scan.FirstOf(source);
+  // Where the row goes of what is the `order`-th of an item.
+  __device__ Place PlaceOf(Item item, int source, int order) const {
+    if (item.expert >= 0) return {item.expert, order};
+    return {source, order - shared_->scan.FirstOf(source)};
   }
+  // The row among those of all groups.
+  __device__ int64_t TargetOf(Place place) const { return place.group * a_.rows + place.row; }
 
   // Puts a token on the list if the block copies its row, and writes what is known of it. `bit`:
   // its place in the scan.
@@ -159,7 +169,7 @@ class Receiver {
     const int32_t* const ids = IdsOf(source, token);
     const int64_t origin = source * buffer_.layout.max_tokens + token;
     int32_t* const rows = a_.received_rows + origin * a_.stride();
-    const int64_t target = TargetOf(item, source, order);
+    const int64_t target = TargetOf(PlaceOf(item, source, order));
     if (item.expert < 0) {
       a_.received_messages[order] = static_cast<int32_t>(origin);
       if (rank_major()) {
@@ -167,6 +177,7 @@ class Receiver {
       } else {
         // Experts' blocks fill in the others.
         const uint32_t local = SlotsOf(ids, begin_, end_);
+#pragma unroll 1
         for (int slot = 0; slot < a_.topk(); ++slot)
           if ((local >> slot & 1u) == 0) rows[slot] = -1;
         return;
@@ -175,6 +186,7 @@ class Receiver {
     uint32_t found = 0;
     if (item.expert >= 0) {
       found = SlotsOf(ids, begin_ + item.expert, begin_ + item.expert + 1);
+#pragma unroll 1
       for (uint32_t left = found; left != 0; left &= left - 1)
         rows[__ffs(static_cast<int>(left)) - 1] = static_cast<int32_t>(target);
     }
@@ -196,6 +208,7 @@ class Receiver {
                lies(four.w, 4 * i + 3);
     };
     // Two at a time: memory is far away.
+#pragma unroll 1
     for (int i = 0; i < quads; i += 2) {
       const int4 low = vectors[i];
       const int4 high = i + 1 < quads ? vectors[i + 1] : make_int4(-1, -1, -1, -1);
@@ -209,6 +222,7 @@ class Receiver {
   __device__ void PutRouting(int source, int token, int64_t target) const {
     const int32_t* const ids = IdsOf(source, token);
     const float* const weights = buffer_.Weights(buffer_.rank(), source) + token * a_.stride();
+#pragma unroll 1
     for (int slot = 0; slot < a_.topk(); ++slot) {
       const int id = __ldcg(ids + slot);
       const bool local = id >= begin_ && id < end_;
@@ -221,46 +235,46 @@ class Receiver {
   __device__ void Copy(Item item, int first, int listed) {
     if (item.expert < 0 && !rank_major()) return;
     const int64_t row_bytes = a_.pieces.row_bytes;
-    const auto target_of = [&](int i, uint32_t origin) {
-      const auto source = static_cast<int>((origin & 0xffffu) / buffer_.layout.max_tokens);
-      return TargetOf(item, source, first + i);
+    const auto most_tokens = static_cast<uint32_t>(buffer_.layout.max_tokens);
+    const auto place_of = [&](int i, uint32_t entry) {
+      return PlaceOf(item, static_cast<int>((entry & 0xffffu) / most_tokens), first + i);
     };
     const auto message_of = [&](uint32_t entry) {
       const uint32_t origin = entry & 0xffffu;
-      const auto source =
-          static_cast<int>(origin / static_cast<uint32_t>(buffer_.layout.max_tokens));
+      const auto source = static_cast<int>(origin / most_tokens);
       return buffer_.Message(buffer_.rank(), source, origin - source * buffer_.layout.max_tokens,
                              static_cast<int>(entry >> kSlotShift));
     };
     const auto row_from = [&](int i) { return message_of(shared_->list[i]); };
     const auto row_to = [&](int i) {
-      return a_.recv_x + target_of(i, shared_->list[i]) * row_bytes;
+      return a_.recv_x + TargetOf(place_of(i, shared_->list[i])) * row_bytes;
     };
     copier_.Begin(listed, row_from);
     // Scales while rows are on their way.
-    CopyScales(listed, target_of, message_of);
+    CopyScales(listed, place_of, message_of);
     copier_.Finish(listed, row_from, row_to);
   }
 
-  template <typename TargetOf, typename MessageOf>
-  __device__ __forceinline__ void CopyScales(int listed, const TargetOf& target_of,
+  template <typename PlaceOf, typename MessageOf>
+  __device__ __forceinline__ void CopyScales(int listed, const PlaceOf& place_of,
                                              const MessageOf& message_of) const {
     if constexpr (kByteScales) {
       a_.scale_rows.Copy(
           listed, [&](int i) { return message_of(shared_->list[i]) + a_.pieces.row_bytes; },
-          [&](int i) { return target_of(i, shared_->list[i]); });
+          [&](int i) { return TargetOf(place_of(i, shared_->list[i])); });
       return;
     }
     if (a_.scales == nullptr) return;
+#pragma unroll 1
     for (int unit = threadIdx.x; unit < listed * a_.scale_columns; unit += kThreads) {
       const int i = unit % listed;
       const uint32_t entry = shared_->list[i];
-      PutScale(message_of(entry), target_of(i, entry), unit / listed);
+      PutScale(message_of(entry), place_of(i, entry), unit / listed);
     }
   }
 
   // A word of a row's scales to its column.
-  __device__ void PutScale(const uint8_t* message, int64_t target, int column) const {
+  __device__ void PutScale(const uint8_t* message, Place place, int column) const {
     const auto* const scales =
         reinterpret_cast<const uint32_t*>(message + ScalesOffset(a_.shared.hidden));
     const auto groups = static_cast<int>(NumGroups(a_.shared.hidden));
@@ -273,8 +287,7 @@ class Receiver {
     } else {
       word = __ldcg(scales + column);
     }
-    const int64_t group = target / a_.rows;
-    a_.scales[(group * a_.scale_columns + column) * a_.rows + target - group * a_.rows] = word;
+    a_.scales[(place.group * a_.scale_columns + column) * a_.rows + place.row] = word;
   }
 
   const DispatchArguments& a_;
@@ -291,6 +304,7 @@ class Receiver {
 __device__ inline void ClearRouting(const DispatchArguments& a, const Scan& scan) {
   const int topk = a.topk();
   const auto all = static_cast<int64_t>(a.buffer.ranks()) * a.rows * topk;
+#pragma unroll 1
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < all;
        i += int64_t{gridDim.x} * kThreads) {
     const int64_t row = i / topk;
@@ -321,6 +335,7 @@ __device__ void Receive(const DispatchArguments& a, uint64_t begin_ns, uint64_t 
     } else {
       const auto experts = static_cast<int>(a.placement.CountOf(buffer.rank()));
       const int parts = experts == 0 ? 1 : max(1, (blocks - 1) / experts);
+#pragma unroll 1
       for (int i = blockIdx.x; i <= experts * parts; i += blocks) {
         if (i >= blocks) __syncthreads();
         receiver.Pack(i == experts * parts ? Item{-1, 0, 1} : Item{i / parts, i % parts, parts});

@@ -74,6 +74,7 @@ class Targets {
     // From another one on in every rank and token, so that not all write to one rank at once.
     const unsigned turn = static_cast<unsigned>(buffer.rank() + token_) % kLanes;
     uint32_t left = __funnelshift_r(bits_, bits_, turn);
+#pragma unroll 1
     for (; left != 0; left &= left - 1) {
       const int bit = static_cast<int>((__ffs(static_cast<int>(left)) - 1 + turn) % kLanes);
       const int rank = a_.per_selection() ? __shfl_sync(kAllLanes, rank_of_slot_, bit) : bit;
@@ -141,6 +142,7 @@ __device__ inline void PutTables(const DispatchArguments& a, RankBits present, S
   if (threadIdx.x == 0) shared->invalid = ~0ull;
   __syncthreads();
   const int quads = a.stride() / 4;
+#pragma unroll 1
   for (int i = threadIdx.x; i < a.tokens * quads; i += kThreads) {
     const int64_t token = i / quads;
     int32_t ids[4];
@@ -155,8 +157,10 @@ __device__ inline void PutTables(const DispatchArguments& a, RankBits present, S
       ids[j] = static_cast<int32_t>(id);
       if (a.weights != nullptr && slot < a.topk()) weights[j] = a.weights[at];
     }
-    for (int step = 0; step < buffer.ranks(); ++step) {
-      const int rank = (buffer.rank() + step) % buffer.ranks();
+    int rank = buffer.rank();
+#pragma unroll 1
+    for (int step = 0; step < buffer.ranks(); ++step, ++rank) {
+      if (rank == buffer.ranks()) rank = 0;
       if (!TakesPart(present, rank)) continue;
       reinterpret_cast<int4*>(buffer.Ids(rank, buffer.rank()))[i] =
           make_int4(ids[0], ids[1], ids[2], ids[3]);
@@ -209,7 +213,7 @@ __device__ __forceinline__ bool Send(const DispatchArguments& a, uint64_t begin_
                        !Failed(a.patience.failure), present);
   // Nor tables over those that combine of the other ranks still reads: this rank's own has waited
   // for them, unless it refused. Who took no part has told that its slot is free.
-  if (ok && IsRefusalOf(results.told(), epoch - 1)) {
+  if (ok && IsRefusalOf(results.told(), epoch - 1)) [[unlikely]] {
     const bool combines = TakesPart(before, static_cast<int>(threadIdx.x));
     ok = WaitForAll(
         buffer, a.patience, begin_ns,

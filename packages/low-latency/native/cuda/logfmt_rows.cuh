@@ -87,9 +87,7 @@ class LogTerms {
     plain_ = __ballot_sync(kAllLanes, decoding_.plain);
   }
 
-  template <bool kWeighted>
-  __device__ __forceinline__ void AddTo(ColumnSum (&sums)[1], int i, float weight,
-                                        bool first) const {
+  __device__ __forceinline__ void AddTo(ColumnSum (&sums)[1], int i, float weight) const {
     const int owner = static_cast<int>(threadIdx.x) % kLanes / 16 * 16 + i;
     const LogDecoding decoding = {__shfl_sync(kAllLanes, decoding_.low, owner),
                                   __shfl_sync(kAllLanes, decoding_.step, owner),
@@ -100,7 +98,7 @@ class LogTerms {
                                 words_[i][2] >> shift};
     float values[8];
     DecodeLogItem(packed, decoding, values);
-    sums[0].template Add<kWeighted>(values, weight, first);
+    sums[0].Add(values, weight);
   }
 
  private:

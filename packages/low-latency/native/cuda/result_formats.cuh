@@ -23,7 +23,8 @@ struct PlainResults {
       if (at + i * kLanes < hidden / 8) static_cast<uint4*>(to)[at + i * kLanes] = v[i];
   }
 
-  static constexpr int kSummed = 2;  // vectors of a lane that are summed at a time
+  static constexpr int kAnsweredRows = kAtOnce;  // selections that are answered together
+  static constexpr int kSummed = 2;              // vectors of a lane that are summed at a time
   class Terms {
    public:
     __device__ Terms(int hidden, int at) : vectors_(hidden / 8), at_(at) {}
@@ -34,11 +35,9 @@ struct PlainResults {
           v_[i][j] = __ldcg(reinterpret_cast<const uint4*>(result) + at_ + j * kLanes);
     }
     __device__ __forceinline__ void Arrive() {}
-    template <bool kWeighted>
-    __device__ __forceinline__ void AddTo(ColumnSum (&sums)[kSummed], int i, float weight,
-                                          bool first) const {
+    __device__ __forceinline__ void AddTo(ColumnSum (&sums)[kSummed], int i, float weight) const {
 #pragma unroll
-      for (int j = 0; j < kSummed; ++j) sums[j].Add<kWeighted>(v_[i][j], weight, first);
+      for (int j = 0; j < kSummed; ++j) sums[j].Add(v_[i][j], weight);
     }
 
    private:
@@ -56,6 +55,7 @@ struct LogResults {
                                              int at, Shared* shared) {
     PutLogPiece(v, at, hidden, to, shared);
   }
+  static constexpr int kAnsweredRows = 1;  // to encode one takes long, and much code
   static constexpr int kSummed = 1;
   using Terms = LogTerms<kAtOnce>;
 };

@@ -34,6 +34,7 @@ struct ScaleRows {
   template <typename Unit, typename FromOf, typename ToOf>
   __device__ void CopyUnits(int listed, const FromOf& from_of, const ToOf& to_of) const {
     const int units = bytes / static_cast<int>(sizeof(Unit));
+#pragma unroll 1
     for (int i = threadIdx.x; i < listed * units; i += static_cast<int>(blockDim.x)) {
       const int row = i / units;
       const int unit = i - row * units;

@@ -36,6 +36,7 @@ struct Scan {
     __syncthreads();
     if (warp == 0) {
       int sum = 0;
+#pragma unroll 1
       for (int first = 0; first < words; first += kLanes) {
         const int word = first + lane;
         const int own = word < words ? __popc(bits[word]) : 0;

@@ -1,5 +1,6 @@
 // The weighted sum of bf16 rows, as both ends of combine define it: f32 products and additions in
-// order, the first product starting the sum, rounded once.
+// order, the first product starting the sum, rounded once. A sum begins at -0, to which any number
+// can be added without a change.
 #pragma once
 
 #include <cstdint>
@@ -11,22 +12,19 @@ namespace moe_ep::cuda {
 // 8 columns in a lane.
 class ColumnSum {
  public:
-  // `first`: the term starts the sum.
-  template <bool kWeighted>
-  __device__ __forceinline__ void Add(uint4 row, float weight, bool first) {
+  // A weight of 1 changes nothing.
+  __device__ __forceinline__ void Add(uint4 row, float weight) {
     const uint32_t words[4] = {row.x, row.y, row.z, row.w};
     float values[8];
 #pragma unroll
     for (int j = 0; j < 4; ++j)
       FloatsOfPair<BF16Element>(words[j], values[2 * j], values[2 * j + 1]);
-    Add<kWeighted>(values, weight, first);
+    Add(values, weight);
   }
-  template <bool kWeighted>
-  __device__ __forceinline__ void Add(const float (&values)[8], float weight, bool first) {
+  __device__ __forceinline__ void Add(const float (&values)[8], float weight) {
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
-      const float term = kWeighted ? __fmul_rn(values[j], weight) : values[j];
-      sum_[j] = first ? term : __fadd_rn(sum_[j], term);
+      sum_[j] = __fadd_rn(sum_[j], __fmul_rn(values[j], weight));
     }
   }
   __device__ __forceinline__ uint4 Rounded() const {
@@ -39,7 +37,7 @@ class ColumnSum {
   }
 
  private:
-  float sum_[8] = {};
+  float sum_[8] = {-0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f, -0.0f};
 };
 
 }  // namespace moe_ep::cuda

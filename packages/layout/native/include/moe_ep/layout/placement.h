@@ -31,13 +31,10 @@ struct ExpertPlacement {
   // Of an expert below 2^32.
   MOE_EP_HOST_DEVICE int64_t RankOf(int64_t expert) const {
     const int64_t in_large = large_ranks * (small + 1);
-    return expert < in_large ? Divide(expert, small + 1)
-                             : large_ranks + Divide(expert - in_large, small);
-  }
-
- private:
-  static MOE_EP_HOST_DEVICE int64_t Divide(int64_t expert, int64_t by) {
-    return static_cast<uint32_t>(expert) / static_cast<uint32_t>(by);
+    const bool large = expert < in_large;
+    const auto among = static_cast<uint32_t>(large ? expert : expert - in_large);
+    const auto of_rank = static_cast<uint32_t>(large ? small + 1 : small);
+    return (large ? 0 : large_ranks) + among / of_rank;
   }
 };
 
