@@ -66,6 +66,7 @@ struct ScaleMove {
 
   // Of a row's scales in the output, in bytes.
   MOE_EP_HOST_DEVICE int64_t OffsetOf(int64_t row) const {
+    if (row < rows_per_batch) return row * to_row_stride;
     return row / rows_per_batch * to_batch_stride + row % rows_per_batch * to_row_stride;
   }
   MOE_EP_HOST_DEVICE int64_t to_columns() const { return pack ? (columns + 3) / 4 : columns; }

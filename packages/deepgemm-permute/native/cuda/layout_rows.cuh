@@ -23,6 +23,7 @@ struct Segments {
   __device__ __forceinline__ int64_t ExpertOf(int64_t row) const {
     int64_t low = 0;  // starts at or before the row
     int64_t high = num_local;
+#pragma unroll 1
     while (high - low > 1) {
       const int64_t middle = (low + high) / 2;
       if (Start(middle) <= row) {

@@ -19,6 +19,7 @@ struct LooseScales {
     if (move.from_column_stride != move.element_bytes) return;
     constexpr int64_t kLine = 128;
     const uint8_t* const from = move.from + token * move.from_row_stride;
+#pragma unroll 1
     for (int64_t at = 0; at < move.columns * move.element_bytes; at += kLine)
       asm volatile("prefetch.global.L2 [%0];" ::"l"(from + at));
   }
@@ -29,11 +30,13 @@ struct LooseScales {
     const uint32_t places = __ballot_sync(kAllLanes, row >= 0);
     const int64_t offset = row < 0 ? 0 : move.OffsetOf(row);
     const int64_t columns = move.to_columns();
+#pragma unroll 1
     for (int64_t begin = Lane(); begin - Lane() < columns; begin += kTogether * kWarp) {
       uint32_t value[kTogether];
 #pragma unroll
       for (int i = 0; i < kTogether; ++i)
         if (begin + i * kWarp < columns) value[i] = Load(token, begin + i * kWarp);
+#pragma unroll 1
       for (uint32_t left = places; left != 0; left &= left - 1) {
         uint8_t* const to =
             move.to + __shfl_sync(kAllLanes, offset, __ffs(static_cast<int>(left)) - 1);

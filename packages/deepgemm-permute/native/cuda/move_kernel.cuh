@@ -62,6 +62,7 @@ __global__ void __launch_bounds__((Mover::kMovers + kHelpers<Mover>)*kWarp, 1)
         .barrier = 1 + index_of_team,
         .thread = thread % ScaleTiles::kThreads,
     };
+#pragma unroll 1
     for (int64_t tile = int64_t{index_of_team} * gridDim.x + blockIdx.x; tile < a.scales.num_tiles;
          tile += int64_t{Mover::kTeams} * gridDim.x)
       MoveScaleTile(a.rows, a.scales, team, tile);

@@ -46,6 +46,10 @@ struct MoveArguments {
     const int64_t large = batch < num_large_batches ? batch : num_large_batches;
     return large * units_per_batch + (batch - large) * units_per_small_batch;
   }
+  // Nearly always a token is one unit, and a division of 64 bits takes long.
+  __device__ __forceinline__ int64_t TokenOf(int64_t unit) const {
+    return units_per_token == 1 ? unit : unit / units_per_token;
+  }
 };
 
 // A lane's slot in a batch; -1 for none.
@@ -54,8 +58,8 @@ __device__ __forceinline__ int64_t SlotOfLane(const MoveArguments& move, int64_t
   const int64_t unit = move.FirstUnit(batch) + in_batch;
   if (in_batch >= move.UnitsOf(batch) || unit >= move.num_units || batch >= move.num_batches)
     return -1;
-  const int64_t token = unit / move.units_per_token;
-  const int64_t k = unit % move.units_per_token * kWarp + lane % move.width;
+  const int64_t token = move.TokenOf(unit);
+  const int64_t k = (unit - token * move.units_per_token) * kWarp + lane - in_batch * move.width;
   return k < move.topk ? token * move.topk + k : -1;
 }
 
@@ -67,10 +71,12 @@ __device__ __forceinline__ void ForPieces(const MoveArguments& move, int64_t bat
   const uint32_t lanes = move.width == kWarp ? kAllLanes : (1u << move.width) - 1u;
   const int units = move.UnitsOf(batch);
   const int64_t first_unit = move.FirstUnit(batch);
+#pragma unroll 1
   for (int i = 0; i < units; ++i) {
     const int first_lane = i * move.width;
     if ((needed >> first_lane & lanes) == 0) continue;
-    const int64_t token = (first_unit + i) / move.units_per_token;
+    const int64_t token = move.TokenOf(first_unit + i);
+#pragma unroll 1
     for (int piece = 0; piece < move.num_pieces; ++piece)
       if (!use(token, first_lane, piece)) return;
   }
@@ -136,6 +142,7 @@ struct BulkMover {
 
   // Waits for what was preloaded and will not be used.
   __device__ void Abandon() {
+#pragma unroll 1
     for (; popped < loaded; ++popped) WaitBarrier(&control->full[popped % kStages], 0);
   }
 
@@ -143,6 +150,7 @@ struct BulkMover {
   __device__ void Push(int64_t token, int piece, int32_t row) {
     const bool preloaded = pushed < loaded;
     if (!preloaded) {
+#pragma unroll 1
       while (popped + kAhead <= loaded) Pop();
       if (loaded >= kStages) WaitBulkStoresRead<kStoring>();
       __syncwarp();
@@ -156,6 +164,7 @@ struct BulkMover {
   }
 
   __device__ void Finish() {
+#pragma unroll 1
     while (popped < pushed) Pop();
     WaitBulkStores<0>();
   }
@@ -319,6 +328,7 @@ __device__ __forceinline__ void MoveBatches(Mover& engine, const Rows& rows,
   int64_t next_slot = first.slot[1];
   uint32_t next_word = first.word[1];
   int32_t row = row_of(first.word[0], first.slot[0]);
+#pragma unroll 1
   for (int turn = 0; batch < move.num_batches; ++turn) {
     // What the next turns need is asked for in this one.
     unsigned long long claim = 0;

@@ -35,6 +35,7 @@ __device__ inline void ZeroBytes(uint8_t* to, int64_t bytes) {
   const int64_t before = head < bytes ? head : bytes;
   if (lane < before) to[lane] = 0;
   const int64_t vectors = (bytes - before) / 16;
+#pragma unroll 1
   for (int64_t i = lane; i < vectors; i += kWarp)
     StoreOnce(to + before + i * 16, make_uint4(0, 0, 0, 0));
   const int64_t done = before + vectors * 16;
@@ -46,6 +47,7 @@ __device__ inline void ZeroBytes(uint8_t* to, int64_t bytes) {
 __device__ inline void ZeroLooseScales(const ScaleMove& move, int64_t row, bool is_padding) {
   if (!is_padding) return;
   uint8_t* const to = move.to + move.OffsetOf(row);
+#pragma unroll 1
   for (int64_t column = 0; column < move.to_columns(); ++column) {
     uint8_t* const place = to + column * move.to_column_stride;
     if (move.to_element_bytes() == 4) {
@@ -84,6 +86,7 @@ __device__ inline void FinishTile(const Rows& rows, const TileArguments& argumen
   const bool zero_scales =
       arguments.zero_scales && !arguments.loose_scales && arguments.scales.from != nullptr;
   if (!arguments.zero_rows && !zero_scales) return;
+#pragma unroll 1
   for (uint32_t left = padding; left != 0;) {
     const int begin = __ffs(static_cast<int>(left)) - 1;
     const uint32_t from_begin = ~(left >> begin);
@@ -104,6 +107,7 @@ __device__ inline void WriteRowsOfSlots(const Rows& rows, int32_t* row_of_slot, 
                                         int64_t helper, int64_t num_helpers) {
   constexpr int kTogether = 4;
   const int64_t step = num_helpers * kWarp;
+#pragma unroll 1
   for (int64_t slot = helper * kWarp + Lane(); slot < num_slots; slot += kTogether * step) {
     int32_t row[kTogether];
 #pragma unroll
@@ -127,6 +131,7 @@ __device__ inline void Help(const Rows& rows, const TileWork& work, int64_t help
                             int64_t num_helpers) {
   WriteRowsOfSlots(rows, work.row_of_slot, work.num_slots, helper, num_helpers);
   const int64_t num_tiles = work.tiles.num_tiles();
+#pragma unroll 1
   for (int64_t tile = helper; tile < num_tiles; tile += num_helpers)
     FinishTile(rows, work.tiles, tile);
 }

@@ -75,7 +75,9 @@ __device__ __forceinline__ void ForItems(int thread, int lines, int items, const
   int width = kWarp;
   while (width / 2 >= items) width /= 2;
   const int step = ScaleTiles::kThreads / width;
+#pragma unroll 1
   for (int item = thread % width; item < items; item += width)
+#pragma unroll 1
     for (int line = thread / width; line < lines; line += kTogether * step) use(item, line, step);
 }
 
@@ -119,11 +121,16 @@ __device__ __forceinline__ void SortPlaces(const ScaleTiles& tiles, const TileTe
   int64_t* const places = team.memory->places;
   const int count = team.memory->count;
   int size = 2;
+#pragma unroll 1
   while (size < count) size *= 2;
+#pragma unroll 1
   for (int i = count + team.thread; i < size; i += ScaleTiles::kThreads) places[i] = INT64_MAX;
   team.Meet();
+#pragma unroll 1
   for (int run = 2; run <= size; run *= 2) {
+#pragma unroll 1
     for (int distance = run / 2; distance > 0; distance /= 2) {
+#pragma unroll 1
       for (int pair = team.thread; pair < size / 2; pair += ScaleTiles::kThreads) {
         const int low = 2 * pair - (pair & (distance - 1));
         const int64_t a = places[low];
@@ -136,6 +143,7 @@ __device__ __forceinline__ void SortPlaces(const ScaleTiles& tiles, const TileTe
       team.Meet();
     }
   }
+#pragma unroll 1
   for (int i = team.thread; i < count; i += ScaleTiles::kThreads)
     places[i] = (tiles.scales.move.OffsetOf(places[i] >> 8) << 8) | (places[i] & 255);
 }
@@ -227,6 +235,7 @@ __device__ inline void MoveScaleTile(const Rows& rows, const ScaleTiles& tiles,
   FindRows(rows, tiles, team, first);
   team.Meet();
   const int64_t num_columns = tiles.scales.move.to_columns();
+#pragma unroll 1
   for (int64_t begin = 0; begin < num_columns; begin += tiles.columns) {
     const int64_t left = num_columns - begin;
     const TileColumns columns = {
