@@ -11,7 +11,6 @@
 #include "cuda/kernels.h"
 #include "cuda/notify_counts.cuh"
 #include "cuda/notify_rows.cuh"
-#include "moe_ep/cuda/fetch_arguments.cuh"
 #include "moe_ep/cuda/launch.h"
 #include "moe_ep/layout/placement.h"
 
@@ -125,21 +124,14 @@ __device__ void MeetForDispatch(const NotifyArguments& a, int32_t* shared) {
   __shared__ Found found;
   __shared__ int64_t rows[kMostRanks];
 
-  const DeviceBuffer& buffer = a.buffer;
-  const SharedWords words(a, buffer.ranks());
-  const ExpertPlacement placement{a.shared.experts, buffer.ranks()};
-#pragma unroll 1
-  for (int64_t i = threadIdx.x; i < words.rank_table(); i += kNotifyThreads) shared[i] = 0;
-#pragma unroll 1
-  for (int expert = threadIdx.x; expert < words.experts; expert += kNotifyThreads)
-    shared[words.rank_table() + expert] = static_cast<int32_t>(placement.RankOf(expert));
-  if (threadIdx.x == 0) found = {true, kNoSlot};
-  cudaGridDependencySynchronize();
   const uint64_t begin_ns = Nanoseconds();
   // One thread decides for all, for the group may be poisoned meanwhile.
   const bool decides = blockIdx.x == 0 && threadIdx.x == 0;
   const PoisonLook poison = decides ? PoisonLook(a.buffer.routes) : PoisonLook();
+  const DeviceBuffer& buffer = a.buffer;
   const cg::cluster_group cluster = cg::this_cluster();
+  const SharedWords words(a, buffer.ranks());
+  const ExpertPlacement placement{a.shared.experts, buffer.ranks()};
   const int lane = threadIdx.x % kLanes;
   const int warp = threadIdx.x / kLanes;
   const uint64_t epoch = buffer.Epochs().dispatch + 1;
@@ -150,6 +142,12 @@ __device__ void MeetForDispatch(const NotifyArguments& a, int32_t* shared) {
       LoadSignal(buffer.routes.Signal(
           buffer.rank(), buffer.SignalIndex(SignalKind::kCombineRead, lane))) >= combines;
 
+#pragma unroll 1
+  for (int64_t i = threadIdx.x; i < words.rank_table(); i += kNotifyThreads) shared[i] = 0;
+#pragma unroll 1
+  for (int expert = threadIdx.x; expert < words.experts; expert += kNotifyThreads)
+    shared[words.rank_table() + expert] = static_cast<int32_t>(placement.RankOf(expert));
+  if (threadIdx.x == 0) found = {true, kNoSlot};
   cluster.sync();  // all have seen that nothing has failed before one may find that it has
   const TokenRun run = RunOf(a, blockIdx.x, warp);
   if (warp < a.warps) CountRun(a, words, shared, run, warp, lane, &found.invalid);
@@ -218,7 +216,6 @@ __global__ void __cluster_dims__(kNotifyBlocks, 1, 1) __launch_bounds__(kNotifyT
     NotifyKernel(const __grid_constant__ NotifyArguments a) {
   extern __shared__ int32_t shared[];
   cudaTriggerProgrammaticLaunchCompletion();  // what sends rows waits for this kernel's end
-  FetchArguments(a);
   MeetForDispatch(a, shared);
   cg::this_cluster().sync();
   if (blockIdx.x == 0 && threadIdx.x == 0) SnapshotFailure(a.patience.failure, a.snapshot);
@@ -266,11 +263,7 @@ void Notify(const Exec& exec, const NotifyCall& call) {
                      "intranode dispatch: " + std::to_string(call.arguments.experts) +
                          " experts are more than a cuda device counts at once");
   }
-  Launch(NotifyKernel,
-         {.grid = kNotifyBlocks,
-          .block = kNotifyThreads,
-          .shared_bytes = bytes,
-          .overlaps_previous = true},
+  Launch(NotifyKernel, {.grid = kNotifyBlocks, .block = kNotifyThreads, .shared_bytes = bytes},
          exec.cuda_stream(), a);
 }
 

@@ -2,7 +2,6 @@
 // free, and compare what they were called with. One warp, a lane for each rank.
 #include "cuda/kernels.h"
 #include "cuda/meeting.cuh"
-#include "moe_ep/cuda/fetch_arguments.cuh"
 #include "moe_ep/cuda/launch.h"
 
 namespace moe_ep::cuda {
@@ -28,8 +27,6 @@ __device__ int64_t DigestOf(const int32_t* counts, int count) {
 __global__ void NotifyCachedKernel(const __grid_constant__ CachedArguments a) {
   extern __shared__ int32_t counts[];
   cudaTriggerProgrammaticLaunchCompletion();  // what sends rows waits for this kernel's end
-  FetchArguments(a);
-  cudaGridDependencySynchronize();
   if (FailedForWarp(a.patience.failure)) return;
   const uint64_t begin_ns = Nanoseconds();
   const DeviceBuffer& buffer = a.buffer;
@@ -39,17 +36,16 @@ __global__ void NotifyCachedKernel(const __grid_constant__ CachedArguments a) {
   const uint64_t combines = buffer.Epochs().combine;
   const int num_counts = buffer.ranks() * buffer.ranks();
   for (int i = lane; i < num_counts; i += kLanes) counts[i] = a.rank_prefix_matrix[i];
+  const bool ok = lane != 0 || poison.Check(buffer.routes, a.patience.failure);
+  if (!__all_sync(kAllLanes, ok)) return;
   __syncwarp();
-  SharedArguments shared = a.shared;
-  shared.plan_digest = DigestOf(counts, num_counts);
+  if (lane == 0) buffer.Epochs().dispatch = epoch;
   if (!WaitForAll(buffer, a.patience, begin_ns, SignalKind::kCombineRead, combines,
                   Operation::kIntranodeDispatch, Missing::kCombineRead, lane))
     return;
-  // Words of the host take longer than that.
-  const bool ok = lane != 0 || poison.Check(buffer.routes, a.patience.failure);
-  if (!__all_sync(kAllLanes, ok)) return;
-  if (lane == 0) buffer.Epochs().dispatch = epoch;
   if (lane < buffer.ranks()) {
+    SharedArguments shared = a.shared;
+    shared.plan_digest = DigestOf(counts, num_counts);
     FillHead(buffer.MessageAt(lane, buffer.rank(), epoch).head(), shared, {-1, -1},
              buffer.layout.capacity, a.tokens);
     StoreSignal(buffer.routes.Signal(lane, buffer.SignalIndex(SignalKind::kCounts, buffer.rank())),
@@ -77,8 +73,7 @@ void NotifyCached(const Exec& exec, const NotifyCachedCall& call) {
       .reporting = MakeReporting(),
   };
   const int64_t bytes = call.rank_prefix_matrix.numel() * static_cast<int64_t>(sizeof(int32_t));
-  Launch(NotifyCachedKernel,
-         {.grid = 1, .block = kLanes, .shared_bytes = bytes, .overlaps_previous = true},
+  Launch(NotifyCachedKernel, {.grid = 1, .block = kLanes, .shared_bytes = bytes},
          exec.cuda_stream(), a);
 }
 

@@ -3,7 +3,6 @@
 
 #include "buffer.h"
 #include "cuda/kernels.h"
-#include "moe_ep/cuda/fetch_arguments.cuh"
 #include "moe_ep/cuda/lanes.cuh"
 #include "moe_ep/transport/device_routes.cuh"
 
@@ -165,6 +164,20 @@ __device__ inline PoisonWord WaitedFor(const DeviceBuffer& buffer, Awaited await
           static_cast<uint8_t>(buffer.slot),
           static_cast<uint16_t>(buffer.rank()),
           static_cast<uint16_t>(peer)};
+}
+
+// Brings a kernel's arguments near, a line for each warp and then the next: a launch has them far
+// away, and each line that is met for the first time costs its reader a wait. All threads of the
+// block call it, before they wait for the kernel before.
+template <typename Arguments>
+__device__ __forceinline__ void FetchArguments(const Arguments& arguments) {
+  constexpr int kLine = 64;
+  const auto* const bytes = reinterpret_cast<const char*>(&arguments);
+  for (int line = threadIdx.x / kLanes; line * kLine < static_cast<int>(sizeof(Arguments));
+       line += kWarps) {
+    const auto word = *reinterpret_cast<const uint32_t*>(bytes + line * kLine);
+    asm volatile("" ::"r"(word));
+  }
 }
 
 // Whether the stream has failed, by a kernel of another branch of its graph, say: for those who
