@@ -27,7 +27,7 @@ struct PlacementRequest {
     const int64_t rows = reserved == nullptr ? total : reserved[expert];
     const int64_t most = rows + alignment - 1;
     // Divisions of 64 bits are long on a GPU.
-    if (most <= UINT32_MAX)
+    if (most < UINT32_MAX)
       return static_cast<int64_t>(static_cast<uint32_t>(most) / static_cast<uint32_t>(alignment)) *
              alignment;
     return most / alignment * alignment;

@@ -146,6 +146,7 @@ __device__ inline void FailForRoom(const PlacementRequest& request, const uint32
   first_short = ReduceLanes(first_short, [](int64_t a, int64_t b) { return a < b ? a : b; });
   needed = ReduceLanes(needed, [](int64_t a, int64_t b) { return a + b; });
   fullest = ReduceLanes(fullest, [](uint64_t a, uint64_t b) { return a > b ? a : b; });
+  __syncwarp();  // totals are those of other lanes, too
   if (lane != 0) return;
   if (first_short < num_local) {
     Fail(failure, describers.reserved, totals[first_short], first_short,
