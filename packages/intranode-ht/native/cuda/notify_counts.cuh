@@ -19,8 +19,9 @@ __device__ inline void CountRun(const NotifyArguments& a, const SharedWords& wor
                                 unsigned long long* lowest_invalid) {
   int32_t* experts = shared + words.expert_counts() + (words.grouped ? warp * words.experts : 0);
   int32_t* channels = shared + words.channel_counts();
-  const int per_channel =
-      max(1, (static_cast<int>(a.tokens) + words.channels - 1) / words.channels);
+  const auto channels_of_tokens = static_cast<uint32_t>(words.channels);
+  const auto per_channel = static_cast<int>(
+      max(1u, (static_cast<uint32_t>(a.tokens) + channels_of_tokens - 1) / channels_of_tokens));
   int32_t tokens_of_rank = 0;  // of the rank with this lane's number
 #pragma unroll 1
   for (int64_t first = run.begin; first < run.end; first += kLanes) {
