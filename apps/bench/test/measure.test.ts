@@ -4,7 +4,9 @@ import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { measureCases } from '../src/measure/measure-cases.js'
 import { callsOf, lastLevelCacheBytes, oppositeSet, rotatingSets, setsOf } from '../src/measure/rotation.js'
+import { pushOnSameSms } from '../src/measure/push-ceilings.js'
 import { summarizeOperation } from '../src/results/bench-result.js'
+import { tableLines } from '../src/results/terminal-table.js'
 import type { RankMeasurement } from '../src/results/rank-measurement.js'
 
 describe('measureCases', () => {
@@ -103,7 +105,22 @@ describe('summarizeOperation', () => {
     expect(summarizeOperation([rank, other])).toEqual({
       ...{ name: 'transport.put', ok: true, rule: 'r', medianUs: 3, p99Us: 3, bytes: 6000, wireBytes: 20, gbPerSec: 2 },
       ...{ ceiling: 'fast', ceilingUs: 1.5, ceilingGbPerSec: 4, ratio: 0.5 },
+      ceilings: [
+        { name: 'fast', medianUs: 1.5, ratio: 0.5 },
+        { name: 'slow', medianUs: 9, ratio: 3 },
+      ],
     })
+  })
+
+  it('compares with a push on as many multiprocessors, too, where there is one', () => {
+    const pushed = { ...rank, ceilings: [...rank.ceilings, { name: pushOnSameSms, samples: [2, 2, 2] }] }
+    const tableOf = (measurements: RankMeasurement[]): string[][] =>
+      tableLines(measurements.map((one) => summarizeOperation([one]))).map((line) => line.split(/ {2,}/))
+    const [header, withPush, without] = tableOf([pushed, rank])
+    expect(header!.slice(-2)).toEqual(['same SMs us', 'ratio'])
+    expect(withPush!.slice(-3)).toEqual(['fast', '2.00', '1.00'])
+    expect(without!.at(-2)).toBe('fast')
+    expect(tableOf([rank])[0]!.at(-1)).toBe('ceiling')
   })
 
   it('is not ok when one rank is not', () => {

@@ -16,6 +16,9 @@ const defaultSms = 16
 /** Small against a GPU's cache, and yet a copy that takes longer than it takes to start one. */
 const devicePieceBytes = 2 ** 22
 
+/** The way that has as many multiprocessors as the operation. */
+export const pushOnSameSms = 'push, same SMs'
+
 /**
  * All ranks at once push the same byte matrix: `rows[i][j]` rows of `rowBytes` bytes from rank i to rank j, rows to oneself
  * included, straight to where they would lie in order of the source. Once with one put a destination, once in pieces that take
@@ -66,7 +69,7 @@ export async function pushCeilings(
   const kernels =
     device instanceof CudaDevice
       ? [
-          await byKernel('push, same SMs', options.sms ?? defaultSms),
+          await byKernel(pushOnSameSms, options.sms ?? defaultSms),
           await byKernel('push, all SMs', device.multiprocessors),
         ]
       : []

@@ -22,9 +22,19 @@ export interface OperationResult {
   readonly ceilingGbPerSec: number | null
   /** ceilingUs / medianUs: 1 is as fast as the ceiling. */
   readonly ratio: number | null
+  /** All ways that the same bytes were moved, the fastest first. */
+  readonly ceilings: readonly Ceiling[]
   /** One of many empty kernels in a row, for operations on cuda that have so few bytes that there is no ceiling. */
   readonly emptyLaunchUs?: number
   readonly rule: string
+}
+
+/** One way that the bytes of an operation were moved. */
+export interface Ceiling {
+  readonly name: string
+  readonly medianUs: number
+  /** Of this one and the operation, as the operation's own. */
+  readonly ratio: number
 }
 
 /** What `--json` prints. */
@@ -79,9 +89,11 @@ export function summarizeOperation(measurements: readonly RankMeasurement[]): Op
   const logicalBytes = busiest(measurements, 'logicalBytes')
   const medians = ceilings.map((ceiling, index) => {
     const ofRanks = measurements.map((one) => one.ceilings[index]?.samples ?? [])
-    return { name: ceiling.name, microseconds: percentile(slowestRank(ofRanks), 50) }
+    const ceilingUs = percentile(slowestRank(ofRanks), 50)
+    return { name: ceiling.name, medianUs: ceilingUs, ratio: ceilingUs / medianUs }
   })
-  const [fastest] = medians.sort((a, b) => a.microseconds - b.microseconds)
+  const sorted = medians.sort((a, b) => a.medianUs - b.medianUs)
+  const [fastest] = sorted
   const floors = measurements.flatMap(({ floor }) => (floor === undefined ? [] : [floor]))
   const errors = measurements.flatMap(({ error }, rank) => (error === undefined ? [] : `rank ${rank}: ${error}`))
   return {
@@ -91,9 +103,10 @@ export function summarizeOperation(measurements: readonly RankMeasurement[]): Op
     ...(logicalBytes !== undefined && { logicalBytes }),
     gbPerSec: bytes / medianUs / 1000,
     ceiling: fastest?.name ?? null,
-    ceilingUs: fastest?.microseconds ?? null,
-    ceilingGbPerSec: fastest === undefined ? null : bytes / fastest.microseconds / 1000,
-    ratio: fastest === undefined ? null : fastest.microseconds / medianUs,
+    ceilingUs: fastest?.medianUs ?? null,
+    ceilingGbPerSec: fastest === undefined ? null : bytes / fastest.medianUs / 1000,
+    ratio: fastest?.ratio ?? null,
+    ceilings: sorted,
     ...(floors.length > 0 && { emptyLaunchUs: percentile(slowestRank(floors), 50) }),
     rule,
   }

@@ -1,21 +1,10 @@
 import { styleText } from 'node:util'
-import type { BenchResult, OperationResult } from './bench-result.js'
+import { pushOnSameSms } from '../measure/push-ceilings.js'
+import type { BenchResult, Ceiling, OperationResult } from './bench-result.js'
 
 /** The result as a person reads it. */
 export function terminalReport({ ok, device, gpu, machine, config, results }: BenchResult): string {
   const { ranks, world, launch, threads, tokens, routing, hidden, topk, experts, iters } = config
-  const header = [
-    'operation',
-    'median us',
-    'p99 us',
-    'MB',
-    'wire MB',
-    'GB/s',
-    'ceiling us',
-    'ceiling GB/s',
-    'ratio',
-    'ceiling',
-  ]
   const failures = results.flatMap(({ name, error }) =>
     error === undefined ? [] : `${styleText('red', name)}: ${error}`,
   )
@@ -29,14 +18,38 @@ export function terminalReport({ ok, device, gpu, machine, config, results }: Be
       : `${device}, ${gpu}; ${who}, launched as ${launch}`,
     `${tokens} tokens a rank, hidden ${hidden}, top-${topk} of ${experts} experts, ${routing}; ${iters} iterations, slowest rank`,
     '',
-    ...table([header, ...results.map(cells)]),
+    ...tableLines(results),
     '',
     ...failures,
     verdict,
   ].join('\n')
 }
 
-function cells(result: OperationResult): string[] {
+/** A line for the header and one for each result. */
+export function tableLines(results: readonly OperationResult[]): string[] {
+  const withSameSms = results.some((result) => sameSmsOf(result) !== undefined)
+  const header = [
+    'operation',
+    'median us',
+    'p99 us',
+    'MB',
+    'wire MB',
+    'GB/s',
+    'ceiling us',
+    'ceiling GB/s',
+    'ratio',
+    'ceiling',
+    // Only pushes of one kernel have such a thing.
+    ...(withSameSms ? ['same SMs us', 'ratio'] : []),
+  ]
+  return table([header, ...results.map((result) => cells(result, withSameSms))])
+}
+
+function sameSmsOf({ ceilings }: OperationResult): Ceiling | undefined {
+  return ceilings.find(({ name }) => name === pushOnSameSms)
+}
+
+function cells(result: OperationResult, withSameSms: boolean): string[] {
   const { name, medianUs, p99Us, bytes, wireBytes, gbPerSec } = result
   const megabytes = (value: number | undefined): string =>
     value === undefined || bytes === 0 ? '' : (value / 1e6).toFixed(2)
@@ -44,7 +57,13 @@ function cells(result: OperationResult): string[] {
     ...[name, short(medianUs), short(p99Us), megabytes(bytes), megabytes(wireBytes)],
     bytes === 0 ? '' : gbPerSec.toFixed(2),
     ...ceilingCells(result),
+    ...(withSameSms ? sameSmsCells(result) : []),
   ]
+}
+
+function sameSmsCells(result: OperationResult): string[] {
+  const same = sameSmsOf(result)
+  return same === undefined ? ['', ''] : [short(same.medianUs), same.ratio.toFixed(2)]
 }
 
 function ceilingCells({ ceiling, ceilingUs, ceilingGbPerSec, ratio, emptyLaunchUs }: OperationResult): string[] {
