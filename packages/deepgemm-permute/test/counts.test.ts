@@ -2,7 +2,7 @@ import { Tensor } from '@moe-ep/core'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { computeAlignedM, countExpertNumTokens, reference } from '../src/index.js'
-import { failure, onHost, optionsOf, randomNumbers, routings } from './support.js'
+import { device, failure, onHost, optionsOf, randomNumbers, routings } from './support.js'
 
 const refused = expect.objectContaining({ code: 'ERR_MOE_EP_ARGUMENT' })
 
@@ -93,6 +93,17 @@ describe('countExpertNumTokens', () => {
       }
     },
   )
+
+  test('counts 2^24 experts, which a cuda device cannot tell apart', async () => {
+    const numLocalExperts = 2 ** 24
+    const counts = countExpertNumTokens(Tensor.from([0, numLocalExperts - 1], [2, 1], 'i32'), { numLocalExperts })
+    if (device.kind === 'cuda') {
+      expect(await failure()).toMatchObject({ code: 'ERR_MOE_EP_UNSUPPORTED' })
+    } else {
+      const { data } = await onHost(counts)
+      expect([data[0], data[1], data[numLocalExperts - 1]]).toEqual([1, 0, 1])
+    }
+  })
 
   test('counts any number of slots', async () => {
     for (let slots = 1; slots < 8192; slots += 11) {

@@ -158,6 +158,7 @@ describe('permute', () => {
     [600, 3000],
     [1500, 6000],
     [5000, 7000],
+    [7000, 8000],
     [9000, 30_000],
     [30_000, 9000],
   ])('keeps the order of slots: %i experts, %i slots', async (numLocalExperts, slots) => {
@@ -171,6 +172,16 @@ describe('permute', () => {
     for (const id of ids) if (id >= 0) next[id + 1]!++
     for (let expert = 0; expert < numLocalExperts; expert++) next[expert + 1]! += next[expert]!
     expect([...out.inversePermutation.data].map(Number)).toEqual(ids.map((id) => (id < 0 ? -1 : next[id]!++)))
+  })
+
+  test('has no rows without slots, of however many experts', async () => {
+    for (const numLocalExperts of [4, 600]) {
+      const topkIdx = Tensor.zeros([5, 0], 'i32')
+      const [x, scales] = [randomBits([5, 160], 'fp8e4m3'), randomBits([5, 2], 'f32')]
+      const out = await onHost(permute(x, { scales, topkIdx, numLocalExperts, scaleLayout: 'column' }))
+      expect(Array.from(out.expertNumTokens.data, Number)).toEqual(new Array(numLocalExperts).fill(0))
+      expect(out.inversePermutation.shape).toEqual([5, 0])
+    }
   })
 
   test('skips slots whose expert is elsewhere: 8 experts, the odd ones local', async () => {

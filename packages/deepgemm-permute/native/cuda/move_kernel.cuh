@@ -44,8 +44,8 @@ __global__ void __launch_bounds__((Mover::kMovers + kHelpers<Mover>)*kWarp, 1)
     // Inputs are there: the plan let this kernel start when what was ahead of it had ended.
     mover.Start();
     first.Find([&](int64_t slot) { return a.experts[slot] >= 0; });
-    mover.Preload(index, first.needed[0]);
-    mover.Preload(index + num_movers, first.needed[1]);
+    mover.Preload(index, first.needed[0], Mover::kAtOnce);
+    mover.Preload(index + num_movers, first.needed[1], Mover::kAtOnce);
   }
   cudaGridDependencySynchronize();
   first.LoadWords(a.rows);

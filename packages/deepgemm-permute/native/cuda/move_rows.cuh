@@ -94,7 +94,7 @@ struct BulkMover {
   static constexpr int kTeams = 2;  // beside them: while one waits for memory the other one writes
   static constexpr int kStoring = kStages / 2;  // stages that are being read out
   static constexpr int kAhead = kStages - kStoring;
-  static constexpr int kAtOnce = kStages / 4;  // of what is preloaded
+  static constexpr int kAtOnce = kStages / 4;  // of what is preloaded while others need the way
 
   struct Control {
     uint64_t full[kStages];
@@ -130,11 +130,11 @@ struct BulkMover {
   }
 
   // Starts to load pieces of a batch whose rows' places are not known yet, while stages are free.
-  // Few at a time keep memory busy, too, and leave the way free for who works out the places.
-  __device__ void Preload(int64_t batch, uint32_t needed) {
+  // Few `at_once` keep memory busy, too, and leave the way free for who works out the places.
+  __device__ void Preload(int64_t batch, uint32_t needed, int at_once) {
     if (loaded == kStages) return;
     ForPieces(move, batch, needed, [&](int64_t token, int, int piece) {
-      if (loaded >= kAtOnce) WaitBarrier(&control->full[loaded - kAtOnce], 0);
+      if (loaded >= at_once) WaitBarrier(&control->full[loaded - at_once], 0);
       Load(token, piece);
       return loaded < kStages;
     });
@@ -219,6 +219,7 @@ struct BulkMover {
 struct PlainMover {
   static constexpr int kMovers = 12;
   static constexpr int kTeams = 1;
+  static constexpr int kAtOnce = 0;  // it preloads nothing
 
   static __host__ __device__ int64_t SharedBytes(const MoveArguments&) { return 0; }
 
@@ -227,7 +228,7 @@ struct PlainMover {
   __device__ PlainMover(const MoveArguments& arguments, uint8_t*, int) : move(arguments) {}
 
   __device__ void Start() {}
-  __device__ void Preload(int64_t, uint32_t) {}
+  __device__ void Preload(int64_t, uint32_t, int) {}
   __device__ void Abandon() {}
   __device__ void Finish() {}
 

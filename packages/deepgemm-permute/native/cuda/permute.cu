@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <string>
 
 #include "cuda/move_kernel.cuh"
 #include "cuda/plan.cuh"
@@ -130,6 +131,18 @@ PlanArguments PlanOf(const Exec& exec, const PlacementRequest& request, const Pl
   return plan;
 }
 
+// Words of slots have at least 24 bits for the group.
+constexpr int64_t kMostGroups = (int64_t{1} << 24) - 1;
+
+// False, with the command in failure, where there are more groups than a plan can tell apart.
+bool CheckGroups(const Exec& exec, int64_t num_groups) {
+  if (num_groups <= kMostGroups) return true;
+  exec.Fail("ERR_MOE_EP_UNSUPPORTED", "permute: a cuda device tells up to " +
+                                          std::to_string(kMostGroups) + " experts apart, not " +
+                                          std::to_string(num_groups));
+  return false;
+}
+
 // Room in scratch or shared memory, part after part.
 class Parts {
  public:
@@ -222,7 +235,7 @@ void PermuteWith(const Exec& exec, const PlanArguments& plan, const MoveArgument
   arguments.move.claims = &large.state->claims;
   Parts shared;
   shared.Take(Mover::SharedBytes(move));
-  if (move.has_loose_scales) {
+  if (move.has_loose_scales && large.num_slots > 0) {
     arguments.scales = ScaleTiles::Of(move.loose_scales, move.num_tokens, move.topk);
     arguments.tiles_at = static_cast<int32_t>(shared.Take(Mover::kTeams * sizeof(ScaleTileMemory)));
     arguments.move.has_loose_scales = false;
@@ -242,6 +255,7 @@ void Permute(const Exec& exec, const PermuteRequest& request, const Placement& p
              int32_t* expert_ids) {
   const int64_t num_slots = request.placement.num_tokens * request.placement.topk;
   const PlanArguments plan = PlanOf(exec, request.placement, placement, num_slots);
+  if (!CheckGroups(exec, plan.num_groups)) return;
   const RowMove& rows = request.rows;
   const bool bulk = kUseBulkCopies && rows.row_bytes > 0 &&
                     IsAligned(rows.from, rows.from_stride, rows.row_bytes) &&
@@ -277,6 +291,7 @@ void CountExpertNumTokens(const Exec& exec, const LocalExperts& experts, int64_t
       .foreign_last = false,
   };
   PlanArguments plan = PlanOf(exec, request, {.expert_num_tokens = counts}, num_slots);
+  if (!CheckGroups(exec, plan.num_groups)) return;
   LaunchPlan(exec, false, &plan);
 }
 

@@ -17,11 +17,11 @@ namespace moe_ep::cuda {
 // Of a block. Few enough threads and registers that the blocks that move rows fit beside them.
 inline constexpr int kPlanWarps = kMostPlanWarps;
 
-// Zero between commands.
+// Zero when the plan's last block has ended.
 struct PlanState {
   unsigned int finished;  // blocks
   BadSlot bad;
-  unsigned long long claims;  // of the kernel that moves rows
+  unsigned long long claims;  // of the kernel that moves rows, which leaves them as they are
 };
 
 struct PlanArguments {
@@ -55,7 +55,7 @@ __host__ __device__ inline int64_t PlanShared(const PlanArguments& plan) {
 }
 
 // Turns the chunks' counts of each group into sums of the chunks before, and gives the first warp,
-// which has least to do, their totals. Warps share the chunks, a lane has a group: no lane waits
+// which goes on, their totals. Warps share the chunks, a lane has a group: no lane waits
 // for another one. Calls besides() while the first counts are on their way.
 template <typename Besides>
 __device__ __forceinline__ void SumChunks(const PlanArguments& a, int64_t num_chunks,
@@ -117,6 +117,8 @@ __device__ __forceinline__ void PlaceChunks(const PlanArguments& a, uint32_t* sh
   PlacementRequest request = a.request;
   if (in_shared && request.reserved != nullptr) request.reserved = reserved;
   const BadSlot bad = __ldcg(&a.state->bad);
+  // Some blocks may have stopped for that, and counted nothing.
+  const bool failed = Failed(a.failure);
   SumChunks(a, num_chunks, totals, [&] {
     if (request.reserved != reserved) return;
 #pragma unroll 1
@@ -126,6 +128,7 @@ __device__ __forceinline__ void PlaceChunks(const PlanArguments& a, uint32_t* sh
   if (WarpOfBlock() != 0) return;
   const int lane = Lane();
   if (lane == 0) *a.state = PlanState{};
+  if (__any_sync(kAllLanes, failed)) return;
   const GroupPlaces places = {totals, starts};
   if (bad != 0) [[unlikely]] {
     if (lane == 0)
@@ -139,6 +142,33 @@ __device__ __forceinline__ void PlaceChunks(const PlanArguments& a, uint32_t* sh
       for (int64_t group = lane; group <= a.num_groups; group += kWarp)
         a.starts[group] = starts[group];
     WritePlaces(a.request, places, a.placement, lane, kWarp);
+  }
+}
+
+// What each block does: ranks of its slots in their groups, and how many each group has. Between
+// block barriers.
+template <int kRounds>
+__device__ __forceinline__ void RankChunk(const PlanArguments& a, const SlotRange& range,
+                                          const SlotIds<kRounds>& ids, const WarpCounts& counts) {
+  const int num_warps = static_cast<int>(blockDim.x / kWarp);
+  const int warp = WarpOfBlock();
+  RankedSlots<kRounds> slots;
+  RankSlots<kRounds>(a.groups, ids, range, warp, counts, &a.state->bad, &slots);
+  __syncthreads();
+  StartWarps(counts, num_warps, [&](int32_t group, uint32_t total) {
+    a.prefix[int64_t{blockIdx.x} * a.num_groups + group] = total;
+  });
+  __syncthreads();
+  if (a.words == nullptr) return;
+#pragma unroll
+  for (int r = 0; r < kRounds; ++r) {
+    if (!range.Has(r)) break;
+    const int32_t group = slots.group[r];
+    // A single warp's ranks are the block's already, and its counts may lie where totals do.
+    const uint32_t before = group < 0 || num_warps == 1 ? 0 : counts.At(warp, group);
+    a.words[range.Slot(r)] =
+        group < 0 ? ChunkedRows::kNoWord
+                  : (static_cast<uint32_t>(group) << a.shift) | (before + slots.rank[r]);
   }
 }
 
@@ -163,30 +193,10 @@ __global__ void __launch_bounds__(kPlanWarps* kWarp, 2)
   for (auto i = static_cast<int32_t>(threadIdx.x); i < num_warps * counts.num_groups;
        i += static_cast<int32_t>(blockDim.x))
     counts.At(0, i) = 0;
-  if (__syncthreads_or(failed) != 0) return;  // all blocks alike: only the last one reports
-
+  const bool stops = __syncthreads_or(failed) != 0;
   // That one loads rows ahead, which would keep these blocks waiting for their ids.
   cudaTriggerProgrammaticLaunchCompletion();
-
-  RankedSlots<kRounds> slots;
-  RankSlots<kRounds>(a.groups, ids, range, warp, counts, &a.state->bad, &slots);
-  __syncthreads();
-  StartWarps(counts, num_warps, [&](int32_t group, uint32_t total) {
-    a.prefix[chunk * a.num_groups + group] = total;
-  });
-  __syncthreads();
-  if (a.words != nullptr) {
-#pragma unroll
-    for (int r = 0; r < kRounds; ++r) {
-      if (!range.Has(r)) break;
-      const int32_t group = slots.group[r];
-      // A single warp's ranks are the block's already, and its counts may lie where totals do.
-      const uint32_t before = group < 0 || num_warps == 1 ? 0 : counts.At(warp, group);
-      a.words[range.Slot(r)] =
-          group < 0 ? ChunkedRows::kNoWord
-                    : (static_cast<uint32_t>(group) << a.shift) | (before + slots.rank[r]);
-    }
-  }
+  if (!stops) RankChunk<kRounds>(a, range, ids, counts);
   if (IsLastBlock(&a.state->finished)) PlaceChunks(a, plan_memory, num_chunks);
 }
 

@@ -124,8 +124,9 @@ __global__ void __launch_bounds__(kSmallWarps* kWarp, 1)
     mover.Start();
     if (eager) {
       first.Find([](int64_t) { return true; });
-      mover.Preload(index, first.needed[0]);
-      mover.Preload(index + num_movers, first.needed[1]);
+      // All at once: these warps find places, too, and must not wait.
+      mover.Preload(index, first.needed[0], INT32_MAX);
+      mover.Preload(index + num_movers, first.needed[1], INT32_MAX);
     }
   }
   const bool placed = PlaceInBlock(a.plan, memory);

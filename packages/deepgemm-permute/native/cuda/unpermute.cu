@@ -29,11 +29,12 @@ __global__ void __launch_bounds__(kCheckThreads)
   // What is ahead on the stream has ended before the sums may start: they read rows at once.
   cudaGridDependencySynchronize();
   cudaTriggerProgrammaticLaunchCompletion();
-  if (Failed(a.failure)) return;
+  // All blocks are counted, also where some see a failure that others came too early for.
+  const bool stops = Failed(a.failure);
   const int64_t step = int64_t{gridDim.x} * blockDim.x;
 #pragma unroll 4
-  for (int64_t slot = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; slot < a.num_slots();
-       slot += step)
+  for (int64_t slot = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+       !stops && slot < a.num_slots(); slot += step)
     if (IsBad(a, slot)) NoteBadSlot(&a.state->bad, slot);
   __threadfence();
   __syncthreads();

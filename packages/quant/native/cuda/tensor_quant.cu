@@ -34,11 +34,12 @@ __global__ void __launch_bounds__(kThreads)
               const moe_ep_failure_record* record) {
   constexpr int kElements = kLoadElements<Element>;
   using Vector = LaneVector<Element, kElements>;
-  if (Failed(record)) return;
+  // All blocks are counted, also where some see a failure that others came too early for.
+  const bool stops = Failed(record);
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
   uint32_t peak = 0;
-  for (int64_t at = first; at < flat.vectors; at += stride * kHeld) {
+  for (int64_t at = first; !stops && at < flat.vectors; at += stride * kHeld) {
     Vector held[kHeld];
 #pragma unroll
     for (int k = 0; k < kHeld; ++k) {
@@ -58,7 +59,7 @@ __global__ void __launch_bounds__(kThreads)
     peak = Peak<Element>::Larger(peak, found);
   }
   uint32_t largest = BitsOfFloat(Element::ToFloat(Peak<Element>::Bits(peak)));
-  for (int64_t i = flat.vectors * kElements + first; i < flat.count; i += stride) {
+  for (int64_t i = flat.vectors * kElements + first; !stops && i < flat.count; i += stride) {
     const uint32_t magnitude = BitsOfFloat(Element::ToFloat(x[i])) & 0x7fffffffu;
     if (magnitude <= 0x7f800000u) largest = std::max(largest, magnitude);
   }
@@ -69,8 +70,9 @@ __global__ void __launch_bounds__(kThreads)
   __threadfence();
   if (atomicAdd(&search->done, 1u) != gridDim.x - 1) return;
   __threadfence();
-  *scale = TensorScaleOf(FloatOfBits(atomicExch(&search->largest, 0u)));
+  const float found_of_all = FloatOfBits(atomicExch(&search->largest, 0u));
   search->done = 0;
+  if (!stops) *scale = TensorScaleOf(found_of_all);
 }
 
 template <typename Element>
