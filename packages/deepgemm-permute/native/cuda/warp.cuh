@@ -13,17 +13,6 @@ __device__ __forceinline__ int Lane() { return static_cast<int>(threadIdx.x % kW
 __device__ __forceinline__ int WarpOfBlock() { return static_cast<int>(threadIdx.x / kWarp); }
 __device__ __forceinline__ uint32_t LanesBelow(int lane) { return (1u << lane) - 1u; }
 
-// The sum of the values of this lane and those below it.
-template <typename T>
-__device__ __forceinline__ T InclusiveSum(T value, int lane) {
-#pragma unroll
-  for (int distance = 1; distance < kWarp; distance *= 2) {
-    const T below = __shfl_up_sync(kAllLanes, value, distance);
-    if (lane >= distance) value += below;
-  }
-  return value;
-}
-
 // combine(a, b) of all lanes' values, in every lane. `combine` is associative and commutative.
 template <typename T, typename Combine>
 __device__ __forceinline__ T ReduceLanes(T value, Combine combine) {

@@ -21,11 +21,7 @@ __device__ int64_t ForEachStart(const int32_t* counts, int experts, int64_t alig
     const int expert = first + lane;
     const int32_t count = expert < experts ? counts[expert] : 0;
     const int64_t rows = RoundUpRows(count, alignment);
-    int64_t end = rows;
-    for (int step = 1; step < kLanes; step *= 2) {
-      const int64_t below = __shfl_up_sync(kAllLanes, end, step);
-      if (lane >= step) end += below;
-    }
+    const int64_t end = InclusiveSum(rows, lane);
     if (expert < experts) then(expert, start + end - rows, count);
     start += __shfl_sync(kAllLanes, end, kLanes - 1);
   }

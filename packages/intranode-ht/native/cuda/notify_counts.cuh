@@ -130,13 +130,8 @@ __device__ inline Found GatherBlocks(const SharedWords& words, int32_t* shared, 
 #pragma unroll 1
     for (int first = 0; first < words.channels; first += kLanes) {
       const int channel = first + lane;
-      int32_t sum = channel < words.channels ? counts[channel] : 0;
-#pragma unroll
-      for (int distance = 1; distance < kLanes; distance *= 2) {
-        const int32_t lower = __shfl_up_sync(kAllLanes, sum, distance);
-        if (lane >= distance) sum += lower;
-      }
-      sum += before;
+      const int32_t own = channel < words.channels ? counts[channel] : 0;
+      const int32_t sum = before + InclusiveSum(own, lane);
       if (channel < words.channels) counts[channel] = sum;
       before = __shfl_sync(kAllLanes, sum, kLanes - 1);
     }

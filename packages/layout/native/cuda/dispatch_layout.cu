@@ -9,6 +9,7 @@
 #include "cuda/narrow_layout.h"
 #include "invalid_id.h"
 #include "moe_ep/cuda/failure.cuh"
+#include "moe_ep/cuda/lanes.cuh"
 #include "moe_ep/cuda/launch.h"
 
 namespace moe_ep::cuda {
@@ -18,8 +19,6 @@ namespace cg = cooperative_groups;
 
 constexpr int kBlocks = 8;  // the largest cluster that is portable
 constexpr int kThreads = 1024;
-constexpr int kLanes = 32;
-constexpr uint32_t kAllLanes = 0xffffffffu;
 constexpr unsigned long long kNone = ~0ull;
 
 // Whether this lane is the lowest of `among`, where it is one, with this value, a number of `bits`

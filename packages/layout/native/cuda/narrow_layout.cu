@@ -9,6 +9,7 @@
 #include "cuda/narrow_layout.h"
 #include "invalid_id.h"
 #include "moe_ep/cuda/failure.cuh"
+#include "moe_ep/cuda/lanes.cuh"
 #include "moe_ep/cuda/launch.h"
 
 namespace moe_ep::cuda {
@@ -18,11 +19,9 @@ namespace cg = cooperative_groups;
 
 constexpr int kBlocks = 8;  // the largest cluster that is portable
 constexpr int kThreads = 1024;
-constexpr int kLanes = 32;
 constexpr int kWarps = kBlocks * kThreads / kLanes;
 // Passes over the tokens whose ranks stay in registers; those of later ones are computed again.
 constexpr int kKept = 4;
-constexpr uint32_t kAllLanes = 0xffffffffu;
 constexpr int kMaxRanks = 64;
 constexpr int64_t kMaxSharedBytes = 200 << 10;
 constexpr int kNone = std::numeric_limits<int>::max();

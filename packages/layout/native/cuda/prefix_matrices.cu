@@ -1,12 +1,11 @@
 #include "cuda/layout.h"
 #include "moe_ep/cuda/failure.cuh"
+#include "moe_ep/cuda/lanes.cuh"
 #include "moe_ep/cuda/launch.h"
 
 namespace moe_ep::cuda {
 namespace {
 
-constexpr int kLanes = 32;
-constexpr uint32_t kAllLanes = 0xffffffffu;
 constexpr int kColumnThreads = 128;
 constexpr int kWarps = 32;
 
@@ -58,12 +57,7 @@ __global__ void __launch_bounds__(kWarps* kLanes)
     }
     __syncthreads();
     if (warp == 0) {
-      int32_t sum = counts[lane];
-      for (int offset = 1; offset < kLanes; offset *= 2) {
-        const int32_t left = __shfl_up_sync(kAllLanes, sum, offset);
-        if (lane >= offset) sum += left;
-      }
-      sum += before;
+      const int32_t sum = before + InclusiveSum(counts[lane], lane);
       if (lane < width && first + lane < channels) out[rank * channels + first + lane] = sum;
       before = __shfl_sync(kAllLanes, sum, kLanes - 1);
     }

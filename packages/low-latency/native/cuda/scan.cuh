@@ -40,12 +40,7 @@ struct Scan {
       for (int first = 0; first < words; first += kLanes) {
         const int word = first + lane;
         const int own = word < words ? __popc(bits[word]) : 0;
-        int through = own;
-#pragma unroll
-        for (int distance = 1; distance < kLanes; distance *= 2) {
-          const int lower = __shfl_up_sync(kAllLanes, through, distance);
-          if (lane >= distance) through += lower;
-        }
+        const int through = InclusiveSum(own, lane);
         if (word < words) before[word] = sum + through - own;
         sum += __shfl_sync(kAllLanes, through, kLanes - 1);
       }
