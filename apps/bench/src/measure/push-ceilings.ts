@@ -3,6 +3,7 @@ import { SymmetricMemory } from '@moe-ep/transport'
 import type { BenchContext } from '../operations/operation.js'
 import { awaitFills } from '../workload/device-words.js'
 import { bytesOf, fillRandom, patterns, randomKey } from '../workload/random-words.js'
+import { pushOnSameSms } from './ceiling-names.js'
 import { PushLanes } from './push-lanes.js'
 import { piecesOf, type Push, pushesOf } from './push-plan.js'
 import { RowPushes } from './push-rows.js'
@@ -15,9 +16,6 @@ const pieceBytesPerThread = 2 ** 20
 const defaultSms = 16
 /** Small against a GPU's cache, and yet a copy that takes longer than it takes to start one. */
 const devicePieceBytes = 2 ** 22
-
-/** The way that has as many multiprocessors as the operation. */
-export const pushOnSameSms = 'push, same SMs'
 
 /**
  * All ranks at once push the same byte matrix: `rows[i][j]` rows of `rowBytes` bytes from rank i to rank j, rows to oneself

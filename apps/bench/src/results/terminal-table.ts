@@ -1,5 +1,5 @@
 import { styleText } from 'node:util'
-import { pushOnSameSms } from '../measure/push-ceilings.js'
+import { pushOnSameSms } from '../measure/ceiling-names.js'
 import type { BenchResult, Ceiling, OperationResult } from './bench-result.js'
 
 /** The result as a person reads it. */

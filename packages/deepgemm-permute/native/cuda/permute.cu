@@ -70,6 +70,8 @@ MoveArguments MoveOf(const PermuteRequest& request, bool scales_travel, int64_t 
     move.num_units = placement.num_tokens * move.units_per_token;
   move.units_per_batch = static_cast<int32_t>(
       std::clamp<int64_t>(move.num_units / (4 * num_movers), 1, kWarp / move.width));
+  // Movers hold two batches each. The last ones are no longer than a long row, and there are enough
+  // of them to fill the time in which other movers still have large ones.
   constexpr int64_t kSmallBatchBytes = 8192;
   constexpr int64_t kUnitsInSmall = 6;  // of each mover
   move.units_per_small_batch = static_cast<int32_t>(std::clamp<int64_t>(

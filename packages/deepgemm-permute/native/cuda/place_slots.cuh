@@ -10,9 +10,6 @@
 
 namespace moe_ep::cuda {
 
-// At most so many warps of a block share slots.
-inline constexpr int kMostPlanWarps = 16;
-
 // How many slots of each group each warp of a block has: [warps, groups].
 struct WarpCounts {
   uint32_t* counts;

@@ -15,7 +15,7 @@
 namespace moe_ep::cuda {
 
 // Of a block. Few enough threads and registers that the blocks that move rows fit beside them.
-inline constexpr int kPlanWarps = kMostPlanWarps;
+inline constexpr int kPlanWarps = 16;
 
 // Zero when the plan's last block has ended.
 struct PlanState {
@@ -55,8 +55,8 @@ __host__ __device__ inline int64_t PlanShared(const PlanArguments& plan) {
 }
 
 // Turns the chunks' counts of each group into sums of the chunks before, and gives the first warp,
-// which goes on, their totals. Warps share the chunks, a lane has a group: no lane waits
-// for another one. Calls besides() while the first counts are on their way.
+// which goes on, their totals. Warps share the chunks, a lane has a group: no lane waits for
+// another one. Calls besides() while the first counts are on their way.
 template <typename Besides>
 __device__ __forceinline__ void SumChunks(const PlanArguments& a, int64_t num_chunks,
                                           uint32_t* totals, const Besides& besides) {
