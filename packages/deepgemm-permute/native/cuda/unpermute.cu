@@ -10,6 +10,7 @@
 #include "cuda/reduced_slots.cuh"
 #include "cuda/sum_few.cuh"
 #include "cuda/sum_ring.cuh"
+#include "moe_ep/cuda/last_block.cuh"
 #include "moe_ep/cuda/launch.h"
 
 namespace moe_ep::cuda {
@@ -36,11 +37,7 @@ __global__ void __launch_bounds__(kCheckThreads)
   for (int64_t slot = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
        !stops && slot < a.num_slots(); slot += step)
     if (IsBad(a, slot)) NoteBadSlot(&a.state->bad, slot);
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  if (atomicAdd(&a.state->finished, 1u) != gridDim.x - 1) return;
-  __threadfence();
+  if (!IsLastBlock(&a.state->finished) || threadIdx.x != 0) return;
   const BadSlot bad = __ldcg(&a.state->bad);
   if (bad != 0) FailForBadSlot(a, SlotOf(bad));
   *a.state = ReduceState{};

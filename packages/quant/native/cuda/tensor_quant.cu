@@ -5,6 +5,7 @@
 #include "cuda/block_max.cuh"
 #include "cuda/launching.cuh"
 #include "cuda/quant.h"
+#include "moe_ep/cuda/last_block.cuh"
 #include "moe_ep/quant/group_dequant.cuh"
 #include "moe_ep/quant/group_quant.cuh"
 
@@ -64,15 +65,11 @@ __global__ void __launch_bounds__(kThreads)
     if (magnitude <= 0x7f800000u) largest = std::max(largest, magnitude);
   }
   largest = BlockMax<kThreads>(largest);
-  if (threadIdx.x != 0) return;
   // Whatever the order, the largest is the same, and whoever comes last sees it.
-  atomicMax(&search->largest, largest);
-  __threadfence();
-  if (atomicAdd(&search->done, 1u) != gridDim.x - 1) return;
-  __threadfence();
-  const float found_of_all = FloatOfBits(atomicExch(&search->largest, 0u));
-  search->done = 0;
-  if (!stops) *scale = TensorScaleOf(found_of_all);
+  if (threadIdx.x == 0) atomicMax(&search->largest, largest);
+  if (!IsLastBlock(&search->done) || threadIdx.x != 0) return;
+  const float found = FloatOfBits(atomicExch(&search->largest, 0u));
+  if (!stops) *scale = TensorScaleOf(found);
 }
 
 template <typename Element>
