@@ -14,9 +14,8 @@
 
 namespace moe_ep::cuda {
 
-// Warps of a block beside the movers, in teams for tiles of scales.
-template <typename Mover>
-inline constexpr int kHelpers = Mover::kTeams * ScaleTiles::kThreads / kWarp;
+// Warps of a block beside the movers.
+inline constexpr int kHelpers = ScaleTiles::kThreads / kWarp;
 
 struct MoveKernelArguments {
   MoveArguments move;
@@ -30,7 +29,7 @@ struct MoveKernelArguments {
 
 // Neighbouring pieces of work go to different blocks.
 template <typename Mover>
-__global__ void __launch_bounds__((Mover::kMovers + kHelpers<Mover>)*kWarp, 1)
+__global__ void __launch_bounds__((Mover::kMovers + kHelpers) * kWarp, 1)
     MoveKernel(const __grid_constant__ MoveKernelArguments a) {
   extern __shared__ __align__(128) uint8_t shared[];
   const int warp = WarpOfBlock();
@@ -55,19 +54,14 @@ __global__ void __launch_bounds__((Mover::kMovers + kHelpers<Mover>)*kWarp, 1)
     MoveBatches(mover, a.rows, first, index, num_movers);
   } else if (placed) {
     const int helper = warp - Mover::kMovers;
-    const int thread = helper * kWarp + Lane();
-    const int index_of_team = thread / ScaleTiles::kThreads;
     const TileTeam team = {
-        .memory = reinterpret_cast<ScaleTileMemory*>(shared + a.tiles_at) + index_of_team,
-        .barrier = 1 + index_of_team,
-        .thread = thread % ScaleTiles::kThreads,
+        .memory = reinterpret_cast<ScaleTileMemory*>(shared + a.tiles_at),
+        .thread = helper * kWarp + Lane(),
     };
 #pragma unroll 1
-    for (int64_t tile = int64_t{index_of_team} * gridDim.x + blockIdx.x; tile < a.scales.num_tiles;
-         tile += int64_t{Mover::kTeams} * gridDim.x)
+    for (int64_t tile = blockIdx.x; tile < a.scales.num_tiles; tile += gridDim.x)
       MoveScaleTile(a.rows, a.scales, team, tile);
-    Help(a.rows, a.work, int64_t{helper} * gridDim.x + blockIdx.x,
-         int64_t{kHelpers<Mover>} * gridDim.x);
+    Help(a.rows, a.work, int64_t{helper} * gridDim.x + blockIdx.x, int64_t{kHelpers} * gridDim.x);
     // So that who comes next is there when this ends. It waits for that before it does anything.
     cudaTriggerProgrammaticLaunchCompletion();
   }

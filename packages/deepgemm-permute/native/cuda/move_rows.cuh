@@ -33,6 +33,7 @@ struct MoveArguments {
   int32_t width;  // slots of a unit
   int32_t units_per_token;
   int64_t num_units;
+  // Set by ShareOut.
   int32_t units_per_batch;
   int32_t units_per_small_batch;
   int64_t num_large_batches;  // the small ones come last, so that all movers end together
@@ -82,19 +83,18 @@ __device__ __forceinline__ void ForPieces(const MoveArguments& move, int64_t bat
   }
 }
 
-inline constexpr int kBulkMovers = 4;  // warps of a block
 inline constexpr int kMostStageBytes = 8192;
 
 // Rows go through shared memory by bulk copies. All stages are loaded before the places of rows are
 // known; from then on some loads are under way while stored rows are still being read out of shared
 // memory. With more of either, memory serves nothing faster.
-template <int kStages>
+template <int kWarps>
 struct BulkMover {
-  static constexpr int kMovers = kBulkMovers;
-  static constexpr int kTeams = 2;  // beside them: while one waits for memory the other one writes
+  static constexpr int kMovers = kWarps;  // of a block
+  static constexpr int kStages = 4;
   static constexpr int kStoring = kStages / 2;  // stages that are being read out
   static constexpr int kAhead = kStages - kStoring;
-  static constexpr int kAtOnce = kStages / 4;  // of what is preloaded while others need the way
+  static constexpr int kAtOnce = kWarps / 4;  // of what is preloaded while others need the way
 
   struct Control {
     uint64_t full[kStages];
@@ -218,7 +218,6 @@ struct BulkMover {
 // Rows go through registers: any alignment.
 struct PlainMover {
   static constexpr int kMovers = 12;
-  static constexpr int kTeams = 1;
   static constexpr int kAtOnce = 0;  // it preloads nothing
 
   static __host__ __device__ int64_t SharedBytes(const MoveArguments&) { return 0; }

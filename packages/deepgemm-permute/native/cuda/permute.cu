@@ -39,7 +39,7 @@ bool ScalesTravel(const ScaleMove& scales, bool has_rows) {
          IsAligned(scales.from, scales.from_row_stride, bytes) && IsAligned(scales.to, 0, bytes);
 }
 
-MoveArguments MoveOf(const PermuteRequest& request, bool scales_travel, int64_t num_movers) {
+MoveArguments MoveOf(const PermuteRequest& request, bool scales_travel) {
   const RowMove& rows = request.rows;
   const ScaleMove& scales = request.scales;
   const PlacementRequest& placement = request.placement;
@@ -68,19 +68,6 @@ MoveArguments MoveOf(const PermuteRequest& request, bool scales_travel, int64_t 
       static_cast<int32_t>(std::max<int64_t>(1, (placement.topk + kWarp - 1) / kWarp));
   if ((rows.row_bytes > 0 || move.has_loose_scales) && placement.topk > 0)
     move.num_units = placement.num_tokens * move.units_per_token;
-  move.units_per_batch = static_cast<int32_t>(
-      std::clamp<int64_t>(move.num_units / (4 * num_movers), 1, kWarp / move.width));
-  // Movers hold two batches each. The last ones are no longer than a long row, and there are enough
-  // of them to fill the time in which other movers still have large ones.
-  constexpr int64_t kSmallBatchBytes = 8192;
-  constexpr int64_t kUnitsInSmall = 6;  // of each mover
-  move.units_per_small_batch = static_cast<int32_t>(std::clamp<int64_t>(
-      kSmallBatchBytes / std::max<int64_t>(rows.row_bytes, 1), 1, move.units_per_batch));
-  const int64_t units_in_small = std::min(move.num_units, kUnitsInSmall * num_movers);
-  move.num_large_batches = (move.num_units - units_in_small) / move.units_per_batch;
-  const int64_t left = move.num_units - move.num_large_batches * move.units_per_batch;
-  move.num_batches =
-      move.num_large_batches + (left + move.units_per_small_batch - 1) / move.units_per_small_batch;
   return move;
 }
 
@@ -91,6 +78,23 @@ void SplitIntoPieces(MoveArguments* move) {
   move->piece_bytes = static_cast<int32_t>(((bytes + pieces - 1) / pieces + 15) / 16 * 16);
   move->num_pieces = static_cast<int32_t>(pieces);
   move->stage_bytes = move->piece_bytes + move->scale_bytes;
+}
+
+// Divides the units among so many movers.
+void ShareOut(int64_t num_movers, MoveArguments* move) {
+  move->units_per_batch = static_cast<int32_t>(
+      std::clamp<int64_t>(move->num_units / (4 * num_movers), 1, kWarp / move->width));
+  // Movers hold two batches each. The last ones are no longer than a long row, and there are enough
+  // of them to fill the time in which other movers still have large ones.
+  constexpr int64_t kSmallBatchBytes = 8192;
+  constexpr int64_t kUnitsInSmall = 6;  // of each mover
+  move->units_per_small_batch = static_cast<int32_t>(std::clamp<int64_t>(
+      kSmallBatchBytes / std::max<int64_t>(move->rows.row_bytes, 1), 1, move->units_per_batch));
+  const int64_t units_in_small = std::min(move->num_units, kUnitsInSmall * num_movers);
+  move->num_large_batches = (move->num_units - units_in_small) / move->units_per_batch;
+  const int64_t left = move->num_units - move->num_large_batches * move->units_per_batch;
+  move->num_batches = move->num_large_batches +
+                      (left + move->units_per_small_batch - 1) / move->units_per_small_batch;
 }
 
 TileWork WorkOf(const PermuteRequest& request, const Placement& placement, int32_t* expert_ids,
@@ -199,9 +203,10 @@ void LaunchPlan(const Exec& exec, bool with_words, PlanArguments* plan) {
 }
 
 template <typename Mover>
-void PermuteWith(const Exec& exec, const PlanArguments& plan, const MoveArguments& move,
+void PermuteWith(const Exec& exec, const PlanArguments& plan, MoveArguments move,
                  const TileWork& work) {
   const int multiprocessors = Multiprocessors(exec.device());
+  ShareOut(int64_t{Mover::kMovers} * multiprocessors, &move);
   const dim3 grid(static_cast<unsigned>(multiprocessors));
   const int64_t shared_bytes =
       Mover::SharedBytes(move) + SmallMemory::Bytes(plan.num_slots, plan.num_groups);
@@ -238,14 +243,15 @@ void PermuteWith(const Exec& exec, const PlanArguments& plan, const MoveArgument
   Parts shared;
   shared.Take(Mover::SharedBytes(move));
   if (move.has_loose_scales && large.num_slots > 0) {
-    arguments.scales = ScaleTiles::Of(move.loose_scales, move.num_tokens, move.topk);
-    arguments.tiles_at = static_cast<int32_t>(shared.Take(Mover::kTeams * sizeof(ScaleTileMemory)));
+    arguments.scales =
+        ScaleTiles::Of(move.loose_scales, move.num_tokens, move.topk, multiprocessors);
+    arguments.tiles_at = static_cast<int32_t>(shared.Take(sizeof(ScaleTileMemory)));
     arguments.move.has_loose_scales = false;
     if (move.rows.row_bytes == 0) arguments.move.num_batches = 0;
   }
   Launch(MoveKernel<Mover>,
          {.grid = grid,
-          .block = dim3((Mover::kMovers + kHelpers<Mover>)*kWarp),
+          .block = dim3((Mover::kMovers + kHelpers) * kWarp),
           .shared_bytes = shared.bytes(),
           .overlaps_previous = true},
          exec.cuda_stream(), arguments);
@@ -263,13 +269,12 @@ void Permute(const Exec& exec, const PermuteRequest& request, const Placement& p
                     IsAligned(rows.from, rows.from_stride, rows.row_bytes) &&
                     IsAligned(rows.to, 0, 0);
   const bool scales_travel = ScalesTravel(request.scales, rows.row_bytes > 0);
-  const int movers = bulk ? kBulkMovers : PlainMover::kMovers;
-  MoveArguments move =
-      MoveOf(request, scales_travel, int64_t{movers} * Multiprocessors(exec.device()));
+  MoveArguments move = MoveOf(request, scales_travel);
   const TileWork work = WorkOf(request, placement, expert_ids, scales_travel);
   if (bulk) {
     SplitIntoPieces(&move);
-    // As many bytes under way for short rows as for long ones.
+    // A row is as much work for a mover, however long it is: of short ones two movers keep memory
+    // as busy as one does of long ones.
     if (move.stage_bytes <= kMostStageBytes / 2) {
       PermuteWith<BulkMover<8>>(exec, plan, move, work);
     } else {

@@ -12,10 +12,11 @@
 namespace moe_ep::cuda {
 
 struct ScaleTiles {
-  static constexpr int kThreads = 128;
-  static constexpr int kMostSlots = 1024;
-  static constexpr int kMostTokens = 128;
-  static constexpr int kMostValues = 6144;
+  static constexpr int kThreads = 256;
+  static constexpr int kMostSlots = 2048;
+  static constexpr int kFewestTokens = 32;
+  static constexpr int kMostTokens = 256;
+  static constexpr int kMostValues = 7424;
 
   LooseScales scales;
   int64_t topk;
@@ -25,9 +26,13 @@ struct ScaleTiles {
   int32_t columns;  // of the output that are in shared memory at once
   int64_t num_tiles;
 
-  static ScaleTiles Of(const LooseScales& scales, int64_t num_tokens, int64_t topk) {
+  // Large tiles have more rows of each expert that are written together, but each block takes one
+  // at a time: two for every three blocks keep memory busy and leave nobody behind.
+  static ScaleTiles Of(const LooseScales& scales, int64_t num_tokens, int64_t topk, int blocks) {
     ScaleTiles tiles = {.scales = scales, .topk = topk, .num_slots = num_tokens * topk};
-    const int64_t tokens = std::clamp<int64_t>(kMostSlots / topk, 1, kMostTokens);
+    const int64_t share =
+        std::clamp<int64_t>(num_tokens * 3 / (2 * blocks), kFewestTokens, kMostTokens);
+    const int64_t tokens = std::clamp<int64_t>(kMostSlots / topk, 1, share);
     tiles.slots = static_cast<int32_t>(std::min<int64_t>(kMostSlots, tokens * topk));
     tiles.tokens = static_cast<int32_t>(std::max<int64_t>(tokens, 2));
     // Columns come in pieces of about the same size.
@@ -48,14 +53,13 @@ struct ScaleTileMemory {
   int32_t count;
 };
 
-// Warps that share a tile, beside others of the block with tiles of their own.
+// The warps of a block that share its tiles.
 struct TileTeam {
   ScaleTileMemory* memory;
-  int barrier;  // not 0: that is the block's
-  int thread;   // of the team
+  int thread;  // of the team
 
   __device__ __forceinline__ void Meet() const {
-    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "n"(ScaleTiles::kThreads) : "memory");
+    asm volatile("bar.sync 1, %0;" ::"n"(ScaleTiles::kThreads) : "memory");
   }
 };
 

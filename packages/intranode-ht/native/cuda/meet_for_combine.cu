@@ -71,7 +71,6 @@ __global__ void MeetKernel(const __grid_constant__ MeetArguments a) {
     head.arguments = a.shared;
     head.tokens = a.tokens;
     head.refusal.Clear();
-    __threadfence_system();
   }
   __syncwarp();
   SignalAll(buffer, SignalKind::kCombineReady, epoch, lane);

@@ -109,7 +109,6 @@ __device__ inline void EndSend(const DeviceBuffer& buffer, const Patience& patie
                                int lane) {
   bool ok = !FailedForWarp(patience.failure);
   if (ok) {
-    __threadfence_system();
     SignalAll(buffer, SignalKind::kRows, epoch, lane);
     ok = WaitForAll(buffer, patience, begin_ns, SignalKind::kRows, epoch,
                     Operation::kIntranodeDispatch, Missing::kRows, lane);

@@ -193,9 +193,8 @@ __global__ void __launch_bounds__(kMoveThreads)
     if (a.fill_tail && a.ids.data != nullptr) FillTail(a);
     SendPieces(a, {shared + warp * kMoveStages * a.pieces.bytes, full[warp], a.pieces.bytes, lane},
                int64_t{warp} * gridDim.x + blockIdx.x, int64_t{gridDim.x} * kMoveWarps);
-    __threadfence_system();
   }
-  if (!IsLastBlock(a.arrived) || warp != 0) return;
+  if (!IsLastBlock<Reach::kSystem>(a.arrived) || warp != 0) return;
   EndSend(buffer, a.patience, begin_ns, epochs.dispatch, a.snapshot, lane);
 }
 

@@ -118,7 +118,6 @@ __device__ void SendRuns(const SendGroupedArguments& a, MoveStages& stages, uint
         });
     WaitBulkStores<0>();
     FenceGlobalForBulk();
-    __threadfence_system();
     __syncthreads();
     if (warp == 0 && lane < buffer.ranks())
       StoreSignal(buffer.SentOf(lane, buffer.rank(), run), epoch);
@@ -249,9 +248,8 @@ __global__ void __launch_bounds__(kMoveThreads)
         window_full[warp], window_bytes, a.places.topk};
     CopyRuns(a, stages, window, firsts[warp], begin_ns, epochs.dispatch);
     WaitBulkStores<0>();
-    __threadfence_system();
   }
-  if (!IsLastBlock(&a.counters->arrived) || warp != 0) return;
+  if (!IsLastBlock<Reach::kSystem>(&a.counters->arrived) || warp != 0) return;
   if (lane == 0) a.counters->units = 0;
   EndSend(buffer, a.patience, begin_ns, epochs.dispatch, nullptr, lane);
 }

@@ -293,11 +293,13 @@ __device__ __forceinline__ bool IsArriving() { return threadIdx.x == kThreads - 
 template <typename Last>
 __device__ __forceinline__ void Arrive(unsigned int* arrived, bool failed, const Last& last) {
   constexpr unsigned kFailure = 1u << 16;
-  __threadfence();
-  const unsigned before = atomicAdd(arrived, failed ? kFailure + 1 : 1u);
+  unsigned before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(arrived), "r"(failed ? kFailure + 1 : 1u)
+               : "memory");
   if ((before & (kFailure - 1)) != gridDim.x - 1) return;
   *arrived = 0;
-  __threadfence();
   last(before / kFailure + (failed ? 1 : 0));
 }
 
