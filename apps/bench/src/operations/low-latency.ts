@@ -11,16 +11,15 @@ import { copyCeilings } from '../measure/copy-ceilings.js'
 import { inHostMemory } from '../measure/host-copies.js'
 import { pushCeilings } from '../measure/push-ceilings.js'
 import type { Scope } from '../measure/scope.js'
+import { stepCase } from '../measure/step-case.js'
 import type { TimedCase } from '../measure/timed-case.js'
 import { sameNumbers, sampleRows } from '../workload/sample-rows.js'
+import { type Layer, layerSteps, stepOf } from './layer-steps.js'
 import { LowLatencyBench, type LowLatencyKind, slots } from './low-latency-bench.js'
 import { checkDispatched, expectedSum, sentRow } from './low-latency-checks.js'
 import type { BenchContext, Operation } from './operation.js'
 
-/**
- * Calls that follow one another in a stream and are timed together, on cuda: what it takes to start and to time one is as much as a
- * call itself.
- */
+/** Layers that follow one another in a cuda stream and are timed together: what it takes to start one is as much as a layer itself. */
 const calls = 8
 
 /** What must at least be moved: on cuda a push of the rows that travel, on the cpu a copy of all bytes. */
@@ -33,42 +32,31 @@ function ceilingsOf(
   return context.device.kind === 'cpu' ? copyCeilings(context, scope, bytes) : pushCeilings(context, scope, pushed)
 }
 
-/** A dispatch in one stream, or a phase of it: what comes before is not timed, what comes after neither. */
+/** A dispatch, or a phase of it, with a combine behind it that is not timed. */
 export function lowLatencyDispatchOf(format: LowLatencyKind['format'], part: Part = 'both'): Operation {
   return async (context, scope) => {
-    const { options, group, device, routing, stopwatch } = context
-    const { hidden } = options
-    const bench = await LowLatencyBench.create(context, scope, kindOf(context, { format, weighted: true }))
+    const { options, group, routing, stopwatch } = context
+    const { tokens, hidden } = options
+    const { stream } = stopwatch
+    const kind = kindOf(context, { format, weighted: true })
+    const bench = await LowLatencyBench.create(context, scope, kind)
+    const ones = format === 'bf16' ? undefined : bench.ones(scope)
+    const outs = Array.from({ length: slots }, () => scope.zeros([tokens, hidden], 'bf16'))
     const rowBytes = lowLatencyRowBytes(format, hidden)
-    let last: LowLatencyDispatchResult | undefined
+    let last!: Layer
     const { slots: selections } = routing.received(group.rank)
     const counted = lowLatencyDispatchBytes(bench.sent, { inputBytes: hidden * 2, rowBytes, selections }, part)
+    const phasesOf = part === 'both' ? undefined : 'dispatch'
+    const answers = (result: LowLatencyDispatchResult): Tensor => ones ?? result.packedRecvX
     return {
       ...{ ...counted, rule: rules.lowLatencyDispatch },
       ceilings: await ceilingsOf(context, scope, counted.bytes, { rows: bench.sentRows, rowBytes }),
-      subject: {
-        ...{ name: 'dispatch', sets: slots },
-        async prepare(iteration) {
-          if (part !== 'receive') return
-          last = bench.dispatch(iteration, true)
-          await last.event.synchronize()
-        },
-        async time(iteration) {
-          const repeats = part === 'both' && device.kind === 'cuda' ? calls : 1
-          const { streamUs } = await stopwatch.time(() => {
-            if (part === 'receive') return void last!.hook!()
-            for (let call = 0; call < repeats; call++) {
-              if (call > 0) bench.buffer.release(last!.handle)
-              last = bench.dispatch(iteration + call, part === 'send')
-            }
-          })
-          if (part === 'send') await last!.hook!().synchronize()
-          bench.buffer.release(last!.handle)
-          return streamUs / repeats
-        },
-      },
+      subject: stepCase(context, {
+        ...{ name: 'dispatch', sets: slots, timed: stepOf('dispatch', part) },
+        steps: layerSteps({ bench, stream, phasesOf, answers, outs, leave: (layer) => (last = layer) }),
+      }),
       async check() {
-        const { packedRecvX, packedRecvCount, handle } = last!
+        const { packedRecvX, packedRecvCount, handle } = last.result
         const tensors = { packedRecvX, packedRecvCount, srcInfo: handle.srcInfo }
         return checkDispatched(context, await inHostMemory(context, scope, tensors), format)
       },
@@ -76,7 +64,7 @@ export function lowLatencyDispatchOf(format: LowLatencyKind['format'], part: Par
   }
 }
 
-/** Combine of what a dispatch left, as if experts changed nothing. */
+/** Combine of what a dispatch left, as if experts changed nothing, or a phase of it; the dispatch is not timed. */
 export function lowLatencyCombineOf(
   { weighted, useLogfmt = false }: { readonly weighted: boolean; readonly useLogfmt?: boolean },
   part: Part = 'both',
@@ -84,51 +72,30 @@ export function lowLatencyCombineOf(
   return async (context, scope) => {
     const { options, group, routing, stopwatch } = context
     const { tokens, hidden } = options
+    const { stream } = stopwatch
     const kind = kindOf(context, { format: 'bf16', weighted, useLogfmt })
     const sentBytes = lowLatencyRowBytes(useLogfmt ? 'logfmt10' : 'bf16', hidden)
     const bench = await LowLatencyBench.create(context, scope, kind)
-    const results: LowLatencyDispatchResult[] = []
-    const hooks: ((() => unknown) | undefined)[] = []
     const outs = Array.from({ length: slots }, () => scope.zeros([tokens, hidden], 'bf16'))
-    let last = outs[0]!
+    let last!: Layer
     const rows = kind.weighted ? routing.matrix : routing.selections
     const counted = lowLatencyCombineBytes(
       { ...bench.sent, toRank: rows[group.rank]! },
       { tokens, rowBytes: hidden * 2, sentBytes, selections: routing.received(group.rank).slots },
       part,
     )
-    const combine = (iteration: number, hooked: boolean): (() => unknown) | undefined => {
-      const result = results[iteration % slots]!
-      last = outs[iteration % slots]!
-      return bench.combine(result.packedRecvX, result, last, hooked)
-    }
+    const phasesOf = part === 'both' ? undefined : 'combine'
+    const answers = ({ packedRecvX }: LowLatencyDispatchResult): Tensor => packedRecvX
     const homeward = rows.map((_, i) => rows.map((row) => row[i]!))
     return {
-      ...counted,
-      ...{ rule: combineRuleOf(kind), block: slots },
+      ...{ ...counted, rule: combineRuleOf(kind) },
       ceilings: await ceilingsOf(context, scope, counted.bytes, { rows: homeward, rowBytes: sentBytes }),
-      subject: {
-        ...{ name: 'combine', sets: slots },
-        async prepare(iteration) {
-          const result = bench.dispatch(iteration)
-          await result.event.synchronize()
-          results[iteration % slots] = result
-          if (part !== 'receive') return
-          hooks[iteration % slots] = combine(iteration, true)
-          await stopwatch.stream.synchronize()
-        },
-        async time(iteration) {
-          let hook: (() => unknown) | undefined
-          const { streamUs } = await stopwatch.time(() => {
-            if (part === 'receive') hooks[iteration % slots]!()
-            else hook = combine(iteration, part === 'send')
-          })
-          hook?.()
-          return streamUs
-        },
-      },
+      subject: stepCase(context, {
+        ...{ name: 'combine', sets: slots, timed: stepOf('combine', part) },
+        steps: layerSteps({ bench, stream, phasesOf, answers, outs, leave: (layer) => (last = layer) }),
+      }),
       check: () =>
-        checkSums(context, scope, last, (token) =>
+        checkSums(context, scope, last.out, (token) =>
           expectedSum(context, token, sentRow(context, group.rank, token), kind),
         ),
     }
