@@ -50,6 +50,7 @@ Napi::Value EnqueueDispatch(const Napi::CallbackInfo& info) {
       .arguments = FromNumbers<SharedArguments>(args, 4),
       .timeout_ms = args.integer(5),
       .sms = args.integer(6),
+      .refusal = 0,
       .x = args.tensor(7),
       .topk_idx = args.tensor(8),
       .topk_weights = args.optional_tensor(9),
@@ -65,6 +66,22 @@ Napi::Value EnqueueDispatch(const Napi::CallbackInfo& info) {
       .recv_stats = args.optional_tensor(21),
       .wait_stats = args.optional_tensor(22),
   };
+  return Enqueue(args.env(), args.stream(0),
+                 [call](const Exec& exec) { MOE_EP_ON_DEVICE(Dispatch, exec, call); });
+}
+
+// refuseDispatch(stream, buffer, slot, code, timeoutMs): a send phase without rows.
+Napi::Value EnqueueRefuseDispatch(const Napi::CallbackInfo& info) {
+  const Arguments args(info);
+  DispatchCall call = {};
+  call.buffer = kBuffers.Argument(args, 1);
+  call.slot = args.integer(2);
+  call.phases = {.send = true, .receive = false};
+  // Ranks that hear of a refusal look at no arguments.
+  call.arguments.hidden = call.buffer->layout.max_hidden;
+  call.refusal = RefusalNumber(args.text(3));
+  call.timeout_ms = args.integer(4);
+  call.sms = 1;
   return Enqueue(args.env(), args.stream(0),
                  [call](const Exec& exec) { MOE_EP_ON_DEVICE(Dispatch, exec, call); });
 }
@@ -142,6 +159,7 @@ Napi::Object Initialize(Napi::Env env, Napi::Object exports) {
   Export(env, exports, "createBuffer", CreateBuffer);
   Export(env, exports, "closeBuffer", CloseBuffer);
   Export(env, exports, "dispatch", EnqueueDispatch);
+  Export(env, exports, "refuseDispatch", EnqueueRefuseDispatch);
   Export(env, exports, "combine", EnqueueCombine);
   Export(env, exports, "refuseCombine", EnqueueRefuseCombine);
   Export(env, exports, "updateMask", EnqueueUpdateMask);

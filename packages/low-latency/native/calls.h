@@ -29,7 +29,8 @@ struct DispatchCall {
   Phases phases;
   SharedArguments arguments;
   int64_t timeout_ms;
-  int64_t sms;  // blocks of a cuda device
+  int64_t sms;      // blocks of a cuda device
+  int64_t refusal;  // 0, or an error's number: then this rank has no rows, and no tensor is there
 
   RowFormat format() const { return static_cast<RowFormat>(arguments.format); }
 

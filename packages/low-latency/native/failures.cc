@@ -21,7 +21,7 @@ constexpr const char* kRefusalCodes[] = {
     "ERR_MOE_EP_NO_FREE_SLOT",  "ERR_MOE_EP_CONFIG",    "ERR_MOE_EP_FILE_FORMAT",
     "ERR_MOE_EP_CHECK_FAILED",  "ERR_MOE_EP_LAUNCH",
 };
-static_assert(kRefusal + std::size(kRefusalCodes) <= kNotes);
+static_assert(kRefusal + std::size(kRefusalCodes) < kNotes);
 
 void Put(moe_ep_failure_text* text, const char* code, const std::string& message) {
   std::strncpy(text->code, code, sizeof(text->code) - 1);
@@ -32,6 +32,12 @@ std::string WrongId(const char* operation, const int64_t* values) {
   return std::string(operation) + ": rank " + std::to_string(values[0]) + ", token " +
          std::to_string(values[1]) + ": expert " + std::to_string(values[2]) + " of " +
          std::to_string(values[3]);
+}
+
+void PutRefusal(const char* operation, const int64_t* values, moe_ep_failure_text* text) {
+  const char* const code = kRefusalCodes[values[1] - 1];
+  Put(text, code,
+      std::string(operation) + ": refused by rank " + std::to_string(values[0]) + ": " + code);
 }
 
 }  // namespace
@@ -59,16 +65,17 @@ void DescribeEncodings(const int64_t* values, moe_ep_failure_text* text) {
           std::to_string(values[2]));
 }
 
-void DescribeRefusal(const int64_t* values, moe_ep_failure_text* text) {
-  const char* const code = kRefusalCodes[values[1]];
-  Put(text, code,
-      std::string(kCombineOperation) + ": refused by rank " + std::to_string(values[0]) + ": " +
-          code);
+void DescribeDispatchRefusal(const int64_t* values, moe_ep_failure_text* text) {
+  PutRefusal(kDispatchOperation, values, text);
+}
+
+void DescribeCombineRefusal(const int64_t* values, moe_ep_failure_text* text) {
+  PutRefusal(kCombineOperation, values, text);
 }
 
 int64_t RefusalNumber(const std::string& code) {
   const auto* const found = std::find(std::begin(kRefusalCodes), std::end(kRefusalCodes), code);
-  return found == std::end(kRefusalCodes) ? 0 : found - std::begin(kRefusalCodes);
+  return 1 + (found == std::end(kRefusalCodes) ? 0 : found - std::begin(kRefusalCodes));
 }
 
 void DescribeNotReceived(const int64_t* values, moe_ep_failure_text* text) {

@@ -16,13 +16,14 @@ void DescribeInvalidId(const int64_t* values, moe_ep_failure_text* text);
 void DescribeCombineId(const int64_t* values, moe_ep_failure_text* text);
 // Of a combine. Values: what the first rank sent, what the other sent, the other, the first.
 void DescribeEncodings(const int64_t* values, moe_ep_failure_text* text);
-// Of a combine. Values: the rank that refused, the number of its error's code.
-void DescribeRefusal(const int64_t* values, moe_ep_failure_text* text);
+// Values: the rank that refused, the number of its error's code.
+void DescribeDispatchRefusal(const int64_t* values, moe_ep_failure_text* text);
+void DescribeCombineRefusal(const int64_t* values, moe_ep_failure_text* text);
 // Values: slot.
 void DescribeNotReceived(const int64_t* values, moe_ep_failure_text* text);
 
-// An error's code as it travels in a signal, whose note has no room for words: a number, the same
-// on all ranks.
+// An error's code as it travels to other ranks, to which a note of a signal has no room for words:
+// a number above 0, the same on all ranks.
 int64_t RefusalNumber(const std::string& code);
 
 }  // namespace moe_ep

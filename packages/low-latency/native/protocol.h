@@ -52,6 +52,7 @@ struct DispatchHead {
   int64_t tokens;         // of the source
   int64_t invalid_token;  // -1, or the first token with an id that is no expert's: no rows then
   int64_t invalid_id;
+  int64_t refusal;  // 0, or why the source has nothing to dispatch: see RefusalNumber
 };
 inline constexpr int kNumHeadFields = sizeof(DispatchHead) / sizeof(int64_t);
 

@@ -21,6 +21,12 @@ export interface CallOptions {
   readonly waitRecvCostStats?: Tensor
 }
 
+/** Of the dispatch that is refused. */
+export interface RefuseDispatchOptions extends Pick<CallOptions, 'stream' | 'timeoutMs'> {
+  /** Slot that the dispatch would have asked for. @default the lowest free one */
+  readonly slot?: number
+}
+
 export interface MaskOptions {
   /** @default the device's default stream */
   readonly stream?: Stream

@@ -8,6 +8,7 @@ export type {
   LowLatencyHandle,
   MaskOptions,
   PackedRows,
+  RefuseDispatchOptions,
   RecvLayout,
 } from './call-types.js'
 export type { LowLatencyBufferOptions } from './buffer-options.js'

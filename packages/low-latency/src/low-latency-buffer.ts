@@ -22,6 +22,7 @@ import type {
   LowLatencyDispatchOptions,
   LowLatencyDispatchResult,
   LowLatencyHandle,
+  RefuseDispatchOptions,
 } from './call-types.js'
 import { type Call, callOf, checkCombine, checkDispatch } from './call-checks.js'
 import { type BufferHandle, native, phase, type Phases } from './native.js'
@@ -121,7 +122,8 @@ export class LowLatencyBuffer implements Disposable {
    *
    * @param x bf16 [T, hidden], hidden a multiple of 8 (fp8 and MXFP8: 16, NVFP4: 32). T may be 0 and differ between ranks.
    * @param topkIdx i32 or i64 [T, topk], -1 for no expert.
-   * @throws ERR_MOE_EP_ARGUMENT, ERR_MOE_EP_NO_FREE_SLOT, ERR_MOE_EP_RELEASED. On await of the stream: ERR_MOE_EP_ARGUMENT on all ranks
+   * @throws ERR_MOE_EP_ARGUMENT, ERR_MOE_EP_NO_FREE_SLOT, ERR_MOE_EP_RELEASED: on this rank alone, before anything is sent; the others wait
+   *   for it unless it calls {@link refuseDispatch}. On await of the stream: what other ranks refuse with; ERR_MOE_EP_ARGUMENT on all ranks
    *   for an id that is no expert's on one of them, ERR_MOE_EP_MISMATCH on all ranks for arguments that differ (the buffer works on
    *   after both; release the handle); ERR_MOE_EP_TIMEOUT naming rank, peer and what was missing; ERR_MOE_EP_PEER_LOST.
    */
@@ -194,6 +196,28 @@ export class LowLatencyBuffer implements Disposable {
       lease.release()
       throw error
     }
+  }
+
+  /**
+   * Takes part in the dispatch that the other ranks call, with an error instead of rows: theirs fails at once with its code and this rank's
+   * name, of several ranks that refuse the lowest's, and the buffer works on, on all. For callers that have nothing to dispatch because
+   * something failed before, so that nobody waits for them.
+   *
+   * Enqueued, on the device's default stream where `stream` was closed; counts as a call of dispatch and takes its slot until it is told.
+   * Nothing is told while the stream captures, or by one that failed before: await it first.
+   * @throws ERR_MOE_EP_ARGUMENT, ERR_MOE_EP_NO_FREE_SLOT; ERR_MOE_EP_RELEASED when the buffer was closed. On await of the stream what its
+   *   wait for the slot fails with: ERR_MOE_EP_TIMEOUT, ERR_MOE_EP_PEER_LOST.
+   */
+  refuseDispatch(error: unknown, options: RefuseDispatchOptions = {}): void {
+    this.#requireOpen()
+    const { slot, stream, timeoutMs = this.timeoutMs } = options
+    requireInteger('timeoutMs', timeoutMs, 1)
+    const lease = this.#slots.acquire(slot)
+    const telling = this.#memory.failure === undefined ? streamToTell(stream, this.device) : undefined
+    if (telling === undefined) return lease.release()
+    if (lease.previous !== undefined) telling.follow(lease.previous)
+    native().refuseDispatch(telling.handle, this.#handle, lease.slot, MoeEpError.from(error).code, timeoutMs)
+    lease.release(telling.mark())
   }
 
   /**

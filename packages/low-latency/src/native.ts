@@ -47,6 +47,8 @@ interface LowLatencyNative {
     recvStats: Optional,
     waitStats: Optional,
   ): void
+  /** `code`: an error's, as ranks hear it. */
+  refuseDispatch(stream: StreamHandle, buffer: BufferHandle, slot: number, code: string, timeoutMs: number): void
   combine(
     stream: StreamHandle,
     buffer: BufferHandle,

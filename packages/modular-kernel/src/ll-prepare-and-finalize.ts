@@ -12,7 +12,13 @@ import { linearPlacement } from '@moe-ep/layout'
 import type { LowLatencyBuffer, LowLatencyCombineResult, LowLatencyDispatchResult } from '@moe-ep/low-latency'
 import { defaultGroupSize, type ScaleFormat } from '@moe-ep/quant'
 import { KeptRows } from './kept-rows.js'
-import type { FinalizeArguments, Prepared, PrepareAndFinalize, PrepareArguments } from './prepare-and-finalize.js'
+import type {
+  FinalizeArguments,
+  Prepared,
+  PrepareAndFinalize,
+  PrepareArguments,
+  RefuseOptions,
+} from './prepare-and-finalize.js'
 import { checkInputQuant, type InputQuant, quantizeInput, quantSchemeOf } from './quantize-input.js'
 import { guardedReceiver, type Receiver } from './receiver.js'
 import { weightInput } from './router-weight-on-input.js'
@@ -131,12 +137,12 @@ export class LlPrepareAndFinalize implements PrepareAndFinalize {
    * the dispatch casts.
    *
    * @throws ERR_MOE_EP_ARGUMENT for rows that are not bf16, `deferInputQuant` where rows are quantised, and a micro-batch that is still in
-   *   flight or has no slot; ERR_MOE_EP_NO_FREE_SLOT when another user of the buffer has it. What was sent wrong fails the next await of
-   *   the stream, on all ranks alike: release the micro-batch then.
+   *   flight or has no slot; ERR_MOE_EP_NO_FREE_SLOT when another user of the buffer has it. With the last two the other ranks wait for
+   *   this one; else they hear of it as of {@link refuse}. What was sent wrong fails the next await of the stream, on all ranks alike:
+   *   release the micro-batch then.
    */
   async prepare(args: PrepareArguments): Promise<Prepared> {
-    const inFlight = this.#dispatch(args, false)
-    return this.#prepared(inFlight, args)
+    return this.#prepared(this.#dispatchOrRefuse(args, false), args)
   }
 
   /**
@@ -146,7 +152,7 @@ export class LlPrepareAndFinalize implements PrepareAndFinalize {
   prepareAsync(args: PrepareArguments): Receiver<Prepared> {
     let inFlight: InFlight
     try {
-      inFlight = this.#dispatch(args, true)
+      inFlight = this.#dispatchOrRefuse(args, true)
     } catch (error) {
       return guardedReceiver('prepareAsync', { receive: () => Promise.reject(error) })
     }
@@ -193,6 +199,32 @@ export class LlPrepareAndFinalize implements PrepareAndFinalize {
     this.#inFlight.delete(microBatch)
     inFlight.released = true
     this.#giveBack(microBatch, inFlight, error)
+  }
+
+  /**
+   * Takes part in the dispatch that the other ranks call for the micro-batch: it fails with the error's code and this rank's name. Nobody
+   * is told where the micro-batch's slot is in use, for which dispatch is meant cannot be known.
+   */
+  async refuse(error: unknown, options: RefuseOptions): Promise<void> {
+    this.#refuse(error, options)
+  }
+
+  #refuse(error: unknown, { microBatch = 0, stream }: RefuseOptions): void {
+    const comm = this.#commStream ?? stream
+    try {
+      this.#buffer.refuseDispatch(error, { slot: microBatch, ...(comm !== undefined && { stream: comm }) })
+    } catch {
+      // No slot, no dispatch; and what is reported is why there was none before.
+    }
+  }
+
+  #dispatchOrRefuse(args: PrepareArguments, returnRecvHook: boolean): InFlight {
+    try {
+      return this.#dispatch(args, returnRecvHook)
+    } catch (error) {
+      this.#refuse(error, args)
+      throw error
+    }
   }
 
   /** Checks and enqueues a dispatch, or its send phase. */

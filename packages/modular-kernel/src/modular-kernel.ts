@@ -95,7 +95,7 @@ export class ModularKernel {
       begun = this.#begin(args)
     } catch (error) {
       // The other ranks begin their layers and would wait for this one's rows.
-      await this.prepareAndFinalize.refuse?.(error, { stream: args.stream })
+      await this.prepareAndFinalize.refuse?.(error, { microBatch, stream: args.stream })
       throw error
     }
     const { stream, output, workspace } = begun

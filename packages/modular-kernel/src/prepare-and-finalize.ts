@@ -64,6 +64,8 @@ export interface FinalizeArguments {
 
 /** Of the prepare that is refused. */
 export interface RefuseOptions {
+  /** @default 0 */
+  readonly microBatch?: number | undefined
   /** @default the device's default stream */
   readonly stream?: Stream | undefined
 }

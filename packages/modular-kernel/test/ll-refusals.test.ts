@@ -1,4 +1,4 @@
-import { MoeEpError, Tensor } from '@moe-ep/core'
+import { type ErrorCode, MoeEpError, Tensor } from '@moe-ep/core'
 import { BatchedExperts, type Experts, GroupedExperts, noWeightAndReduce, referenceEngines } from '@moe-ep/experts'
 import { describe, expect, test } from 'vitest'
 import { failureOf } from '../../low-latency/test/world.js'
@@ -226,17 +226,56 @@ describe('failures', () => {
     })
   })
 
-  test('of one rank alone before prepare: the others miss its messages at their deadline', async () => {
+  const float = { hiddenStates: Tensor.zeros([2, 16], 'f32') }
+  const closed = (): Partial<ModularKernelArguments> => {
+    const hiddenStates = Tensor.zeros([2, 16], 'bf16')
+    hiddenStates.memory.close()
+    return { hiddenStates }
+  }
+  test.each<[string, ErrorCode, () => Partial<ModularKernelArguments>, boolean]>([
+    ['an expert too few', 'ERR_MOE_EP_ARGUMENT', () => ({ numExperts: 6 }), false],
+    ['rows that are not bf16', 'ERR_MOE_EP_ARGUMENT', () => float, false],
+    ['rows that are not bf16', 'ERR_MOE_EP_ARGUMENT', () => float, true],
+    ['rows whose memory was closed', 'ERR_MOE_EP_RELEASED', closed, false],
+    ['rows whose memory was closed', 'ERR_MOE_EP_RELEASED', closed, true],
+  ])('of one rank before anything is sent are heard on all at once: %s, %s', async (_, code, wrong, overlapped) => {
     await onLlRanks(
       layer,
-      async ({ rank, stream, kernel }) => {
-        const wrong = rank === 1 ? { hiddenStates: Tensor.zeros([2, 16], 'f32') } : {}
-        const running = kernel.apply({ ...layer.argumentsOf(rank), ...wrong, stream })
-        const error = await failureOf(running.then(() => stream.synchronize()))
-        expect(error.code).toBe(rank === 1 ? 'ERR_MOE_EP_ARGUMENT' : 'ERR_MOE_EP_TIMEOUT')
-        if (rank !== 1) expect(error.message).toContain('no messages from rank 1')
+      async (world) => {
+        const { rank, stream, kernel } = world
+        const pass = overlapped ? { pass: () => Promise.resolve() } : {}
+        for (const microBatch of [1, 0]) {
+          const args = { ...layer.argumentsOf(rank), ...(rank === 1 && wrong()), ...pass, microBatch, stream }
+          const error = await failureOf(kernel.apply(args).then(() => stream.synchronize()))
+          expect(error.code).toBe(code)
+          if (rank !== 1) expect(error.message).toBe(`low-latency dispatch: refused by rank 1: ${code}`)
+          // Of what it told nothing is left to fail.
+          await stream.synchronize()
+        }
+        await expectLayer(layer, world)
       },
-      { timeoutMs: 300 },
+      { timeoutMs: never },
+    )
+  })
+
+  test('of a micro-batch whose slot another user of the buffer has are heard on this rank alone', async () => {
+    await onLlRanks(
+      layer,
+      async (world) => {
+        const { rank, stream, kernel, buffer } = world
+        const { hiddenStates, topkIdx, numExperts } = layer.argumentsOf(rank)
+        const { handle } = buffer.lowLatencyDispatch(hiddenStates, topkIdx, {
+          numExperts,
+          useFp8: false,
+          stream,
+          slot: 0,
+        })
+        const error = await failureOf(kernel.apply({ ...layer.argumentsOf(rank), stream }))
+        expect(error.code).toBe('ERR_MOE_EP_NO_FREE_SLOT')
+        buffer.release(handle)
+        await expectLayer(layer, world)
+      },
+      { timeoutMs: never },
     )
   })
 

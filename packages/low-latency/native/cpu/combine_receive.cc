@@ -30,7 +30,7 @@ bool CheckNotes(const Exec& exec, const CombineCall& call, RankBits present) {
   };
   for (int source = 0; source < buffer.routes.world_size(); ++source) {
     if (!TakesPart(present, source) || of(source) < kRefusal) continue;
-    FailWith(exec, DescribeRefusal, source, of(source) - kRefusal);
+    FailWith(exec, DescribeCombineRefusal, source, of(source) - kRefusal);
     return false;
   }
   int base = 0;

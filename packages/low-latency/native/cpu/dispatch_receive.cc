@@ -31,6 +31,11 @@ bool CheckHeads(const Exec& exec, const DispatchCall& call) {
     return buffer.Head(buffer.routes.rank(), call.slot, source);
   };
   const RankBits present = buffer.slots[call.slot].present;
+  for (int source = 0; source < buffer.routes.world_size(); ++source) {
+    if (!TakesPart(present, source) || head_of(source).refusal == 0) continue;
+    FailWith(exec, DescribeDispatchRefusal, source, head_of(source).refusal);
+    return false;
+  }
   int base = 0;
   while (!TakesPart(present, base)) ++base;
   const auto* first = reinterpret_cast<const int64_t*>(&head_of(base).arguments);

@@ -114,7 +114,7 @@ void PutTables(const DispatchCall& call, const Tables& tables, int rank) {
 
 // A token with an id that is no expert's refuses the whole dispatch, on all ranks alike.
 DispatchHead HeadOf(const DispatchCall& call) {
-  DispatchHead head = {call.arguments, call.x.size(0), -1, 0};
+  DispatchHead head = {call.arguments, call.x.size(0), -1, 0, call.refusal};
   head.arguments.global_scale = std::bit_cast<uint32_t>(GlobalScaleOf(call));
   const TopkIds ids(call.topk_idx);
   const int64_t topk = call.arguments.topk;
@@ -168,6 +168,8 @@ bool DispatchSend(const Exec& exec, const DispatchCall& call) {
     buffer.Head(rank, call.slot, buffer.routes.rank()) = head;
   buffer.routes.Flush();
   buffer.SignalAll(call.slot, SignalKind::kMessages, SignalOf(epoch, head.tokens));
+  // Who refuses unpacks nothing of what it is sent.
+  if (call.refusal != 0) buffer.SignalAll(call.slot, SignalKind::kFree, epoch);
   return true;
 }
 

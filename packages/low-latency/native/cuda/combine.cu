@@ -50,7 +50,7 @@ void Combine(const Exec& exec, const CombineCall& call) {
       .wait_stats = call.wait_stats.data<int64_t>(),
       .describe_id = DescribeCombineId,
       .describe_encodings = DescribeEncodings,
-      .describe_refusal = DescribeRefusal,
+      .describe_refusal = DescribeCombineRefusal,
       .describe_not_received = DescribeNotReceived,
   };
   const LaunchShape shape = {.grid = dim3(static_cast<unsigned>(call.sms)),

@@ -69,6 +69,7 @@ void Dispatch(const Exec& exec, const DispatchCall& call) {
       .patience = PatienceOf(exec, call.timeout_ms),
       .snapshot = exec.cuda_snapshot(),
       .arrived = exec.CudaScratch<unsigned int>(kScratchKey, 2),
+      .refusal = call.refusal,
       .tokens = call.x.size(0),
       .x = call.x.data<uint16_t>(),
       .ids = TopkIds(call.topk_idx),
@@ -93,6 +94,7 @@ void Dispatch(const Exec& exec, const DispatchCall& call) {
       .wait_stats = call.wait_stats.data<int64_t>(),
       .describe_mismatch = DescribeMismatch,
       .describe_invalid_id = DescribeInvalidId,
+      .describe_refusal = DescribeDispatchRefusal,
   };
   const auto launch = [&](auto* kernel, int64_t shared_bytes) {
     Launch(kernel,

@@ -17,6 +17,7 @@ struct DispatchArguments {
   moe_ep_failure_record* snapshot;
   unsigned int* arrived;  // [2]: a counter for each phase
 
+  int64_t refusal;  // of the call
   int64_t tokens;
   const uint16_t* x;
   TopkIds ids;
@@ -42,6 +43,7 @@ struct DispatchArguments {
   int64_t* wait_stats;  // or null
   moe_ep_describe_failure describe_mismatch;
   moe_ep_describe_failure describe_invalid_id;
+  moe_ep_describe_failure describe_refusal;
 
   __device__ int topk() const { return static_cast<int>(shared.topk); }
   __device__ int stride() const { return static_cast<int>(PaddedTopk(shared.topk)); }

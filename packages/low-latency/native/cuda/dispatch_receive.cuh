@@ -33,6 +33,7 @@ __device__ inline void CheckHeads(const DispatchArguments& a, RankBits present, 
   for (int i = 0; i < kNumHeadFields; ++i) fields[i] = __ldcg(head + i);
   const int64_t invalid_token = fields[kNumSharedArguments + 1];
   const int64_t invalid_id = fields[kNumSharedArguments + 2];
+  const int64_t refusal = fields[kNumSharedArguments + 3];
   int wrong = -1;
   int64_t theirs = 0;
   int64_t expected = 0;
@@ -46,8 +47,12 @@ __device__ inline void CheckHeads(const DispatchArguments& a, RankBits present, 
   }
   const uint32_t mismatches = __ballot_sync(kAllLanes, wrong >= 0);
   const uint32_t invalids = __ballot_sync(kAllLanes, has && invalid_token >= 0);
+  const uint32_t refusals = __ballot_sync(kAllLanes, has && refusal != 0);
   const bool reports = blockIdx.x == 0;
-  if (mismatches != 0) {
+  if (refusals != 0) {
+    if (reports && lane == __ffs(static_cast<int>(refusals)) - 1)
+      Fail(a.patience.failure, a.describe_refusal, lane, refusal);
+  } else if (mismatches != 0) {
     // Whom any rank that is present masks is masked here, too: all see the same heads, so all that
     // go on have the same mask from now on; who is masked by others keeps hearing so.
     const auto masked = static_cast<RankBits>(has ? fields[kMaskArgument] : 0);
@@ -61,7 +66,7 @@ __device__ inline void CheckHeads(const DispatchArguments& a, RankBits present, 
       Fail(a.patience.failure, a.describe_invalid_id, lane, invalid_token, invalid_id,
            a.shared.experts);
   }
-  if (lane == 0) *ok = (mismatches | invalids) == 0;
+  if (lane == 0) *ok = (refusals | mismatches | invalids) == 0;
 }
 
 // What a block packs: rows of one expert, or all messages; of them a share.

@@ -172,7 +172,7 @@ __device__ inline void PutTables(const DispatchArguments& a, RankBits present, S
   __syncthreads();
   if (static_cast<int>(threadIdx.x) >= buffer.ranks()) return;
   // Masked ranks hear of it, too, so that one that knows nothing of its mask need not wait to see.
-  DispatchHead head = {a.shared, a.tokens, -1, 0};
+  DispatchHead head = {a.shared, a.tokens, -1, 0, a.refusal};
   head.arguments.mask = static_cast<int64_t>(~present);
   if (a.global_scale != nullptr) head.arguments.global_scale = __float_as_uint(*a.global_scale);
   if (shared->invalid != ~0ull) {
