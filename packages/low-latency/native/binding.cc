@@ -166,6 +166,7 @@ Napi::Object Initialize(Napi::Env env, Napi::Object exports) {
   Export(env, exports, "queryMask", EnqueueQueryMask);
   Export(env, exports, "messageBytes", MessageBytesOf);
   Export(env, exports, "paddedTopk", PaddedTopkOf);
+  exports.Set("maskArgument", Napi::String::New(env, kSharedArgumentNames[kMaskArgument]));
   exports.Set("signalKinds", Napi::Number::New(env, static_cast<double>(kNumSignalKinds)));
   exports.Set("stateBytes", Napi::Number::New(env, sizeof(DeviceState)));
   exports.Set("headBytes", Napi::Number::New(env, sizeof(DispatchHead)));

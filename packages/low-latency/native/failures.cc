@@ -49,6 +49,12 @@ void DescribeMismatch(const int64_t* values, moe_ep_failure_text* text) {
           std::to_string(values[2]) + " on rank " + std::to_string(values[3]));
 }
 
+void DescribeMaskedOut(const int64_t* values, moe_ep_failure_text* text) {
+  Put(text, "ERR_MOE_EP_MISMATCH",
+      std::string(kDispatchOperation) + ": rank " + std::to_string(values[0]) +
+          " is masked by other ranks");
+}
+
 void DescribeInvalidId(const int64_t* values, moe_ep_failure_text* text) {
   Put(text, "ERR_MOE_EP_ARGUMENT", WrongId(kDispatchOperation, values));
 }

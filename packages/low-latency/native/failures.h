@@ -10,6 +10,8 @@ namespace moe_ep {
 
 // Values: field of SharedArguments, what rank 0 passed, what the other passed, the other.
 void DescribeMismatch(const int64_t* values, moe_ep_failure_text* text);
+// Of ranks that agree on a mask. Values: the rank that others have masked.
+void DescribeMaskedOut(const int64_t* values, moe_ep_failure_text* text);
 // Values: source, token, id, number of experts.
 void DescribeInvalidId(const int64_t* values, moe_ep_failure_text* text);
 // Of a combine, whose ids only this rank looks at. Values as before.

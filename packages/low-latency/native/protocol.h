@@ -29,6 +29,7 @@ struct SharedArguments {
   int64_t experts;
   int64_t has_weights;
   int64_t rank_major;    // 1: rows stay as they came, and one for each comes home
+  int64_t agrees;        // 1: ranks settle on a mask, without rows
   int64_t global_scale;  // of NVFP4: the f32's bits, which the sender fills in; else 0
   int64_t mask;          // ranks that take no part, a bit each; the sender fills it in
 };
@@ -39,6 +40,7 @@ inline constexpr const char* kSharedArgumentNames[] = {
     "numExperts",
     "topkWeights given",
     "rank-major layout",
+    "agree() called",
     "xGlobalScale (bits of the f32)",
     "mask of ranks",
 };

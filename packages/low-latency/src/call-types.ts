@@ -27,6 +27,12 @@ export interface RefuseDispatchOptions extends Pick<CallOptions, 'stream' | 'tim
   readonly slot?: number
 }
 
+/** Of ranks that settle on one mask. */
+export interface AgreeOptions extends Pick<CallOptions, 'stream' | 'timeoutMs'> {
+  /** Slot of the buffer that they meet in. @default the lowest free one */
+  readonly slot?: number
+}
+
 export interface MaskOptions {
   /** @default the device's default stream */
   readonly stream?: Stream

@@ -1,5 +1,6 @@
 export type { LowLatencyBufferSizes, LowLatencyProtocol, MaskPolicy } from './buffer-layout.js'
 export type {
+  AgreeOptions,
   CallOptions,
   LowLatencyCombineOptions,
   LowLatencyCombineResult,

@@ -15,6 +15,7 @@ import { type ProcessGroup, requireSameLayout, SlotRing, SymmetricMemory } from 
 import { type BufferLayout, layoutBuffer, type LowLatencyBufferSizes } from './buffer-layout.js'
 import type { LowLatencyBufferOptions } from './buffer-options.js'
 import type {
+  AgreeOptions,
   CallOptions,
   MaskOptions,
   LowLatencyCombineOptions,
@@ -128,6 +129,10 @@ export class LowLatencyBuffer implements Disposable {
    *   after both; release the handle); ERR_MOE_EP_TIMEOUT naming rank, peer and what was missing; ERR_MOE_EP_PEER_LOST.
    */
   lowLatencyDispatch(x: Tensor, topkIdx: Tensor, options: LowLatencyDispatchOptions): LowLatencyDispatchResult {
+    return this.#dispatch(x, topkIdx, options, false)
+  }
+
+  #dispatch(x: Tensor, topkIdx: Tensor, options: LowLatencyDispatchOptions, agrees: boolean): LowLatencyDispatchResult {
     this.#requireOpen()
     const format = rowFormatOf(options)
     checkDispatch(this, { x, topkIdx, format }, options)
@@ -151,7 +156,7 @@ export class LowLatencyBuffer implements Disposable {
     const shared = [
       ...[hidden, format.code, topk, numExperts],
       // The mask and the bits of a global scale are filled in where the call runs.
-      ...[topkWeights === undefined ? 0 : 1, rankMajor ? 1 : 0, 0, 0],
+      ...[topkWeights === undefined ? 0 : 1, rankMajor ? 1 : 0, agrees ? 1 : 0, 0, 0],
     ]
     const lease = this.#slots.acquire(slot)
     try {
@@ -383,6 +388,47 @@ export class LowLatencyBuffer implements Disposable {
     native().queryMask(stream.handle, this.#handle, maskStatus.handle)
   }
 
+  /**
+   * Settles on one mask: ranks that are not masked call it alike, and whom any of them masks, all mask. Where late ranks are masked, one
+   * that does not come is masked, too. In dispatches without rows, of which the last one has found the same mask on all; so it works where
+   * the group's own connections are lost, and takes two deadlines at most for each rank that is.
+   * @returns the masked ranks.
+   * @throws ERR_MOE_EP_MISMATCH on a rank that others have masked, and for ranks that dispatch instead; ERR_MOE_EP_CAPTURE;
+   *   ERR_MOE_EP_UNSUPPORTED for a buffer without masks; otherwise as {@link lowLatencyDispatch}.
+   */
+  async agree(options: AgreeOptions = {}): Promise<number[]> {
+    this.#requireOpen()
+    this.#requireMasks()
+    const { stream } = callOf(this, options)
+    if (stream.capturing) throw new MoeEpError('ERR_MOE_EP_CAPTURE', 'agree: its stream captures')
+    const { device } = this
+    const { worldSize } = this.group
+    const [x, topkIdx] = [Tensor.empty([0, 8], 'bf16', device), Tensor.empty([0, 1], 'i32', device)]
+    const topkWeights = Tensor.empty([0, 1], 'f32', device)
+    let settled = false
+    // The first one finds out who is late, and those that follow whether all have found the same.
+    for (let round = 1; round < 3 || !settled; round++) {
+      const common = { numExperts: worldSize, format: 'bf16', topkWeights } as const
+      const { handle } = this.#dispatch(x, topkIdx, { ...options, ...common }, true)
+      settled = await stream
+        .synchronize()
+        .then(
+          () => true,
+          (error: unknown) => {
+            // All have heard the same, and mask the same ranks from now on.
+            if (isMaskMismatch(error)) return false
+            throw error
+          },
+        )
+        .finally(() => this.release(handle))
+    }
+    const status = Tensor.empty([worldSize], 'i32', device)
+    this.queryMaskBuffer(status, { stream })
+    await stream.synchronize()
+    const masked = Array.from(await status.readNumbers())
+    return masked.flatMap((is, rank) => (is === 1 ? [rank] : []))
+  }
+
   /** Frees the memory as soon as queued work is done. */
   close(): void {
     if (this.#closed) return
@@ -409,6 +455,11 @@ export class LowLatencyBuffer implements Disposable {
   #requireOpen(): void {
     if (this.#closed) throw new MoeEpError('ERR_MOE_EP_RELEASED', 'the buffer was closed')
   }
+}
+
+function isMaskMismatch(error: unknown): boolean {
+  const { code, message } = MoeEpError.from(error)
+  return code === 'ERR_MOE_EP_MISMATCH' && message.includes(native().maskArgument)
 }
 
 function multiprocessorsOf(device: Device): number {

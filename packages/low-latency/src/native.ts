@@ -16,6 +16,8 @@ interface LowLatencyNative {
   readonly headBytes: number
   /** Bytes that kernels of a cuda device remember of a slot. */
   readonly stateBytes: number
+  /** What a failure calls masks that differ. */
+  readonly maskArgument: string
   /** Bytes of a row in any format. */
   messageBytes(hidden: number): number
   /** Slots of a row of the tables of ids. */

@@ -1,6 +1,6 @@
-import { Tensor } from '@moe-ep/core'
+import { Graph, Tensor } from '@moe-ep/core'
 import { linearPlacement } from '@moe-ep/layout'
-import { expect, test } from 'vitest'
+import { describe, expect, test } from 'vitest'
 import { reference } from '../src/index.js'
 import {
   codeOf,
@@ -184,5 +184,78 @@ test('what masks do not go with is refused', async () => {
     expect(codeOf(() => buffer.updateMaskBuffer(0, true))).toBe('ERR_MOE_EP_ARGUMENT')
     expect(codeOf(() => buffer.updateMaskBuffer(4, true))).toBe('ERR_MOE_EP_ARGUMENT')
     expect(await maskOf(one!)).toEqual([0, 0, 0, 0])
+  })
+})
+
+describe('agree', () => {
+  const inputs = randomInputs({ ...shape, seed: 21 })
+
+  test.each(['manual', 'late'] as const)("with masks '%s' all mask whom any of them masks", async (masks) => {
+    await withWorld(4, { ...sizes, masks }, async (ranks) => {
+      expect(await Promise.all(ranks.map(({ buffer, stream }) => buffer.agree({ stream })))).toEqual([[], [], [], []])
+      ranks[0]!.buffer.updateMaskBuffer(1, true, ranks[0])
+      ranks[2]!.buffer.updateMaskBuffer(3, true, ranks[2])
+      const ended = await Promise.allSettled(ranks.map(({ buffer, stream }) => buffer.agree({ stream, slot: 1 })))
+      for (const rank of [0, 2]) expect(ended[rank]).toEqual({ status: 'fulfilled', value: [1, 3] })
+      for (const rank of [1, 3])
+        expect(ended[rank]).toMatchObject({
+          reason: {
+            code: 'ERR_MOE_EP_MISMATCH',
+            message: `low-latency dispatch: rank ${rank} is masked by other ranks`,
+          },
+        })
+      await Promise.all([0, 2].map((rank) => trip(ranks[rank]!, inputs, [1, 3])))
+      expect(ranks.map(({ buffer }) => buffer.freeSlots)).toEqual([2, 2, 2, 2])
+    })
+  })
+
+  test('masks a rank that does not come', async () => {
+    await withWorld(4, { ...sizes, masks: 'late' }, async (ranks) => {
+      await Promise.all(ranks.map((one) => trip(one, inputs, [])))
+      const present = ranks.filter(({ rank }) => rank !== 2)
+      const masked = await Promise.all(present.map(({ buffer, stream }) => buffer.agree({ stream, timeoutMs: 500 })))
+      expect(masked).toEqual([[2], [2], [2]])
+      await Promise.all(present.map((one) => trip(one, inputs, [2])))
+    })
+  })
+
+  test('ranks that dispatch instead fail by name, and the buffer works on', async () => {
+    await withWorld(4, { ...sizes, masks: 'manual' }, async (ranks) => {
+      await Promise.all(
+        ranks.map(async (one) => {
+          const { rank, stream, buffer } = one
+          const x = Tensor.zeros([0, 8], 'bf16')
+          const topkIdx = Tensor.zeros([0, 1], 'i32')
+          const topkWeights = Tensor.zeros([0, 1], 'f32')
+          const dispatching = async (): Promise<void> => {
+            const options = { numExperts: 4, topkWeights, format: 'bf16', stream } as const
+            const { handle } = buffer.lowLatencyDispatch(x, topkIdx, options)
+            await stream.synchronize().finally(() => buffer.release(handle))
+          }
+          const error = await failureOf(rank === 1 ? buffer.agree({ stream }) : dispatching())
+          expect(`${error.code} ${error.message}`).toMatch(
+            /^ERR_MOE_EP_MISMATCH .*agree\(\) called is 0 on rank 0 and 1 on rank 1/,
+          )
+          await trip(one, inputs, [])
+        }),
+      )
+    })
+  })
+
+  test('needs masks, and no capture', async () => {
+    await withWorld(1, sizes, async ([one]) => {
+      expect(await failureOf(one!.buffer.agree())).toMatchObject({ code: 'ERR_MOE_EP_UNSUPPORTED' })
+    })
+    await withWorld(1, { ...sizes, masks: 'late' }, async ([one]) => {
+      const { buffer, stream } = one!
+      let failure: Promise<unknown> | undefined
+      const graph = Graph.capture(stream, () => {
+        failure = failureOf(buffer.agree({ stream }))
+      })
+      expect(await failure).toMatchObject({ code: 'ERR_MOE_EP_CAPTURE' })
+      graph.close()
+      buffer.close()
+      expect(await failureOf(buffer.agree({ stream }))).toMatchObject({ code: 'ERR_MOE_EP_RELEASED' })
+    })
   })
 })

@@ -11,16 +11,32 @@
 namespace moe_ep::cpu {
 namespace {
 
-// Masks whom any rank that is present masks. All see the same heads, so all that go on have the
-// same mask from now on; who is masked by others keeps hearing so.
-void SettleMask(const Buffer& buffer, int64_t slot) {
+// Whom any rank that is present masks.
+RankBits MaskedByAny(const Buffer& buffer, int64_t slot) {
   RankBits masked = 0;
   for (int source = 0; source < buffer.routes.world_size(); ++source) {
     if (TakesPart(buffer.slots[slot].present, source))
       masked |=
           static_cast<RankBits>(buffer.Head(buffer.routes.rank(), slot, source).arguments.mask);
   }
-  buffer.mask.fetch_or(masked & ~BitOf(buffer.routes.rank()), std::memory_order_relaxed);
+  return masked;
+}
+
+// Reports an argument that differs. Where ranks settle their masks they mask whom any of them
+// masks: all see the same heads, so all that go on have the same mask from now on; who is masked by
+// others keeps hearing so.
+void FailForArgument(const Exec& exec, const DispatchCall& call, int field, const int64_t* first,
+                     const int64_t* other, int source, int base) {
+  const Buffer& buffer = *call.buffer;
+  const bool agrees = call.arguments.agrees != 0;
+  if (buffer.masks_late || agrees) {
+    const RankBits masked = MaskedByAny(buffer, call.slot);
+    const int rank = buffer.routes.rank();
+    buffer.mask.fetch_or(masked & ~BitOf(rank), std::memory_order_relaxed);
+    if (agrees && field == kMaskArgument && (masked & BitOf(rank)) != 0)
+      return FailWith(exec, DescribeMaskedOut, rank);
+  }
+  FailWith(exec, DescribeMismatch, field, first[field], other[field], source, base);
 }
 
 // Whether all ranks may go on with this dispatch; else the stream is in failure. All find the same,
@@ -44,8 +60,7 @@ bool CheckHeads(const Exec& exec, const DispatchCall& call) {
     const auto* others = reinterpret_cast<const int64_t*>(&head_of(source).arguments);
     for (int i = 0; i < kNumSharedArguments; ++i) {
       if (first[i] == others[i]) continue;
-      if (buffer.masks_late) SettleMask(buffer, call.slot);
-      FailWith(exec, DescribeMismatch, i, first[i], others[i], source, base);
+      FailForArgument(exec, call, i, first, others, source, base);
       return false;
     }
   }

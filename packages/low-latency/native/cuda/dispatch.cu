@@ -95,6 +95,7 @@ void Dispatch(const Exec& exec, const DispatchCall& call) {
       .describe_mismatch = DescribeMismatch,
       .describe_invalid_id = DescribeInvalidId,
       .describe_refusal = DescribeDispatchRefusal,
+      .describe_masked_out = DescribeMaskedOut,
   };
   const auto launch = [&](auto* kernel, int64_t shared_bytes) {
     Launch(kernel,

@@ -44,6 +44,7 @@ struct DispatchArguments {
   moe_ep_describe_failure describe_mismatch;
   moe_ep_describe_failure describe_invalid_id;
   moe_ep_describe_failure describe_refusal;
+  moe_ep_describe_failure describe_masked_out;
 
   __device__ int topk() const { return static_cast<int>(shared.topk); }
   __device__ int stride() const { return static_cast<int>(PaddedTopk(shared.topk)); }

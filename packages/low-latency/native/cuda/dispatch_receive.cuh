@@ -53,14 +53,20 @@ __device__ inline void CheckHeads(const DispatchArguments& a, RankBits present, 
     if (reports && lane == __ffs(static_cast<int>(refusals)) - 1)
       Fail(a.patience.failure, a.describe_refusal, lane, refusal);
   } else if (mismatches != 0) {
-    // Whom any rank that is present masks is masked here, too: all see the same heads, so all that
-    // go on have the same mask from now on; who is masked by others keeps hearing so.
+    // Where ranks settle their masks they mask whom any of them masks: all see the same heads, so
+    // all that go on have the same mask from now on; who is masked by others keeps hearing so.
     const auto masked = static_cast<RankBits>(has ? fields[kMaskArgument] : 0);
-    const auto low = __reduce_or_sync(kAllLanes, static_cast<uint32_t>(masked));
-    if (reports && lane == 0 && buffer.masks_late)
-      MaskToo(buffer, RankBits{low} & ~BitOf(buffer.rank()));
-    if (reports && lane == __ffs(static_cast<int>(mismatches)) - 1)
-      Fail(a.patience.failure, a.describe_mismatch, wrong, expected, theirs, lane, base);
+    const RankBits by_any = __reduce_or_sync(kAllLanes, static_cast<uint32_t>(masked));
+    const RankBits own = BitOf(buffer.rank());
+    const bool agrees = a.shared.agrees != 0;
+    if (reports && lane == 0 && (buffer.masks_late || agrees)) MaskToo(buffer, by_any & ~own);
+    if (reports && lane == __ffs(static_cast<int>(mismatches)) - 1) {
+      if (agrees && wrong == kMaskArgument && (by_any & own) != 0) {
+        Fail(a.patience.failure, a.describe_masked_out, buffer.rank());
+      } else {
+        Fail(a.patience.failure, a.describe_mismatch, wrong, expected, theirs, lane, base);
+      }
+    }
   } else if (invalids != 0) {
     if (reports && lane == __ffs(static_cast<int>(invalids)) - 1)
       Fail(a.patience.failure, a.describe_invalid_id, lane, invalid_token, invalid_id,
