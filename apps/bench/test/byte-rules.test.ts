@@ -106,16 +106,23 @@ describe('byte rules agree with a count of every element', () => {
           const slots = [...slotsOf(routing, rank)]
           const foreign = slots.filter(({ owner }) => owner !== rank).length
           const selections = { ...sent, toRank: routing.selections[rank]! }
-          expect(dispatchGroupedBytes(selections, { payloadBytes: rowBytes, topk: shape.topk })).toEqual({
-            bytes: shape.tokens * (rowBytes + shape.topk * 4) + slots.length * (rowBytes + 4),
-            wireBytes: foreign * (rowBytes + 4),
-            logicalBytes: slots.length * (rowBytes + 4),
-          })
-          expect(combineGroupedBytes(selections, { tokens: shape.tokens, rowBytes, topk: shape.topk })).toEqual({
-            bytes: slots.length * (rowBytes + 8) + shape.tokens * rowBytes,
-            wireBytes: foreign * rowBytes,
-            logicalBytes: slots.length * rowBytes,
-          })
+          // A row for each selection, or one for each rank, crosses.
+          for (const [crossing, crossed, all] of [
+            [selections, foreign, slots.length],
+            [sent, remote, pairs.length],
+          ] as const) {
+            const grouped = { selections, crossing }
+            expect(dispatchGroupedBytes(grouped, { payloadBytes: rowBytes, topk: shape.topk })).toEqual({
+              bytes: shape.tokens * (rowBytes + shape.topk * 4) + slots.length * (rowBytes + 4),
+              wireBytes: crossed * (rowBytes + 4),
+              logicalBytes: all * (rowBytes + 4),
+            })
+            expect(combineGroupedBytes(grouped, { tokens: shape.tokens, rowBytes, topk: shape.topk })).toEqual({
+              bytes: slots.length * (rowBytes + 8) + shape.tokens * rowBytes,
+              wireBytes: crossed * rowBytes,
+              logicalBytes: all * rowBytes,
+            })
+          }
         }
       }),
     )

@@ -178,20 +178,28 @@ export function lowLatencyCombineBytes(
   return { bytes: { send, receive, both: send + receive }[part], logicalBytes, wireBytes }
 }
 
-/** `toRank` counts selections. The weights stay where they are. */
-export function dispatchGroupedBytes(sent: SentTokens, row: { payloadBytes: number; topk: number }): LinkBytes {
-  const written = row.payloadBytes + idBytes
-  const read = row.payloadBytes + row.topk * idBytes
-  return { bytes: sent.sentTokens * read + total(sent) * written, ...links(sent, written) }
+/** What a grouped call sends, by rows for each selection and by rows that cross: on cuda those are one for each rank. */
+export interface GroupedSent {
+  readonly selections: SentTokens
+  readonly crossing: SentTokens
 }
 
-/** `toRank` counts selections. */
+/** The weights stay where they are. */
+export function dispatchGroupedBytes(
+  { selections, crossing }: GroupedSent,
+  row: { payloadBytes: number; topk: number },
+): LinkBytes {
+  const written = row.payloadBytes + idBytes
+  const read = row.payloadBytes + row.topk * idBytes
+  return { bytes: selections.sentTokens * read + total(selections) * written, ...links(crossing, written) }
+}
+
 export function combineGroupedBytes(
-  sent: SentTokens,
+  { selections, crossing }: GroupedSent,
   { tokens, rowBytes, topk }: { tokens: number; rowBytes: number; topk: number },
 ): LinkBytes {
-  const { bytes, ...others } = combineBytes(sent, { tokens, rowBytes })
-  return { bytes: bytes + tokens * topk * (idBytes + weightBytes), ...others }
+  const { bytes } = combineBytes(selections, { tokens, rowBytes })
+  return { bytes: bytes + tokens * topk * (idBytes + weightBytes), ...links(crossing, rowBytes) }
 }
 
 function links(sent: SentTokens, rowBytes: number): { wireBytes: number; logicalBytes: number } {

@@ -14,7 +14,7 @@ import type { BenchContext, Operation } from './operation.js'
 /** Combine from bf16 rows in the layout of grouped GEMMs, weights applied; staged and zero-copy as in a plain combine. */
 export function combineGroupedOf({ staged }: { readonly staged: boolean }): Operation {
   return async (context, scope) => {
-    const { options, group, device, stopwatch, routing } = context
+    const { options, group, device, stopwatch } = context
     const { tokens, hidden, topk, seed } = options
     const bench = await IntranodeBench.create(context, scope, { kind: 'bf16', grouped: true })
     const { buffer, slots } = bench
@@ -30,9 +30,10 @@ export function combineGroupedOf({ staged }: { readonly staged: boolean }): Oper
     await awaitFills(device)
     const handles: GroupedDispatchHandle[] = []
     let last = sets[0]!
-    const homeward = routing.selections.map((_, i) => routing.selections.map((row) => row[i]!))
+    const { crossingRows } = bench
+    const homeward = crossingRows.map((_, i) => crossingRows.map((row) => row[i]!))
     return {
-      ...combineGroupedBytes(bench.sentSelections, { tokens, rowBytes: hidden * 2, topk }),
+      ...combineGroupedBytes(bench.sentGrouped, { tokens, rowBytes: hidden * 2, topk }),
       ...{ rule: rules.combineGrouped, block: slots },
       ceilings: await pushCeilings(context, scope, { rows: homeward, rowBytes: hidden * 2 }),
       subject: {

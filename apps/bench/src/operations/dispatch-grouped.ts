@@ -18,7 +18,7 @@ export interface GroupedDispatchVariant {
 /** Dispatch of a row for each selection, straight into the contiguous layout of grouped GEMMs. */
 export function dispatchGroupedOf({ kind, cached }: GroupedDispatchVariant): Operation {
   return async (context, scope) => {
-    const { options, stopwatch, routing } = context
+    const { options, stopwatch } = context
     const { hidden, topk } = options
     const bench = await IntranodeBench.create(context, scope, { kind, grouped: true })
     const earlier = await bench.dispatchGroupedOnce()
@@ -26,9 +26,9 @@ export function dispatchGroupedOf({ kind, cached }: GroupedDispatchVariant): Ope
     const pushedBytes = dispatchedRowBytes({ payloadBytes, topk: 0 })
     let last = earlier
     return {
-      ...dispatchGroupedBytes(bench.sentSelections, { payloadBytes, topk }),
+      ...dispatchGroupedBytes(bench.sentGrouped, { payloadBytes, topk }),
       rule: rules.dispatchGrouped,
-      ceilings: await pushCeilings(context, scope, { rows: routing.selections, rowBytes: pushedBytes }),
+      ceilings: await pushCeilings(context, scope, { rows: bench.crossingRows, rowBytes: pushedBytes }),
       subject: {
         ...{ name: 'dispatch', sets: bench.slots },
         async time(iteration) {

@@ -1,6 +1,6 @@
 import { type Stream, Tensor } from '@moe-ep/core'
 import { type DispatchResult, type GroupedDispatchResult, IntranodeBuffer } from '@moe-ep/intranode-ht'
-import { type SentTokens, scaleBytesOf } from '../measure/byte-rules.js'
+import { type GroupedSent, type SentTokens, scaleBytesOf } from '../measure/byte-rules.js'
 import { setsOf } from '../measure/rotation.js'
 import type { Scope } from '../measure/scope.js'
 import { expertRowsOf } from '../workload/expert-rows.js'
@@ -113,10 +113,19 @@ export class IntranodeBench {
     return { rank: group.rank, toRank: routing.matrix[group.rank]!, sentTokens: options.tokens }
   }
 
-  /** The same with a row for each selection. */
-  get sentSelections(): SentTokens {
+  /** What it sends in grouped calls. */
+  get sentGrouped(): GroupedSent {
     const { group, routing } = this.#context
-    return { ...this.sent, toRank: routing.selections[group.rank]! }
+    return {
+      selections: { ...this.sent, toRank: routing.selections[group.rank]! },
+      crossing: { ...this.sent, toRank: this.crossingRows[group.rank]! },
+    }
+  }
+
+  /** `[i][j]`: rows that cross from rank i to rank j in a grouped dispatch. Without links between them a row is written where it ends. */
+  get crossingRows(): readonly (readonly number[])[] {
+    const { device, routing } = this.#context
+    return device.kind === 'cuda' ? routing.matrix : routing.selections
   }
 
   get #routing(): { readonly topkIdx: Tensor; readonly topkWeights: Tensor; readonly numExperts: number } {

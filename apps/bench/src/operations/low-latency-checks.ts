@@ -1,5 +1,6 @@
 import { bf16ToF32Array, encode, type Tensor } from '@moe-ep/core'
 import { reference } from '@moe-ep/low-latency'
+import { matricesOf, rowElements } from '../workload/matrix-rows.js'
 import { bytesOf, patterns, randomRow } from '../workload/random-words.js'
 import { sameNumbers, sampleRows } from '../workload/sample-rows.js'
 import { inputKeys } from './intranode.js'
@@ -9,6 +10,7 @@ import type { BenchContext } from './operation.js'
 /** What is looked at of a dispatch. */
 export interface DispatchedTensors {
   readonly packedRecvX: Tensor
+  readonly packedRecvXScales: Tensor | undefined
   readonly packedRecvCount: Tensor
   readonly srcInfo: Tensor
 }
@@ -19,10 +21,10 @@ export function sentRow({ options, device }: BenchContext, rank: number, token: 
   return bf16ToF32Array(new Uint16Array(randomRow(inputKeys(options.seed, rank).x, patterns.bf16, place).buffer))
 }
 
-/** Compares sampled rows of every expert, their sources and counts with what the senders' keys say. The tensors lie in the host's memory. */
+/** Compares sampled rows of every expert with their scales, their sources and counts with what the senders' keys say. The tensors lie in the host's memory. */
 export function checkDispatched(
   context: BenchContext,
-  { packedRecvX, packedRecvCount, srcInfo: sources }: DispatchedTensors,
+  { packedRecvX, packedRecvXScales, packedRecvCount, srcInfo: sources }: DispatchedTensors,
   format: LowLatencyKind['format'],
 ): string | undefined {
   const { options, group, routing } = context
@@ -35,6 +37,7 @@ export function checkDispatched(
   if (!sameNumbers(packedRecvCount.data as Int32Array, counts)) return 'packedRecvCount is wrong'
   const srcInfo = sources.data as Int32Array
   const flat = packedRecvX.reshape([experts * capacity, hidden])
+  const scales = packedRecvXScales && matricesOf(packedRecvXScales)
   for (const expert of sampleRows(experts)) {
     for (const row of sampleRows(rowsOf[expert]!.length)) {
       const at = expert * capacity + row
@@ -43,6 +46,8 @@ export function checkDispatched(
       if (srcInfo[at] !== token) return `srcInfo of expert ${expert}, row ${row} is wrong`
       const values = sentRow(context, received.sourceRank[source]!, token)
       const cast = reference.castRow(values, { format, xGlobalScale: globalScale })
+      if (scales !== undefined && !sameNumbers(rowElements(scales[expert]!, row), cast.scales!))
+        return `scales of row ${row} of expert ${expert} are wrong`
       const { buffer, byteOffset, byteLength } = cast.values
       const expected = new Uint8Array(buffer, byteOffset, byteLength)
       if (!sameNumbers(bytesOf(flat.slice(at, at + 1)), expected)) return `row ${row} of expert ${expert} is wrong`

@@ -55,11 +55,7 @@ export function lowLatencyDispatchOf(format: LowLatencyKind['format'], part: Par
         ...{ name: 'dispatch', sets: slots, timed: stepOf('dispatch', part) },
         steps: layerSteps({ bench, stream, phasesOf, answers, outs, leave: (layer) => (last = layer) }),
       }),
-      async check() {
-        const { packedRecvX, packedRecvCount, handle } = last.result
-        const tensors = { packedRecvX, packedRecvCount, srcInfo: handle.srcInfo }
-        return checkDispatched(context, await inHostMemory(context, scope, tensors), format)
-      },
+      check: () => checkRows(context, scope, last.result, format),
     }
   }
 }
@@ -124,14 +120,21 @@ export function lowLatencyLayerOf({ graph }: { readonly graph: boolean }): Opera
       { tokens, rowBytes: hidden * 2, sentBytes: hidden * 2, selections },
     )
     const layers = device.kind === 'cuda' ? calls : 1
-    const enqueue = (first: number): void => {
-      for (let layer = first; layer < first + layers; layer++) bench.combine(answers, bench.dispatch(layer), out)
+    const enqueue = (first: number): LowLatencyDispatchResult => {
+      let result!: LowLatencyDispatchResult
+      for (let layer = first; layer < first + layers; layer++) {
+        result = bench.dispatch(layer)
+        bench.combine(answers, result, out)
+      }
+      return result
     }
     enqueue(0)
     await stopwatch.stream.synchronize()
-    const graphs: Graph[] = graph
-      ? Array.from({ length: slots }, (_, slot) => scope.own(Graph.capture(stopwatch.stream, () => enqueue(slot))))
-      : []
+    const results: LowLatencyDispatchResult[] = []
+    const capture = (slot: number): Graph =>
+      scope.own(Graph.capture(stopwatch.stream, () => void (results[slot] = enqueue(slot))))
+    const graphs = graph ? Array.from({ length: slots }, (_, slot) => capture(slot)) : []
+    let last!: LowLatencyDispatchResult
     const bytes = there.bytes + back.bytes
     return {
       ...{ bytes, logicalBytes: there.logicalBytes + back.logicalBytes, wireBytes: there.wireBytes + back.wireBytes },
@@ -145,13 +148,18 @@ export function lowLatencyLayerOf({ graph }: { readonly graph: boolean }): Opera
           const slot = iteration % slots
           const { streamUs } = await stopwatch.time(() => {
             if (graph) graphs[slot]!.launch(stopwatch.stream)
-            else enqueue(slot)
+            last = graph ? results[slot]! : enqueue(slot)
           })
           return streamUs / layers
         },
       },
-      check: () =>
-        checkSums(context, scope, out, (token) => expectedSum(context, token, new Float32Array(hidden).fill(1), kind)),
+      async check() {
+        const ones = new Float32Array(hidden).fill(1)
+        return (
+          (await checkRows(context, scope, last, kind.format)) ??
+          (await checkSums(context, scope, out, (token) => expectedSum(context, token, ones, kind)))
+        )
+      },
     }
   }
 }
@@ -163,6 +171,16 @@ function kindOf({ options }: BenchContext, kind: LowLatencyKind): LowLatencyKind
 
 function combineRuleOf({ weighted }: LowLatencyKind): string {
   return weighted ? rules.lowLatencyCombineWeighted : rules.lowLatencyCombine
+}
+
+async function checkRows(
+  context: BenchContext,
+  scope: Scope,
+  { packedRecvX, packedRecvXScales, packedRecvCount, handle }: LowLatencyDispatchResult,
+  format: LowLatencyKind['format'],
+): Promise<string | undefined> {
+  const tensors = { packedRecvX, packedRecvXScales, packedRecvCount, srcInfo: handle.srcInfo }
+  return checkDispatched(context, await inHostMemory(context, scope, tensors), format)
 }
 
 async function checkSums(
