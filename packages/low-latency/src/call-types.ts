@@ -69,8 +69,8 @@ export interface LowLatencyDispatchOptions extends CallOptions {
   readonly layout?: RecvLayout
   /** Slot of the buffer, the same on all ranks. @default the lowest free one */
   readonly slot?: number
-  /** Where to write, instead of new tensors. */
-  readonly out?: Partial<PackedRows>
+  /** Where to write, instead of new tensors. What a call does not write must not be given. */
+  readonly out?: Partial<DispatchOutputs>
 }
 
 /**
@@ -93,14 +93,25 @@ export interface PackedRows {
   readonly packedRecvCount: Tensor
 }
 
-export type RecvLayout = 'expert-major' | 'rank-major'
-
-/** What combine needs of a dispatch. Ends with it. */
-export interface LowLatencyHandle {
+/** Where the rows of a dispatch come from. */
+export interface RowSources {
   /** i32 [L, N], rank-major [R, maxTokensPerRank]: the token at its source that each row is of. */
   readonly srcInfo: Tensor
   /** i64 [L, R]: first row << 32 | number of rows of each source. Undefined rank-major. */
   readonly layoutRange: Tensor | undefined
+  /** Rank-major only: i32 [R, maxTokensPerRank, topk], ids counted from this rank's first expert, -1 for others and where no row is. */
+  readonly recvTopkIdx: Tensor | undefined
+  /** Rank-major, with weights: f32 of that shape, 0 where the id is -1. */
+  readonly recvTopkWeights: Tensor | undefined
+}
+
+/** All that a dispatch writes. */
+export interface DispatchOutputs extends PackedRows, RowSources {}
+
+export type RecvLayout = 'expert-major' | 'rank-major'
+
+/** What combine needs of a dispatch. Ends with it. */
+export interface LowLatencyHandle extends Pick<RowSources, 'srcInfo' | 'layoutRange'> {
   readonly layout: RecvLayout
   readonly slot: number
   readonly numTokens: number
@@ -112,12 +123,8 @@ export interface LowLatencyHandle {
   readonly weighted: boolean
 }
 
-export interface LowLatencyDispatchResult extends PackedRows {
+export interface LowLatencyDispatchResult extends PackedRows, Pick<RowSources, 'recvTopkIdx' | 'recvTopkWeights'> {
   readonly handle: LowLatencyHandle
-  /** Rank-major only: i32 [R, maxTokensPerRank, topk], ids counted from this rank's first expert, -1 for others and where no row is. */
-  readonly recvTopkIdx: Tensor | undefined
-  /** Rank-major, with weights: f32 of that shape, 0 where the id is -1. */
-  readonly recvTopkWeights: Tensor | undefined
   /** Completes when what was enqueued is done: with a hook the send phase, else the rows. */
   readonly event: Event
   /** Enqueues the receive phase; its event completes when the rows are there. To be called once. */

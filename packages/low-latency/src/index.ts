@@ -2,6 +2,7 @@ export type { LowLatencyBufferSizes, LowLatencyProtocol, MaskPolicy } from './bu
 export type {
   AgreeOptions,
   CallOptions,
+  DispatchOutputs,
   LowLatencyCombineOptions,
   LowLatencyCombineResult,
   LowLatencyDispatchOptions,
@@ -10,6 +11,7 @@ export type {
   MaskOptions,
   PackedRows,
   RefuseDispatchOptions,
+  RowSources,
   RecvLayout,
 } from './call-types.js'
 export type { LowLatencyBufferOptions } from './buffer-options.js'

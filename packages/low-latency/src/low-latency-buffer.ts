@@ -27,7 +27,7 @@ import type {
 } from './call-types.js'
 import { type Call, callOf, checkCombine, checkDispatch } from './call-checks.js'
 import { type BufferHandle, native, phase, type Phases } from './native.js'
-import { packedRows } from './packed-rows.js'
+import { packedRows, rowSources } from './packed-rows.js'
 import { once, type PendingDispatch, type ReceivedMessages, roomForMessages } from './pending-dispatch.js'
 import { streamToTell } from './refusals.js'
 import { rowFormatOf } from './row-format.js'
@@ -158,17 +158,19 @@ export class LowLatencyBuffer implements Disposable {
       // The mask and the bits of a global scale are filled in where the call runs.
       ...[topkWeights === undefined ? 0 : 1, rankMajor ? 1 : 0, agrees ? 1 : 0, 0, 0],
     ]
+    const weighted = topkWeights !== undefined
+    const { srcInfo, layoutRange, recvTopkIdx, recvTopkWeights } = rowSources(
+      { numGroups: groups, rows, numRanks, rankMajor, topk, weighted },
+      out,
+      this.device,
+    )
     const lease = this.#slots.acquire(slot)
     try {
       // What may fail comes first: once rows are sent, the other ranks count on this one.
       const handle: LowLatencyHandle = {
-        srcInfo: Tensor.empty([groups, rows], 'i32', this.device),
-        layoutRange: rankMajor ? undefined : Tensor.empty([groups, numRanks], 'i64', this.device),
-        ...{ layout, slot: lease.slot, topk, numTokens, hidden, numExperts, weighted: topkWeights !== undefined },
+        ...{ srcInfo, layoutRange, layout, slot: lease.slot },
+        ...{ topk, numTokens, hidden, numExperts, weighted },
       }
-      const routingShape = [groups, rows, topk]
-      const recvTopkIdx = rankMajor ? Tensor.empty(routingShape, 'i32', this.device) : undefined
-      const recvTopkWeights = rankMajor && topkWeights ? Tensor.empty(routingShape, 'f32', this.device) : undefined
       const { stream, timeoutMs, numSms } = enter(call)
       if (lease.previous !== undefined) stream.follow(lease.previous)
       const received = this.#received[lease.slot]!

@@ -1,6 +1,6 @@
-import { argumentError, type Device, requireAligned, requireTensor, Tensor } from '@moe-ep/core'
+import { argumentError, type Device, type DType, requireAligned, requireTensor, Tensor } from '@moe-ep/core'
 import { defaultGroupSize, mxGroupSize, numGroupsOf, nvfp4GroupSize } from '@moe-ep/quant'
-import type { PackedRows } from './call-types.js'
+import type { PackedRows, RowSources } from './call-types.js'
 import type { RowFormat } from './row-format.js'
 
 /** Shape and format of what a rank receives. */
@@ -70,4 +70,37 @@ function rowMajorScales(
   if (given === undefined) return Tensor.empty(shape, dtype, device)
   requireTensor('out.packedRecvXScales', given, { dtype, shape, device })
   return given
+}
+
+/** What is told of where rows come from. */
+export interface SourcesShape {
+  readonly numGroups: number
+  readonly rows: number
+  readonly numRanks: number
+  readonly rankMajor: boolean
+  readonly topk: number
+  readonly weighted: boolean
+}
+
+/** New tensors, and what the caller gave instead of them. @throws ERR_MOE_EP_ARGUMENT. */
+export function rowSources(shape: SourcesShape, out: Partial<RowSources>, device: Device): RowSources {
+  const { numGroups, rows, numRanks, rankMajor, topk, weighted } = shape
+  const tensorOf = (name: keyof RowSources, dtype: DType, of: readonly number[]): Tensor => {
+    const tensor = out[name] ?? Tensor.empty(of, dtype, device)
+    requireTensor(`out.${name}`, tensor, { dtype, shape: of, device })
+    return tensor
+  }
+  const none = (name: keyof RowSources, where: string): undefined => {
+    if (out[name] !== undefined) throw argumentError(`out.${name}`, `nothing ${where}`, out[name])
+  }
+  const routing = [numGroups, rows, topk]
+  return {
+    srcInfo: tensorOf('srcInfo', 'i32', [numGroups, rows]),
+    layoutRange: rankMajor ? none('layoutRange', 'rank-major') : tensorOf('layoutRange', 'i64', [numGroups, numRanks]),
+    recvTopkIdx: rankMajor ? tensorOf('recvTopkIdx', 'i32', routing) : none('recvTopkIdx', 'expert-major'),
+    recvTopkWeights:
+      rankMajor && weighted
+        ? tensorOf('recvTopkWeights', 'f32', routing)
+        : none('recvTopkWeights', 'unless rank-major with weights'),
+  }
 }
