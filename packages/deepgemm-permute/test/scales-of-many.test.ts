@@ -105,15 +105,27 @@ describe('scales of many tokens', () => {
     expect(firstDifference(elementRows(asWords(actual.scales!)), scales)).toBeUndefined()
   })
 
-  test('stay where no slot is local', async () => {
-    const drawn = { tokens: 600, topk: 4, experts: 8, groups: 23, dtype: 'f32' } as const
+  test.each(['row', 'column'] as const)('stay where no slot is local, by %s', async (scaleLayout) => {
+    const drawn = { tokens: 600, topk: 4, experts: 8, groups: 23, dtype: 'f32', scaleLayout } as const
     const { x, ours } = prepare(drawn)
     const topkIdx = Tensor.from(Array<number>(2400).fill(-1), [600, 4], 'i32')
-    const scales = randomBits([64, 23], 'f32', 6)
-    const before = elementRows(asWords(scales))
+    const left = randomBits([64, 23], 'f32', 6)
+    const scales = restride(left, scaleLayout === 'column' ? 'column' : 'packed')
     const rows = Tensor.zeros([64, 1], 'u8')
     const actual = await onHost(permute(x, { ...ours, topkIdx, alignment: 1, out: { rows, scales } }))
-    expect(firstDifference(elementRows(asWords(actual.scales!)), before)).toBeUndefined()
+    expect(firstDifference(elementRows(asWords(actual.scales!)), elementRows(asWords(left)))).toBeUndefined()
+  })
+
+  test.each(['row', 'column'] as const)('follow the few rows that there are, by %s', async (scaleLayout) => {
+    // Of hundreds of tokens in a row nobody is local, of the others one slot.
+    const drawn = { tokens: 900, topk: 4, experts: 8, groups: 23, dtype: 'f32', scaleLayout } as const
+    const { x, ours, plain, empty } = prepare(drawn)
+    const ids = Array.from({ length: 3600 }, (_, slot) => (slot % 4 === 1 && slot % 2000 < 300 ? slot % 8 : -1))
+    const few = { ...plain, topkIdx: matrix(ids, 4) }
+    const actual = await onHost(permute(x, { ...ours, topkIdx: Tensor.from(ids, [900, 4], 'i32'), alignment: 16 }))
+    const expected = reference.permute(rowBytes(x), { ...few, alignment: 16, capacity: actual.rows.shape[0]! })
+    const scales = expected.scales.map((row) => row ?? empty)
+    expect(firstDifference(elementRows(asWords(actual.scales!)), scales)).toBeUndefined()
   })
 
   test('are those of local slots where foreign ones are numbered too', async () => {

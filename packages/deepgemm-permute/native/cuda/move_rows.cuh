@@ -217,7 +217,7 @@ struct BulkMover {
 
 // Rows go through registers: any alignment.
 struct PlainMover {
-  static constexpr int kMovers = 12;
+  static constexpr int kMovers = 8;
   static constexpr int kAtOnce = 0;  // it preloads nothing
 
   static __host__ __device__ int64_t SharedBytes(const MoveArguments&) { return 0; }

@@ -77,7 +77,7 @@ __device__ __forceinline__ void WaitForWords() { asm volatile("cp.async.wait_all
 template <int kTogether, typename Use>
 __device__ __forceinline__ void ForItems(int thread, int lines, int items, const Use& use) {
   int width = kWarp;
-  while (width / 2 >= items) width /= 2;
+  while (width > 1 && width / 2 >= items) width /= 2;
   const int step = ScaleTiles::kThreads / width;
 #pragma unroll 1
   for (int item = thread % width; item < items; item += width)
