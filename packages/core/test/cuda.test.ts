@@ -150,6 +150,11 @@ describe.skipIf(!hasGpu)('a cuda device', () => {
     expect(() => device.allocateIpc(8, mappings)).toThrow(expect.objectContaining({ code: expect.any(String) }))
   })
 
+  test('peers are other cuda devices', () => {
+    expect(() => device.canAccessPeer(cpu)).toThrow(refusal)
+    expect(() => device.enablePeerAccess(cpu)).toThrow(refusal)
+  })
+
   test('work and failures are ordered between the cpu and the GPU, both ways', async () => {
     await using host = cpu.createStream()
     await using stream = device.createStream()

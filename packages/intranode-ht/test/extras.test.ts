@@ -1,5 +1,6 @@
 import { decode, encode, Graph, Tensor } from '@moe-ep/core'
 import { describe, expect, test } from 'vitest'
+import { reference } from '../src/index.js'
 import {
   type InputShape,
   randomInputs,
@@ -64,6 +65,19 @@ describe('combine', () => {
 
 /** Linear placement of 7 experts on 3 ranks: 3, 2, 2. */
 const ownerOf = (expert: number): number => (expert < 3 ? 0 : expert < 5 ? 1 : 2)
+
+const received = reference.dispatch(inputs, shape.numExperts)
+
+/** For each token of a rank the f32 sum of what all ranks have for its rows. */
+function sumsAtHome(home: number, values: readonly (readonly (readonly number[])[])[]): number[][] {
+  const columns = values.flat()[0]!.length
+  return Array.from({ length: shape.numTokens[home]! }, (_, token) => {
+    const own = received.flatMap((arrived, at) =>
+      values[at]!.filter((_, row) => arrived[row]!.sourceRank === home && arrived[row]!.sourceToken === token),
+    )
+    return Array.from({ length: columns }, (_, i) => own.reduce((sum, row) => Math.fround(sum + row[i]!), 0))
+  })
+}
 
 describe('dispatch', () => {
   test('at worst-case size can be captured, and replays with changed inputs', async () => {
@@ -208,12 +222,21 @@ describe('dispatch', () => {
             expect(values).toEqual(gradients[source]![sourceTokens[row]!])
           })
           // d(recvX) goes home as a sum: a combine with the same handle, weights' gradients along with it.
-          const { combinedX, combinedTopkWeights } = buffer.combine(backward.recvX, backward.handle, {
-            ...{ stream, topkWeights: Tensor.zeros([plan.numRecvTokens, 3], 'f32') },
+          const ofRows = received.map((arrived, at) =>
+            randomTensor(randomNumbers(at + 70), [arrived.length, 24], 'bf16'),
+          )
+          const ofWeights = received.map((arrived, at) =>
+            randomTensor(randomNumbers(at + 90), [arrived.length, 3], 'f32'),
+          )
+          const { combinedX, combinedTopkWeights } = buffer.combine(ofRows[rank]!, backward.handle, {
+            ...{ stream, topkWeights: ofWeights[rank]! },
           })
           await stream.synchronize()
-          expect(combinedX.shape).toEqual(gradient.shape)
-          expect(combinedTopkWeights!.shape).toEqual([shape.numTokens[rank], 3])
+          const sums = sumsAtHome(rank, await Promise.all(ofRows.map(rowsOf)))
+          const rounded = sums.map((row) => Array.from(decode('bf16', encode('bf16', row))))
+          expect(await rowsOf(combinedX)).toEqual(rounded)
+          const weightSums = sumsAtHome(rank, await Promise.all(ofWeights.map(rowsOf)))
+          expect(await rowsOf(combinedTopkWeights!)).toEqual(weightSums)
         }),
       )
     })

@@ -49,20 +49,14 @@ test('two graphs of an odd and an even number of layers, in turn, 10,000 replays
     const ends = await Promise.all(
       ranks.map(async (one) => {
         const inputs = Array.from({ length: turns }, (_, turn) => inputOf(one.rank, turn, ranks.length))
-        const sources = inputs.map(({ x, ids }) => ({
-          x: Tensor.copyOf(x, [tokens, hidden], 'bf16', device),
-          ids: Tensor.copyOf(ids, [tokens, topk], 'i32', device),
-        }))
-        const x = Tensor.zeros([tokens, hidden], 'bf16', device)
-        const topkIdx = Tensor.zeros([tokens, topk], 'i32', device)
-        const graphs = [3, 2].map((layers) => captureLayers(one, { x, topkIdx }, layers))
+        const { change, ...read } = changingTensors(one, inputs)
+        const graphs = [3, 2].map((layers) => captureLayers(one, read, layers))
         const expected = [3, 2].map((layers) => inputs.map((input) => expectedOf(input, layers)))
         const wrong: number[] = []
         for (let replay = 0; replay < replays; replay++) {
           const turn = replay % turns
           const { graph, out } = graphs[replay % 2]!
-          copyTensor(sources[turn]!.x, x, { stream: one.stream })
-          copyTensor(sources[turn]!.ids, topkIdx, { stream: one.stream })
+          change(turn)
           graph.launch(one.stream)
           // Most replays follow one another without a wait.
           if (replay % 50 > 5 && replay < replays - 10) continue
@@ -78,10 +72,56 @@ test('two graphs of an odd and an even number of layers, in turn, 10,000 replays
   })
 }, 240_000)
 
+test('one graph of an odd number of layers, alone: the sums of all 3,000 replays', async () => {
+  await withWorld(3, { hidden, maxTokensPerRank: tokens, maxTopk: topk, maxExperts: numExperts }, async (ranks) => {
+    const ends = await Promise.all(
+      ranks.map(async (one) => {
+        const inputs = Array.from({ length: 7 }, (_, turn) => inputOf(one.rank, turn, ranks.length))
+        const expected = inputs.map((input) => expectedOf(input, 3))
+        const { change, ...read } = changingTensors(one, inputs)
+        const { graph, out } = captureLayers(one, read, 3)
+        const wrong: number[] = []
+        for (let replay = 0; replay < 3_000; replay++) {
+          change(replay % 7)
+          graph.launch(one.stream)
+          const sums = await out.readNumbers({ stream: one.stream })
+          if (!expected[replay % 7]!.every((value, i) => value === sums[i]! + 0)) wrong.push(replay)
+        }
+        graph.close()
+        return wrong
+      }),
+    )
+    expect(ends).toEqual(ranks.map(() => []))
+  })
+}, 240_000)
+
+interface ReadTensors {
+  readonly x: Tensor
+  readonly topkIdx: Tensor
+}
+
+/** What graphs read, and what enqueues the change to the input of a turn. */
+function changingTensors(
+  { stream }: Rank,
+  inputs: readonly Input[],
+): ReadTensors & { readonly change: (turn: number) => void } {
+  const sources = inputs.map(({ x, ids }) => ({
+    x: Tensor.copyOf(x, [tokens, hidden], 'bf16', device),
+    ids: Tensor.copyOf(ids, [tokens, topk], 'i32', device),
+  }))
+  const x = Tensor.zeros([tokens, hidden], 'bf16', device)
+  const topkIdx = Tensor.zeros([tokens, topk], 'i32', device)
+  const change = (turn: number): void => {
+    copyTensor(sources[turn]!.x, x, { stream })
+    copyTensor(sources[turn]!.ids, topkIdx, { stream })
+  }
+  return { x, topkIdx, change }
+}
+
 /** Dispatch of worst-case size, experts that give back what they got, combine: so many times over, in turn in both slots. */
 function captureLayers(
   { buffer, stream }: Rank,
-  { x, topkIdx }: { readonly x: Tensor; readonly topkIdx: Tensor },
+  { x, topkIdx }: ReadTensors,
   layers: number,
 ): { readonly graph: Graph; readonly out: Tensor } {
   const outs = Array.from({ length: layers }, () => Tensor.zeros([tokens, hidden], 'bf16', device))

@@ -25,6 +25,7 @@ export interface TripOptions {
   /** One a rank, of a dispatch with the same routing. */
   readonly plans?: readonly DispatchPlan[]
   readonly slot?: number
+  readonly numSms?: number
   /** Deadline of dispatch. @default the buffer's */
   readonly timeoutMs?: number
 }
@@ -83,6 +84,7 @@ export function startTrip(
       scales: Tensor.from(scales[rank]!.flat(), [x.shape[0]!, Math.ceil(shape.hidden / 128)], 'f32'),
     }),
     ...(options.slot !== undefined && { slot: options.slot }),
+    ...(options.numSms !== undefined && { numSms: options.numSms }),
     ...(options.timeoutMs !== undefined && { timeoutMs: options.timeoutMs }),
     stream,
   })
@@ -120,7 +122,8 @@ export async function finishTrip(
     overwrite(place, y, stream)
     y = place
   }
-  const { combinedX, event } = buffer.combine(y, handle, { stream })
+  const { numSms } = options
+  const { combinedX, event } = buffer.combine(y, handle, { stream, ...(numSms !== undefined && { numSms }) })
   expect(handle.lease.active).toBe(false)
   await event.synchronize()
   expect(await rowsOf(combinedX)).toEqual(trip.combined[rank])

@@ -72,6 +72,17 @@ describe('the verdict', () => {
   })
 })
 
+it('a run on GPUs says that its experts computed on the host, to people and to programs; a run without does not', () => {
+  const hint = 'experts compute on the host: their rows go there and back'
+  const [onCpu, onCuda] = (['cpu', 'cuda'] as const).map((device) =>
+    summarizeLayer({ ...spec, options: { ...spec.options, device } }, [rankResult(0), rankResult(1)]),
+  )
+  expect(terminalReport(onCuda!).split('\n')).toContain(hint)
+  expect(JSON.parse(JSON.stringify(onCuda))).toMatchObject({ device: 'cuda', expertsDevice: 'cpu' })
+  expect(terminalReport(onCpu!)).not.toContain(hint)
+  expect(JSON.parse(JSON.stringify(onCpu))).toMatchObject({ device: 'cpu', expertsDevice: 'cpu' })
+})
+
 it('routes hold the bytes of each pair of ranks', () => {
   expect(verdictWith({ sentRows: [0, 5] }).routes).toEqual([
     { from: 0, to: 0, route: 'self', bytes: 16 },
