@@ -392,11 +392,13 @@ export class LowLatencyBuffer implements Disposable {
 
   /**
    * Settles on one mask: ranks that are not masked call it alike, and whom any of them masks, all mask. Where late ranks are masked, one
-   * that does not come is masked, too. In dispatches without rows, of which the last one has found the same mask on all; so it works where
-   * the group's own connections are lost, and takes two deadlines at most for each rank that is.
+   * that does not come is masked, too. In dispatches without rows, two or more, until one has found the same mask in all heads; so it works
+   * where the group's own connections are lost. Whom a rank finds late only then, it alone has masked in the end: the next dispatch
+   * says so, as ever.
    * @returns the masked ranks.
    * @throws ERR_MOE_EP_MISMATCH on a rank that others have masked, and for ranks that dispatch instead; ERR_MOE_EP_CAPTURE;
-   *   ERR_MOE_EP_UNSUPPORTED for a buffer without masks; otherwise as {@link lowLatencyDispatch}.
+   *   ERR_MOE_EP_UNSUPPORTED for a buffer without masks; what the stream failed with before, which the other ranks hear as of
+   *   {@link refuseDispatch}; otherwise as {@link lowLatencyDispatch}.
    */
   async agree(options: AgreeOptions = {}): Promise<number[]> {
     this.#requireOpen()
@@ -405,6 +407,12 @@ export class LowLatencyBuffer implements Disposable {
     if (stream.capturing) throw new MoeEpError('ERR_MOE_EP_CAPTURE', 'agree: its stream captures')
     const { device } = this
     const { worldSize } = this.group
+    // That ranks disagreed before is why they agree now.
+    await stream.synchronize().catch((error: unknown) => {
+      if (isMaskMismatch(error)) return
+      this.refuseDispatch(error, options)
+      throw error
+    })
     const [x, topkIdx] = [Tensor.empty([0, 8], 'bf16', device), Tensor.empty([0, 1], 'i32', device)]
     const topkWeights = Tensor.empty([0, 1], 'f32', device)
     let settled = false
