@@ -1,7 +1,7 @@
-import { Tensor } from '@moe-ep/core'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
-import { type LowLatencyDispatchOptions, type LowLatencyDispatchResult, reference } from '../src/index.js'
+import { type LowLatencyDispatchResult, reference } from '../src/index.js'
+import { formats, optionsOf, scalesOf, wholeRows } from './formats.js'
 import {
   type Input,
   type InputShape,
@@ -14,19 +14,6 @@ import {
   withWorld,
 } from './world.js'
 
-/** What dispatch is told, and what the reference is. */
-const formats: Record<string, { options: Partial<LowLatencyDispatchOptions>; reference: reference.ReferenceFormat }> = {
-  bf16: { options: { useFp8: false }, reference: { format: 'bf16' } },
-  fp8: { options: {}, reference: { format: 'fp8' } },
-  'fp8, powers of two': {
-    options: { useFp8: true, roundScale: true },
-    reference: { format: 'fp8', roundScale: true },
-  },
-  'fp8, packed': { options: { format: 'fp8', useUe8m0: true }, reference: { format: 'fp8', useUe8m0: true } },
-  mxfp8: { options: { format: 'mxfp8' }, reference: { format: 'mxfp8' } },
-  nvfp4: { options: { format: 'nvfp4' }, reference: { format: 'nvfp4', xGlobalScale: 1000 } },
-}
-
 /** Few tokens of long rows, or many of short ones: what is found by bits of words, and split between blocks of a kernel. */
 const sizes = {
   'few tokens': { maxTokensPerRank: 6, maxTopk: 9, hidden: [16, 48, 144, 272, 640], experts: 20, numRuns: 60 },
@@ -34,35 +21,29 @@ const sizes = {
 } as const
 
 function casesOf({ maxTokensPerRank, maxTopk, hidden, experts }: (typeof sizes)[keyof typeof sizes]) {
-  return (
-    fc
-      .record({
-        numRanks: fc.integer({ min: 1, max: 8 }),
-        hidden: fc.constantFrom(...hidden),
-        topk: fc.integer({ min: 1, max: maxTopk }),
-        numExperts: fc.integer({ min: 1, max: experts }),
-        seed: fc.nat(1e6),
-        routing: fc.constantFrom('random', 'one expert', 'nowhere'),
-        idDtype: fc.constantFrom('i32' as const, 'i64' as const),
-        format: fc.constantFrom(...Object.keys(formats)),
-        // What the rows' own messages carry, combine is told later.
-        weights: fc.constantFrom('at dispatch', 'at combine', 'at combine, a message for each expert'),
-        useLogfmt: fc.boolean(),
-        hooks: fc.boolean(),
-        numSms: fc.constantFrom(undefined, 1, 2, 7),
-      })
-      // Rows of fp4 are whole vectors from 32 elements on.
-      .map((shape) => ({
-        ...shape,
-        hidden: shape.format === 'nvfp4' ? Math.ceil(shape.hidden / 32) * 32 : shape.hidden,
-      }))
-      .chain((shape) =>
-        fc.record({
-          shape: fc.constant(shape),
-          numTokens: fc.array(fc.nat(maxTokensPerRank), { minLength: shape.numRanks, maxLength: shape.numRanks }),
-        }),
-      )
-  )
+  return fc
+    .record({
+      numRanks: fc.integer({ min: 1, max: 8 }),
+      hidden: fc.constantFrom(...hidden),
+      topk: fc.integer({ min: 1, max: maxTopk }),
+      numExperts: fc.integer({ min: 1, max: experts }),
+      seed: fc.nat(1e6),
+      routing: fc.constantFrom('random', 'one expert', 'nowhere'),
+      idDtype: fc.constantFrom('i32' as const, 'i64' as const),
+      format: fc.constantFrom(...Object.keys(formats)),
+      // What the rows' own messages carry, combine is told later.
+      weights: fc.constantFrom('at dispatch', 'at combine', 'at combine, a message for each expert'),
+      useLogfmt: fc.boolean(),
+      hooks: fc.boolean(),
+      numSms: fc.constantFrom(undefined, 1, 2, 7),
+    })
+    .map((shape) => ({ ...shape, hidden: wholeRows(shape.format, shape.hidden) }))
+    .chain((shape) =>
+      fc.record({
+        shape: fc.constant(shape),
+        numTokens: fc.array(fc.nat(maxTokensPerRank), { minLength: shape.numRanks, maxLength: shape.numRanks }),
+      }),
+    )
 }
 
 /** Checks rows, scales, counts and handle of one rank. */
@@ -99,16 +80,6 @@ async function expectReceived(
   })
 }
 
-/** Reads scales as they are stored; gives those of a row. */
-async function scalesOf(scales: Tensor): Promise<(expert: number, row: number) => number[]> {
-  const [experts, rows, columns] = scales.shape as [number, number, number]
-  const { memory, dtype, byteOffset } = scales
-  const stored = await new Tensor({ memory, dtype, byteOffset, shape: [experts, columns, rows] }).read()
-  const [ofExpert, ofRow, ofColumn] = scales.strides as [number, number, number]
-  return (expert, row) =>
-    Array.from({ length: columns }, (_, column) => Number(stored[expert * ofExpert + row * ofRow + column * ofColumn]))
-}
-
 describe('dispatch and combine equal the reference bit for bit', () => {
   test.each(Object.entries(sizes))('%s', { timeout: 120_000 }, async (_, limits) => {
     const { maxTokensPerRank, maxTopk, numRuns } = limits
@@ -128,8 +99,7 @@ describe('dispatch and combine equal the reference bit for bit', () => {
           const { numExperts, hooks } = c
           const options = { stream, returnRecvHook: hooks, ...(c.numSms && { numSms: c.numSms }) }
           const result = buffer.lowLatencyDispatch(x, topkIdx, {
-            ...{ numExperts, ...options, ...formats[c.format]!.options },
-            ...(c.format === 'nvfp4' && { xGlobalScale: Tensor.from([1000], [1], 'f32') }),
+            ...{ numExperts, ...options, ...optionsOf(c.format) },
             ...(weighted && { topkWeights }),
           })
           await result.event.synchronize()

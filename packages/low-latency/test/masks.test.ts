@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from 'node:timers/promises'
 import { Graph, Tensor } from '@moe-ep/core'
 import { linearPlacement } from '@moe-ep/layout'
 import { describe, expect, test } from 'vitest'
@@ -19,6 +20,9 @@ const shape = { hidden: 32, topk: 3, numExperts: 7, numTokens: [3, 4, 2, 4], see
 const sizes = { hidden: 32, maxTokensPerRank: 4, maxTopk: 3 }
 const { numExperts } = shape
 const placement = linearPlacement(numExperts, shape.numTokens.length)
+/** A deadline that ranks of one machine keep, and how late one is that does not. */
+const deadline = { timeoutMs: 1000 }
+const slowMs = 2 * deadline.timeoutMs
 
 /** What is left of a dispatch without some ranks: they have no tokens, and nobody's tokens reach their experts. */
 function without(masked: readonly number[], inputs: readonly Input[]): Input[] {
@@ -139,7 +143,36 @@ test('a rank that does not come in time is masked, and the others go on without 
   })
 })
 
-test('a rank that is late between dispatch and combine is masked there', async () => {
+test('a slow rank is masked, the others agree on it and go on, and it hears so when it comes', async () => {
+  const [first, second, third] = [31, 32, 33].map((seed) => randomInputs({ ...shape, seed }))
+  await withWorld(4, { ...sizes, masks: 'late' }, async (ranks) => {
+    await Promise.all(ranks.map((one) => trip(one, first!, [])))
+    const inTime = ranks.filter(({ rank }) => rank !== 2)
+    const others = Promise.all(
+      inTime.map(async (one) => {
+        await trip(one, second!, [2], deadline)
+        expect(await maskOf(one)).toEqual([0, 0, 1, 0])
+        expect(await one.buffer.agree({ ...deadline, stream: one.stream })).toEqual([2])
+        await trip(one, third!, [2], deadline)
+      }),
+    )
+    const slow = async ({ stream, buffer }: Rank): Promise<void> => {
+      // What it hears depends on how far the others are: on a machine that is slow itself it comes later still.
+      await Promise.all([sleep(slowMs), others])
+      const { x, topkIdx, topkWeights } = toTensors(second![2]!, shape)
+      const { handle } = buffer.lowLatencyDispatch(x, topkIdx, { numExperts, topkWeights, useFp8: false, stream })
+      const error = await failureOf(stream.synchronize())
+      expect(`${error.code} ${error.message}`).toMatch(/^ERR_MOE_EP_MISMATCH .*mask of ranks is 4 on rank 0/)
+      buffer.release(handle)
+      expect(await failureOf(buffer.agree({ stream }))).toMatchObject({ code: 'ERR_MOE_EP_MISMATCH' })
+    }
+    await Promise.all([others, slow(ranks[2]!)])
+    // Its coming late does them no harm.
+    await Promise.all(inTime.map((one) => trip(one, first!, [2], deadline)))
+  })
+})
+
+test('a rank that is late between dispatch and combine is masked there, and still gets all rows', async () => {
   const inputs = randomInputs({ ...shape, seed: 21 })
   await withWorld(4, { ...sizes, masks: 'late' }, async (ranks) => {
     const received = reference.dispatch(inputs, numExperts)
@@ -152,13 +185,16 @@ test('a rank that is late between dispatch and combine is masked there', async (
         const { x, topkIdx, topkWeights } = toTensors(inputs[rank]!, shape)
         const result = buffer.lowLatencyDispatch(x, topkIdx, { numExperts, topkWeights, useFp8: false, stream })
         await result.event.synchronize()
-        if (rank === 3) return
+        if (rank === 3) await sleep(slowMs)
         const y = resultsTensor(results[rank]!, result.packedRecvX.shape[1]!, shape.hidden)
-        const { combinedX } = buffer.lowLatencyCombine(y, topkIdx, undefined, result.handle, {
-          stream,
-          timeoutMs: 1000,
-        })
+        const { combinedX } = buffer.lowLatencyCombine(y, topkIdx, undefined, result.handle, { stream, ...deadline })
         await stream.synchronize()
+        if (rank === 3) {
+          // The others had sent theirs before they waited.
+          const whole = reference.combine(inputs, results, { ...shape, weighted: true })
+          expect(await numbersOf(combinedX)).toEqual(whole[rank]!.flat())
+          return
+        }
         const left = inputs.map(({ topkIdx: ids, ...input }) => ({
           ...input,
           topkIdx: ids.map((slots) => slots.map((id) => (id >= 0 && placement.rankOf(id) === 3 ? -1 : id))),
@@ -167,6 +203,8 @@ test('a rank that is late between dispatch and combine is masked there', async (
         const combined = reference.combine(left, kept, { ...shape, weighted: true })
         expect(await numbersOf(combinedX)).toEqual(combined[rank]!.flat())
         expect(await maskOf(one)).toEqual([0, 0, 0, 1])
+        expect(await buffer.agree({ stream, ...deadline })).toEqual([3])
+        await trip(one, inputs, [3], deadline)
       }),
     )
   })

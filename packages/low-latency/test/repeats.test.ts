@@ -1,22 +1,41 @@
 import { createHash } from 'node:crypto'
 import { copyTensor, type DType, Tensor } from '@moe-ep/core'
 import { expect, test } from 'vitest'
-import { LowLatencyBuffer, type LowLatencyDispatchOptions } from '../src/index.js'
+import { LowLatencyBuffer, type RecvLayout } from '../src/index.js'
+import { optionsOf, wholeRows } from './formats.js'
 import { device, type Input, type Rank, randomInputs, randomNumbers, toTensors, withWorld } from './world.js'
 
 const numRanks = 3
 const repeats = 20
 const seeds = 1000
 const most = { hidden: 160, maxTokensPerRank: 3, maxTopk: 4 }
-const rows = numRanks * most.maxTokensPerRank
-const formats = [{ useFp8: false }, { useFp8: true }, { useFp8: true, useUe8m0: true }]
-const bytesOf: Partial<Record<DType, number>> = { bf16: 2, fp8e4m3: 1, f32: 4, i32: 4 }
+
+/** How rows of a format are stored: bits of an element, and for how many of them a scale is. */
+interface Storage {
+  readonly values: DType
+  readonly bits: number
+  readonly scales?: { readonly dtype: DType; readonly bytes: number; readonly group: number }
+}
+
+const fp8: Storage = { values: 'fp8e4m3', bits: 8, scales: { dtype: 'f32', bytes: 4, group: 128 } }
+const storages: Readonly<Record<string, Storage>> = {
+  bf16: { values: 'bf16', bits: 16 },
+  fp8,
+  'fp8, powers of two': fp8,
+  // A word of four scales.
+  'fp8, packed': { ...fp8, scales: { dtype: 'i32', bytes: 4, group: 512 } },
+  mxfp8: { values: 'fp8e4m3', bits: 8, scales: { dtype: 'e8m0', bytes: 1, group: 32 } },
+  nvfp4: { values: 'fp4e2m1', bits: 4, scales: { dtype: 'fp8e4m3', bytes: 1, group: 16 } },
+}
+const formatNames = Object.keys(storages)
 
 interface Case {
   readonly shape: { numTokens: number[]; hidden: number; topk: number; numExperts: number; seed: number }
-  readonly format: (typeof formats)[number]
+  readonly format: string
   readonly protocol: 'rank' | 'expert'
+  readonly layout: RecvLayout
   readonly weighted: boolean
+  readonly useLogfmt: boolean
   readonly hooks: boolean
 }
 
@@ -24,12 +43,14 @@ function caseOf(seed: number): Case {
   const random = randomNumbers(seed)
   const upTo = (limit: number): number => Math.floor(random() * (limit + 1))
   const protocol = upTo(1) === 1 ? 'rank' : 'expert'
+  const format = formatNames[upTo(formatNames.length - 1)]!
   return {
     shape: {
       ...{ numTokens: Array.from({ length: numRanks }, () => upTo(most.maxTokensPerRank)), seed },
-      ...{ hidden: 16 * (1 + upTo(9)), topk: 1 + upTo(3), numExperts: 1 + upTo(7) },
+      ...{ hidden: wholeRows(format, 16 * (1 + upTo(9))), topk: 1 + upTo(3), numExperts: 1 + upTo(7) },
     },
-    ...{ format: formats[upTo(2)]!, protocol, weighted: protocol === 'rank' && upTo(1) === 1, hooks: upTo(1) === 1 },
+    ...{ format, protocol, layout: protocol === 'rank' && upTo(2) === 0 ? 'rank-major' : 'expert-major' },
+    ...{ weighted: protocol === 'rank' && upTo(1) === 1, useLogfmt: upTo(2) === 0, hooks: upTo(1) === 1 },
   }
 }
 
@@ -57,58 +78,91 @@ class History {
   }
 }
 
+/** Room for the scales of all repeats, each as dispatch takes it. */
+class ScaleHistory extends History {
+  constructor(
+    readonly rows: readonly [blocks: number, rows: number, columns: number],
+    dtype: DType,
+    readonly columnMajor: boolean,
+  ) {
+    const [blocks, ofBlock, columns] = rows
+    super(columnMajor ? [blocks, columns, ofBlock] : rows, dtype)
+  }
+
+  override of(repeat: number): Tensor {
+    const stored = super.of(repeat)
+    if (!this.columnMajor) return stored
+    const [, ofBlock, columns] = this.rows
+    const { memory, byteOffset, dtype } = stored
+    return new Tensor({ memory, byteOffset, dtype, shape: this.rows, strides: [columns * ofBlock, 1, ofBlock] })
+  }
+}
+
 /** All repeats of a case on one rank, one behind the other without a wait, and a hash of what each gave. */
 async function hashesOf({ rank, stream }: Rank, buffer: LowLatencyBuffer, c: Case, input: Input): Promise<string[]> {
-  const { shape, format, weighted, hooks } = c
-  const { hidden, numExperts } = shape
+  const { shape, format, layout, weighted, useLogfmt, hooks } = c
+  const { hidden, numExperts, topk } = shape
+  const rankMajor = layout === 'rank-major'
   const local = Math.floor(numExperts / numRanks) + (rank < numExperts % numRanks ? 1 : 0)
-  const columns = format.useUe8m0 === true ? 1 : Math.ceil(hidden / 128)
+  const blocks = rankMajor ? numRanks : local
+  const rows = rankMajor ? most.maxTokensPerRank : numRanks * most.maxTokensPerRank
+  const storage = storages[format]!
+  const columns = storage.scales ? Math.ceil(hidden / storage.scales.group) : 0
+  // Those of fp8 are column-major, so that rows are next to each other.
+  const columnMajor = format.startsWith('fp8')
   const { x, topkIdx, topkWeights } = toTensors(input, shape, shape.seed % 2 === 0 ? 'i32' : 'i64')
-  const received = new History([local, rows, hidden], format.useFp8 ? 'fp8e4m3' : 'bf16')
-  // Column-major, so that rows are next to each other.
-  const scales = new History([local, columns, rows], format.useUe8m0 === true ? 'i32' : 'f32')
-  const counts = new History([local], 'i32')
-  const srcInfo = new History([local, rows], 'i32')
+  const received = new History([blocks, rows, hidden], storage.values)
+  const scales = storage.scales && new ScaleHistory([blocks, rows, columns], storage.scales.dtype, columnMajor)
+  const counts = new History([blocks], 'i32')
+  const srcInfo = new History([blocks, rows], 'i32')
+  const ids = rankMajor ? new History([blocks, rows, topk], 'i32') : undefined
+  const weights = rankMajor && weighted ? new History([blocks, rows, topk], 'f32') : undefined
   const combined = new History([input.x.length, hidden], 'bf16')
-  // What fp8 rows are answered with: the same in every repeat, and of no meaning.
-  const answers = Tensor.zeros([local, rows, hidden], 'bf16', device)
+  // What rows that were cast are answered with: the same in every repeat, and of no meaning.
+  const answers = Tensor.zeros([blocks, rows, hidden], 'bf16', device)
   const random = randomNumbers(shape.seed)
   const values = Array.from({ length: answers.numel }, () => random() - 0.5)
   copyTensor(Tensor.from(values, answers.shape, 'bf16'), answers, { stream })
+  const common = { numExperts, stream, layout, returnRecvHook: hooks, ...optionsOf(format) }
   for (let repeat = 0; repeat < repeats; repeat++) {
-    const { memory, byteOffset, dtype } = scales.of(repeat)
-    const strides = [columns * rows, 1, rows]
-    const packedRecvXScales = new Tensor({ memory, byteOffset, dtype, shape: [local, rows, columns], strides })
-    const options: LowLatencyDispatchOptions = {
-      ...{ ...format, numExperts, stream, slot: repeat % 2, returnRecvHook: hooks, ...(weighted && { topkWeights }) },
+    const { packedRecvX, handle, hook, recvTopkIdx, recvTopkWeights } = buffer.lowLatencyDispatch(x, topkIdx, {
+      ...{ ...common, slot: repeat % 2, ...(weighted && { topkWeights }) },
       out: {
         ...{ packedRecvX: received.of(repeat), packedRecvCount: counts.of(repeat) },
-        ...(format.useFp8 && { packedRecvXScales }),
+        ...(scales && { packedRecvXScales: scales.of(repeat) }),
       },
-    }
-    const { packedRecvX, handle, hook } = buffer.lowLatencyDispatch(x, topkIdx, options)
+    })
     hook?.()
     copyTensor(handle.srcInfo, srcInfo.of(repeat), { stream })
-    const y = format.useFp8 ? answers : packedRecvX
-    const weights = weighted ? undefined : topkWeights
+    if (ids) copyTensor(recvTopkIdx!, ids.of(repeat), { stream })
+    if (weights) copyTensor(recvTopkWeights!, weights.of(repeat), { stream })
+    const y = storage.scales ? answers : packedRecvX
+    const late = weighted || rankMajor ? undefined : topkWeights
     const out = combined.of(repeat)
-    buffer.lowLatencyCombine(y, topkIdx, weights, handle, { stream, out, returnRecvHook: hooks }).hook?.()
+    buffer.lowLatencyCombine(y, topkIdx, late, handle, { stream, out, useLogfmt, returnRecvHook: hooks }).hook?.()
   }
   await stream.synchronize()
-  const [x8, scale8, count8, src8, sum8] = await Promise.all(
-    [received, scales, counts, srcInfo, combined].map((history) => history.read()),
+  const [x8, scale8, count8, src8, id8, weight8, sum8] = await Promise.all(
+    [received, scales, counts, srcInfo, ids, weights, combined].map((history) => history?.read()),
   )
-  const rowBytes = hidden * bytesOf[received.dtype]!
   return Array.from({ length: repeats }, (_, repeat) => {
     const hash = createHash('sha1').update(count8![repeat]!).update(sum8![repeat]!)
+    // Written also where no row is.
+    for (const whole of [id8, weight8]) if (whole) hash.update(whole[repeat]!)
     const count = new Int32Array(count8![repeat]!.slice().buffer)
-    // Rows past an expert's count are undefined.
-    for (let expert = 0; expert < local; expert++) {
-      const rowsOf = (bytes: Uint8Array, block: number, size: number): Uint8Array =>
-        bytes.subarray(block * rows * size, (block * rows + count[expert]!) * size)
-      hash.update(rowsOf(x8![repeat]!, expert, rowBytes)).update(rowsOf(src8![repeat]!, expert, 4))
-      for (let column = 0; format.useFp8 && column < columns; column++)
-        hash.update(rowsOf(scale8![repeat]!, expert * columns + column, 4))
+    // Rows past a count are undefined.
+    for (let block = 0; block < blocks; block++) {
+      const rowsOf = (bytes: Uint8Array, at: number, size: number): Uint8Array =>
+        bytes.subarray(at * rows * size, (at * rows + count[block]!) * size)
+      hash.update(rowsOf(x8![repeat]!, block, (hidden * storage.bits) / 8)).update(rowsOf(src8![repeat]!, block, 4))
+      if (!storage.scales) continue
+      const { bytes } = storage.scales
+      if (!columnMajor) {
+        hash.update(rowsOf(scale8![repeat]!, block, columns * bytes))
+        continue
+      }
+      for (let column = 0; column < columns; column++)
+        hash.update(rowsOf(scale8![repeat]!, block * columns + column, bytes))
     }
     return hash.digest('hex')
   })
