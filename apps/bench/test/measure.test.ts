@@ -5,8 +5,11 @@ import { describe, expect, it } from 'vitest'
 import { pushOnSameSms } from '../src/measure/ceiling-names.js'
 import { measureCases } from '../src/measure/measure-cases.js'
 import { callsOf, lastLevelCacheBytes, oppositeSet, rotatingSets, setsOf } from '../src/measure/rotation.js'
+import { stepCase } from '../src/measure/step-case.js'
+import type { BenchContext } from '../src/operations/operation.js'
 import { summarizeOperation } from '../src/results/bench-result.js'
 import { tableLines } from '../src/results/terminal-table.js'
+import { standIn } from './stand-in.js'
 import type { RankMeasurement } from '../src/results/rank-measurement.js'
 
 describe('measureCases', () => {
@@ -37,6 +40,48 @@ describe('measureCases', () => {
     const time = async (iteration: number): Promise<number> => iteration
     const [samples] = await measureCases([{ name: 'many sets', sets: 5, time }], { iters: 1, warmup: 0 })
     expect(samples).toEqual([5])
+  })
+})
+
+describe('steps', () => {
+  const steps = (calls: string[]) => (round: number) =>
+    ['a', 'b', 'c'].map((name) => () => calls.push(`${name}${round}`))
+
+  it('on the cpu: those before one have ended when it is timed, and those behind it follow', async () => {
+    const calls: string[] = []
+    const stopwatch = {
+      stream: { synchronize: async () => void calls.push('end') },
+      async time(enqueue: () => unknown) {
+        calls.push('timed:')
+        enqueue()
+        calls.push('.')
+        return { streamUs: 7, hostUs: 0 }
+      },
+    }
+    const context = { device: { kind: 'cpu' }, stopwatch } as unknown as BenchContext
+    const { prepare, time } = stepCase(context, { name: 'b', sets: 1, timed: 1, steps: steps(calls) })
+    await prepare!(3)
+    expect(await time(3)).toBe(7)
+    expect(calls).toEqual(['a3', 'end', 'timed:', 'b3', '.', 'c3', 'end'])
+  })
+
+  it('on cuda: one after the other, the mean by events around those that are timed', async () => {
+    const calls: string[] = []
+    await using stream = standIn.createStream({ threads: 1 })
+    const stopwatch = {
+      stream,
+      async time(enqueue: () => unknown) {
+        enqueue()
+        await stream.synchronize()
+        return { streamUs: 0, hostUs: 0 }
+      },
+    }
+    const context = { device: standIn, stopwatch } as unknown as BenchContext
+    const paused = (round: number) => [() => calls.push(`a${round}`), () => stream.delay(2000), () => calls.push('c')]
+    const us = await stepCase(context, { name: 'b', sets: 1, timed: 1, steps: paused }).time(5)
+    expect(calls).toEqual([5, 6, 7, 8, 9, 10, 11, 12].flatMap((round) => [`a${round}`, 'c']))
+    // No shorter than the pause that is in each of them.
+    expect(us).toBeGreaterThanOrEqual(2000)
   })
 })
 

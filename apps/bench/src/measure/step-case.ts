@@ -59,3 +59,11 @@ export function stepCase({ device, stopwatch }: BenchContext, { name, sets, time
     },
   }
 }
+
+/** What a step that does nothing takes on cuda: events and the start of a kernel, which are part of every step's time. */
+export function emptyStep(context: BenchContext): { readonly floor?: TimedCase } {
+  const { device, stopwatch } = context
+  if (device.kind === 'cpu') return {}
+  const pause = (): void => stopwatch.stream.delay(0)
+  return { floor: stepCase(context, { name: 'empty step', sets: 1, timed: 1, steps: () => [pause, pause] }) }
+}

@@ -11,7 +11,7 @@ import { copyCeilings } from '../measure/copy-ceilings.js'
 import { inHostMemory } from '../measure/host-copies.js'
 import { pushCeilings } from '../measure/push-ceilings.js'
 import type { Scope } from '../measure/scope.js'
-import { stepCase } from '../measure/step-case.js'
+import { emptyStep, stepCase } from '../measure/step-case.js'
 import type { TimedCase } from '../measure/timed-case.js'
 import { sameNumbers, sampleRows } from '../workload/sample-rows.js'
 import { type Layer, layerSteps, stepOf } from './layer-steps.js'
@@ -49,7 +49,7 @@ export function lowLatencyDispatchOf(format: LowLatencyKind['format'], part: Par
     const phasesOf = part === 'both' ? undefined : 'dispatch'
     const answers = (result: LowLatencyDispatchResult): Tensor => ones ?? result.packedRecvX
     return {
-      ...{ ...counted, rule: rules.lowLatencyDispatch },
+      ...{ ...counted, ...emptyStep(context), rule: rules.lowLatencyDispatch },
       ceilings: await ceilingsOf(context, scope, counted.bytes, { rows: bench.sentRows, rowBytes }),
       subject: stepCase(context, {
         ...{ name: 'dispatch', sets: slots, timed: stepOf('dispatch', part) },
@@ -84,7 +84,7 @@ export function lowLatencyCombineOf(
     const answers = ({ packedRecvX }: LowLatencyDispatchResult): Tensor => packedRecvX
     const homeward = rows.map((_, i) => rows.map((row) => row[i]!))
     return {
-      ...{ ...counted, rule: combineRuleOf(kind) },
+      ...{ ...counted, ...emptyStep(context), rule: combineRuleOf(kind) },
       ceilings: await ceilingsOf(context, scope, counted.bytes, { rows: homeward, rowBytes: sentBytes }),
       subject: stepCase(context, {
         ...{ name: 'combine', sets: slots, timed: stepOf('combine', part) },
