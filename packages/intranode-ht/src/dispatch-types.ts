@@ -11,7 +11,7 @@ export interface CallOptions {
   readonly timeoutMs?: number
   /**
    * Multiprocessors of a cuda device that move the rows: few saturate the links, the others are free for other work. Results do not
-   * depend on it; on the cpu it has no effect. @default 16
+   * depend on it; on the cpu it has no effect. @default an eighth of them, for grouped calls three sixteenths
    */
   readonly numSms?: number
 }

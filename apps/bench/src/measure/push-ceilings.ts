@@ -12,8 +12,8 @@ import type { Scope } from './scope.js'
 import { streamCase, type TimedCase } from './timed-case.js'
 
 const pieceBytesPerThread = 2 ** 20
-/** What plain calls take where the command line says nothing; grouped ones take 24, but as many saturate the links. */
-const defaultSms = 16
+/** What plain calls take where the command line says nothing; grouped ones take more, but as many saturate the links. */
+const defaultSmsOf = ({ multiprocessors }: CudaDevice): number => Math.max(1, Math.floor(multiprocessors / 8))
 /** Small against a GPU's cache, and yet a copy that takes longer than it takes to start one. */
 const devicePieceBytes = 2 ** 22
 
@@ -67,7 +67,7 @@ export async function pushCeilings(
   const kernels =
     device instanceof CudaDevice
       ? [
-          await byKernel(pushOnSameSms, options.sms ?? defaultSms),
+          await byKernel(pushOnSameSms, options.sms ?? defaultSmsOf(device)),
           await byKernel('push, all SMs', device.multiprocessors),
         ]
       : []

@@ -1,6 +1,7 @@
 // Brings results home in two steps: ranks meet, then each pulls the rows of its tokens.
 #include <algorithm>
 
+#include "cuda/blocks.h"
 #include "cuda/kernels.h"
 #include "cuda/meet_for_combine.h"
 #include "cuda/pull_rows.cuh"
@@ -10,7 +11,6 @@ namespace moe_ep::cuda {
 namespace {
 
 constexpr uint64_t kScratchKey = 0x636f6d62696e6521;  // this file's
-constexpr int kDefaultBlocks = 16;
 
 struct PullArguments {
   DeviceBuffer buffer;
@@ -105,9 +105,8 @@ void Combine(const Exec& exec, const CombineCall& call) {
                  {call.x.size(1), static_cast<int64_t>(call.x.dtype()), topk}, tokens,
                  call.timeout_ms);
   const RowPieces pieces = RowPieces::Of(row_bytes, kMostSumBytes, kSumGranule);
-  const int64_t wanted = call.sms > 0 ? call.sms : kDefaultBlocks;
   const int64_t useful = std::max<int64_t>(1, (tokens * pieces.count + kGroups - 1) / kGroups);
-  const int64_t grid = std::min<int64_t>({wanted, useful, Multiprocessors(exec.device())});
+  const int64_t grid = BlocksFor(Moves::kRows, call.sms, useful, Multiprocessors(exec.device()));
   const PullArguments a = {
       .buffer = ToDevice(buffer, call.slot),
       .pieces = pieces,

@@ -4,6 +4,7 @@
 // cross the links once for each rank, and neither half waits for the whole of the other.
 #include <algorithm>
 
+#include "cuda/blocks.h"
 #include "cuda/kernels.h"
 #include "cuda/meet_for_combine.h"
 #include "cuda/places.cuh"
@@ -15,7 +16,6 @@ namespace moe_ep::cuda {
 namespace {
 
 constexpr uint64_t kScratchKey = 0x636f6d62696e6567;  // this file's
-constexpr int kDefaultBlocks = 24;
 constexpr int kPlacesThreads = 128;
 
 struct GroupedArguments {
@@ -190,12 +190,11 @@ void CombineGrouped(const Exec& exec, const CombineGroupedCall& call) {
   MeetForCombine(exec, buffer, call.slot, {call.x.size(1), static_cast<int64_t>(call.x.dtype()), 0},
                  tokens, call.timeout_ms);
   const RowPieces pieces = RowPieces::Of(row_bytes, kMostSumBytes, kSumGranule);
-  const int64_t wanted = call.sms > 0 ? call.sms : kDefaultBlocks;
   // Sums read all selections and write some, at the speed of memory; pulls are held up by links,
   // which few multiprocessors keep busy.
   const int64_t useful = 2 * buffer.layout.max_runs;
-  const int64_t grid =
-      std::max<int64_t>(2, std::min<int64_t>({wanted, useful, Multiprocessors(exec.device())}));
+  const int64_t grid = std::max<int64_t>(
+      2, BlocksFor(Moves::kCopies, call.sms, useful, Multiprocessors(exec.device())));
   const int64_t pulling = std::max<int64_t>(1, grid * 3 / 8);
   const int64_t windows = kGroups * 2 * TokenPlaces::Bytes(topk);
   const GroupedArguments a = {

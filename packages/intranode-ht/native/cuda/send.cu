@@ -3,6 +3,7 @@
 // waits for theirs: the others leave their multiprocessors to whoever comes next.
 #include <algorithm>
 
+#include "cuda/blocks.h"
 #include "cuda/kernels.h"
 #include "cuda/meeting.cuh"
 #include "moe_ep/cuda/launch.h"
@@ -15,7 +16,6 @@ namespace moe_ep::cuda {
 namespace {
 
 constexpr uint64_t kScratchKey = 0x73656e64726f7773;  // this file's
-constexpr int kDefaultBlocks = 16;
 
 struct SendArguments {
   DeviceBuffer buffer;
@@ -204,10 +204,8 @@ void Send(const Exec& exec, const SendCall& call) {
   const int64_t row_bytes = call.x.size(1) * BitsOf(call.x.dtype()) / 8;
   const RowPieces pieces = RowPieces::Of(row_bytes, kMostMovedBytes);
   const int64_t items = call.x.size(0) * pieces.count;
-  // Few multiprocessors saturate the links between GPUs.
-  const int64_t wanted = call.sms > 0 ? call.sms : kDefaultBlocks;
   const int64_t useful = std::max<int64_t>(1, (items + kMoveWarps - 1) / kMoveWarps);
-  const int64_t grid = std::min<int64_t>({wanted, useful, Multiprocessors(exec.device())});
+  const int64_t grid = BlocksFor(Moves::kRows, call.sms, useful, Multiprocessors(exec.device()));
   const SendArguments a = {
       .buffer = ToDevice(*call.buffer, call.slot),
       .placement = {call.experts, call.buffer->routes.world_size()},

@@ -4,6 +4,7 @@
 // crosses the links once a rank, however many of its experts live there.
 #include <algorithm>
 
+#include "cuda/blocks.h"
 #include "cuda/finish_grouped.h"
 #include "cuda/kernels.h"
 #include "cuda/meeting.cuh"
@@ -17,7 +18,6 @@ namespace moe_ep::cuda {
 namespace {
 
 constexpr uint64_t kScratchKey = 0x73656e6467726f75;  // this file's
-constexpr int kDefaultBlocks = 24;
 
 // What blocks count; zero before and after.
 struct Counters {
@@ -264,9 +264,8 @@ void SendGrouped(const Exec& exec, const SendGroupedCall& call) {
   const RowPieces pieces = RowPieces::Of(row_bytes, std::min(kMostMovedBytes, room));
   // Blocks wait for what other ranks send: more of them than there is work for would only keep
   // others from their multiprocessors.
-  const int64_t wanted = call.sms > 0 ? call.sms : kDefaultBlocks;
   const int64_t useful = std::max<int64_t>(1, 2 * call.buffer->layout.max_runs);
-  const int64_t grid = std::min<int64_t>({wanted, useful, Multiprocessors(exec.device())});
+  const int64_t grid = BlocksFor(Moves::kCopies, call.sms, useful, Multiprocessors(exec.device()));
   const SendGroupedArguments a = {
       .places = {.buffer = ToDevice(*call.buffer, call.slot),
                  .placement = {call.experts, call.buffer->routes.world_size()},
