@@ -31,6 +31,7 @@ import { packedRows, rowSources } from './packed-rows.js'
 import { once, type PendingDispatch, type ReceivedMessages, roomForMessages } from './pending-dispatch.js'
 import { streamToTell } from './refusals.js'
 import { rowFormatOf } from './row-format.js'
+import { isMaskMismatch, settleMasks } from './settle-masks.js'
 
 /**
  * Low-latency dispatch and combine of decode-size batches between ranks that map each other's memory. Made, called and closed by all
@@ -394,7 +395,8 @@ export class LowLatencyBuffer implements Disposable {
    * Settles on one mask: ranks that are not masked call it alike, and whom any of them masks, all mask. Where late ranks are masked, one
    * that does not come is masked, too. In dispatches without rows, two or more, until one has found the same mask in all heads; so it works
    * where the group's own connections are lost. Whom a rank finds late only then, it alone has masked in the end: the next dispatch
-   * says so, as ever.
+   * says so, as ever. Where a rank that refuses or dispatches is masked by none but a masked one, not all hear it, and those that did not wait
+   * for the others until the deadline.
    * @returns the masked ranks.
    * @throws ERR_MOE_EP_MISMATCH on a rank that others have masked, and for ranks that dispatch instead; ERR_MOE_EP_CAPTURE;
    *   ERR_MOE_EP_UNSUPPORTED for a buffer without masks; what the stream failed with before, which the other ranks hear as of
@@ -407,31 +409,24 @@ export class LowLatencyBuffer implements Disposable {
     if (stream.capturing) throw new MoeEpError('ERR_MOE_EP_CAPTURE', 'agree: its stream captures')
     const { device } = this
     const { worldSize } = this.group
-    // That ranks disagreed before is why they agree now.
     await stream.synchronize().catch((error: unknown) => {
+      // That ranks disagreed before is why they agree now.
       if (isMaskMismatch(error)) return
-      this.refuseDispatch(error, options)
+      try {
+        this.refuseDispatch(error, options)
+      } catch {
+        // Without a slot nobody can be told, and the first failure is what counts.
+      }
       throw error
     })
     const [x, topkIdx] = [Tensor.empty([0, 8], 'bf16', device), Tensor.empty([0, 1], 'i32', device)]
-    const topkWeights = Tensor.empty([0, 1], 'f32', device)
-    let settled = false
-    // The first one finds out who is late, and those that follow whether all have found the same.
-    for (let round = 1; round < 3 || !settled; round++) {
-      const common = { numExperts: worldSize, format: 'bf16', topkWeights } as const
-      const { handle } = this.#dispatch(x, topkIdx, { ...options, ...common }, true)
-      settled = await stream
-        .synchronize()
-        .then(
-          () => true,
-          (error: unknown) => {
-            // All have heard the same, and mask the same ranks from now on.
-            if (isMaskMismatch(error)) return false
-            throw error
-          },
-        )
-        .finally(() => this.release(handle))
-    }
+    const common = { numExperts: worldSize, format: 'bf16', topkWeights: Tensor.empty([0, 1], 'f32', device) } as const
+    await settleMasks({
+      stream,
+      dispatch: (slot = options.slot) =>
+        this.#dispatch(x, topkIdx, { ...options, ...common, ...(slot !== undefined && { slot }) }, true).handle,
+      release: (handle) => this.release(handle),
+    })
     const status = Tensor.empty([worldSize], 'i32', device)
     this.queryMaskBuffer(status, { stream })
     await stream.synchronize()
@@ -465,11 +460,6 @@ export class LowLatencyBuffer implements Disposable {
   #requireOpen(): void {
     if (this.#closed) throw new MoeEpError('ERR_MOE_EP_RELEASED', 'the buffer was closed')
   }
-}
-
-function isMaskMismatch(error: unknown): boolean {
-  const { code, message } = MoeEpError.from(error)
-  return code === 'ERR_MOE_EP_MISMATCH' && message.includes(native().maskArgument)
 }
 
 function multiprocessorsOf(device: Device): number {

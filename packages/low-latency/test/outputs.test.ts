@@ -25,10 +25,10 @@ function callOf({ rank, stream, buffer }: Rank, layout: 'expert-major' | 'rank-m
       recvTopkWeights: zeros('f32', ...routing),
     }),
   }
-  const dispatch = (given: LowLatencyDispatchOptions['out'] = {}, weights: Tensor | undefined = topkWeights) =>
+  const dispatch = (given: LowLatencyDispatchOptions['out'] = {}, weighted = true) =>
     buffer.lowLatencyDispatch(x, topkIdx, {
       ...{ numExperts: shape.numExperts, layout, stream, out: given },
-      ...(weights !== undefined && { topkWeights: weights }),
+      ...(weighted && { topkWeights }),
     })
   return { out, dispatch }
 }
@@ -87,6 +87,7 @@ test('what a dispatch does not write, or cannot, is refused, and takes no slot',
         () => major.dispatch({ srcInfo: byRank.out.srcInfo }),
         () => major.dispatch({ layoutRange: zeros('i32', expertsOf(one.rank), 2) }),
         () => byRank.dispatch({ layoutRange: major.out.layoutRange! }),
+        () => byRank.dispatch({ recvTopkWeights: byRank.out.recvTopkWeights! }, false),
         () => byRank.dispatch({ recvTopkIdx: zeros('i64', 2, 4, 3) }),
         () => byRank.dispatch({ srcInfo: zeros('i32', 2, 5) }),
       ]

@@ -12,6 +12,7 @@ import {
 import { type DispatchLayout, getDispatchLayout } from '@moe-ep/layout'
 import {
   LowLatencyBuffer,
+  type LowLatencyBufferOptions,
   type LowLatencyBufferSizes,
   type LowLatencyCombineOptions,
   type LowLatencyCombineResult,
@@ -19,16 +20,18 @@ import {
   type LowLatencyDispatchResult,
   type LowLatencyHandle,
 } from '@moe-ep/low-latency'
-import type { ProcessGroup } from '@moe-ep/transport'
+import { type ProcessGroup, requireSameLayout } from '@moe-ep/transport'
 
 /** Sizes of all families that a buffer has. */
 export interface BufferSizes extends IntranodeBufferSizes {
-  /** Of the low-latency family, for batches of decode size. @default none: there is no such family then */
+  /** Of the low-latency family, for batches of decode size; the same on all ranks. @default none: there is no such family then */
   readonly lowLatency?: LowLatencyBufferSizes
 }
 
 /** How a buffer is made: sizes, and what all families have in common. */
-export interface BufferOptions extends BufferSizes, Pick<IntranodeBufferOptions, 'device' | 'timeoutMs' | 'signal'> {}
+export interface BufferOptions extends BufferSizes, Pick<IntranodeBufferOptions, 'device' | 'timeoutMs' | 'signal'> {
+  readonly lowLatency?: LowLatencyBufferSizes & Pick<LowLatencyBufferOptions, 'numSms'>
+}
 
 /**
  * One object for all communication of a MoE layer, in the manner of DeepEP's Buffer: it owns the symmetric memory of the dispatch
@@ -54,6 +57,10 @@ export class Buffer implements Disposable {
    */
   static async create(group: ProcessGroup, { lowLatency, ...options }: BufferOptions): Promise<Buffer> {
     const { device, timeoutMs, signal } = options
+    // What one rank can see by itself comes before anything that all do together.
+    Buffer.sizeHint({ ...options, ...(lowLatency && { lowLatency }) }, group.worldSize)
+    const families = [lowLatency === undefined ? 0 : 1]
+    await requireSameLayout(group, families, { timeoutMs: timeoutMs ?? group.timeoutMs, signal, label: 'buffer' })
     const intranode = await IntranodeBuffer.create(group, options)
     if (lowLatency === undefined) return new Buffer(intranode, undefined)
     try {

@@ -57,7 +57,7 @@ test('with sizes for low latency it has both families, with one device and one d
   await closeWorld(groups)
 })
 
-test('without, its calls are refused by name; and sizes that are wrong leave nothing behind', async () => {
+test('without, its calls are refused by name; so are sizes that are wrong, and ranks of which only some have them', async () => {
   const groups = await openWorld(1)
   const [group] = groups as [ProcessGroup]
   using buffer = await Buffer.create(group, { hidden: 8, maxTokensPerRank: 4 })
@@ -72,4 +72,12 @@ test('without, its calls are refused by name; and sizes that are wrong leave not
   const wrong = { hidden: 8, maxTokensPerRank: 4, lowLatency: { hidden: 7, maxTokensPerRank: 2 } }
   await expect(Buffer.create(group, wrong)).rejects.toMatchObject({ code: 'ERR_MOE_EP_ARGUMENT' })
   await closeWorld(groups)
+  const two = await openWorld(2)
+  const lowLatency = { hidden: 16, maxTokensPerRank: 2 }
+  const making = two.map((one) =>
+    Buffer.create(one, { hidden: 8, maxTokensPerRank: 4, ...(one.rank === 0 && { lowLatency }) }),
+  )
+  for (const { status, ...ended } of await Promise.allSettled(making))
+    expect([status, ended]).toMatchObject(['rejected', { reason: { code: 'ERR_MOE_EP_MISMATCH' } }])
+  await closeWorld(two)
 })

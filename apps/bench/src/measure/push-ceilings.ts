@@ -12,10 +12,16 @@ import type { Scope } from './scope.js'
 import { streamCase, type TimedCase } from './timed-case.js'
 
 const pieceBytesPerThread = 2 ** 20
-/** What plain calls take where the command line says nothing; grouped ones take more, but as many saturate the links. */
-const defaultSmsOf = ({ multiprocessors }: CudaDevice): number => Math.max(1, Math.floor(multiprocessors / 8))
 /** Small against a GPU's cache, and yet a copy that takes longer than it takes to start one. */
 const devicePieceBytes = 2 ** 22
+
+export interface PushedMatrix {
+  /** `[i][j]`: rows from rank i to rank j. */
+  readonly rows: readonly (readonly number[])[]
+  readonly rowBytes: number
+  /** Multiprocessors that the operation takes where the command line says nothing, in sixteenths of a GPU's. */
+  readonly sixteenths: number
+}
 
 /**
  * All ranks at once push the same byte matrix: `rows[i][j]` rows of `rowBytes` bytes from rank i to rank j, rows to oneself
@@ -26,11 +32,7 @@ const devicePieceBytes = 2 ** 22
  * On cuda puts to different peers run at the same time, and each way is a graph. One kernel pushes all of it, too: on as many
  * multiprocessors as the operation has, and on all.
  */
-export async function pushCeilings(
-  context: BenchContext,
-  scope: Scope,
-  matrix: { readonly rows: readonly (readonly number[])[]; readonly rowBytes: number },
-): Promise<TimedCase[]> {
+export async function pushCeilings(context: BenchContext, scope: Scope, matrix: PushedMatrix): Promise<TimedCase[]> {
   const { group, stopwatch, device, options } = context
   const { stream } = stopwatch
   const { pushes, sourceBytes, targetBytes } = pushesOf(matrix, group.rank)
@@ -67,7 +69,10 @@ export async function pushCeilings(
   const kernels =
     device instanceof CudaDevice
       ? [
-          await byKernel(pushOnSameSms, options.sms ?? defaultSmsOf(device)),
+          await byKernel(
+            pushOnSameSms,
+            options.sms ?? Math.max(1, Math.floor((device.multiprocessors * matrix.sixteenths) / 16)),
+          ),
           await byKernel('push, all SMs', device.multiprocessors),
         ]
       : []

@@ -35,7 +35,7 @@ export function combineGroupedOf({ staged }: { readonly staged: boolean }): Oper
     return {
       ...combineGroupedBytes(bench.sentGrouped, { tokens, rowBytes: hidden * 2, topk }),
       ...{ rule: rules.combineGrouped, block: slots },
-      ceilings: await pushCeilings(context, scope, { rows: homeward, rowBytes: hidden * 2 }),
+      ceilings: await pushCeilings(context, scope, { rows: homeward, rowBytes: hidden * 2, sixteenths: 3 }),
       subject: {
         ...streamCase({
           ...{ name: 'combine', stopwatch, sets: slots },

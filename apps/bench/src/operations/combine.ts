@@ -36,7 +36,7 @@ export function combineOf({ staged }: { readonly staged: boolean }): Operation {
     return {
       ...combineBytes(bench.sent, { tokens, rowBytes: hidden * 2 }),
       ...{ rule: rules.combine, block: slots },
-      ceilings: await pushCeilings(context, scope, { rows: homeward, rowBytes: hidden * 2 }),
+      ceilings: await pushCeilings(context, scope, { rows: homeward, rowBytes: hidden * 2, sixteenths: 2 }),
       subject: {
         ...streamCase({
           ...{ name: 'combine', stopwatch, sets: slots },

@@ -28,7 +28,7 @@ export function dispatchGroupedOf({ kind, cached }: GroupedDispatchVariant): Ope
     return {
       ...dispatchGroupedBytes(bench.sentGrouped, { payloadBytes, topk }),
       rule: rules.dispatchGrouped,
-      ceilings: await pushCeilings(context, scope, { rows: bench.crossingRows, rowBytes: pushedBytes }),
+      ceilings: await pushCeilings(context, scope, { rows: bench.crossingRows, rowBytes: pushedBytes, sixteenths: 3 }),
       subject: {
         ...{ name: 'dispatch', sets: bench.slots },
         async time(iteration) {

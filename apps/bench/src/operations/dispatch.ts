@@ -30,7 +30,7 @@ export function dispatchOf({ kind, mode }: DispatchVariant): Operation {
     return {
       ...dispatchBytes(bench.sent, row),
       rule: rules.dispatch,
-      ceilings: await pushCeilings(context, scope, { rows: routing.matrix, rowBytes }),
+      ceilings: await pushCeilings(context, scope, { rows: routing.matrix, rowBytes, sixteenths: 2 }),
       subject: {
         ...{ name: 'dispatch', sets: bench.slots },
         async time(iteration) {

@@ -29,7 +29,9 @@ function ceilingsOf(
   bytes: number,
   pushed: { readonly rows: readonly (readonly number[])[]; readonly rowBytes: number },
 ): Promise<TimedCase[]> {
-  return context.device.kind === 'cpu' ? copyCeilings(context, scope, bytes) : pushCeilings(context, scope, pushed)
+  return context.device.kind === 'cpu'
+    ? copyCeilings(context, scope, bytes)
+    : pushCeilings(context, scope, { ...pushed, sixteenths: 16 })
 }
 
 /** A dispatch, or a phase of it, with a combine behind it that is not timed. */

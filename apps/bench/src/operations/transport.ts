@@ -56,7 +56,7 @@ function putCeilings(context: BenchContext, scope: Scope): Promise<TimedCase[]> 
   if (device.kind === 'cpu') return copyCeilings(context, scope, 2 * tokens * hidden * 2)
   const ranks = Array.from({ length: group.worldSize }, (_, rank) => rank)
   const rows = ranks.map((i) => ranks.map((j) => ((i + 1) % ranks.length === j ? tokens : 0)))
-  return pushCeilings(context, scope, { rows, rowBytes: hidden * 2 })
+  return pushCeilings(context, scope, { rows, rowBytes: hidden * 2, sixteenths: 2 })
 }
 
 const tripsPerIteration = 64

@@ -74,7 +74,8 @@ __device__ inline void CheckHeads(const DispatchArguments& a, RankBits present, 
   } else if (is_out) {
     if (lane == 0) Fail(a.patience.failure, a.describe_masked_out, rank);
   } else if (unsettled != 0) {
-    if (is_first(unsettled))
+    const uint32_t others = unsettled & all_heard;
+    if (is_first(others != 0 ? others : unsettled))
       Fail(a.patience.failure, a.describe_mismatch, kMaskArgument, masked, mask, lane, rank);
   } else if (is_first(invalids)) {
     Fail(a.patience.failure, a.describe_invalid_id, lane, invalid_token, invalid_id,
