@@ -4,6 +4,8 @@ import type { TimedCase } from './timed-case.js'
 
 /** Rounds of steps that follow one another in a cuda stream: what it takes to start the first one is as much as a step itself. */
 const rounds = 8
+/** How long the stream stands still while they are enqueued: one host that is late once would be in the times of all ranks. */
+const gateUs = 8000
 
 /** What ranks do in steps, of which one is timed. */
 export interface StepWork {
@@ -53,7 +55,7 @@ export function stepCase({ device, stopwatch }: BenchContext, { name, sets, time
             if (index === timed) stream.record(end)
           }
         }
-      })
+      }, gateUs)
       const spans = edges.map(({ begin, end }) => end.completedAtUs - begin.completedAtUs)
       return spans.reduce((sum, span) => sum + span, 0) / rounds
     },
