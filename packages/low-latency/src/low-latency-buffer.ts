@@ -222,10 +222,15 @@ export class LowLatencyBuffer implements Disposable {
     requireInteger('timeoutMs', timeoutMs, 1)
     const lease = this.#slots.acquire(slot)
     const telling = this.#memory.failure === undefined ? streamToTell(stream, this.device) : undefined
-    if (telling === undefined) return lease.release()
-    if (lease.previous !== undefined) telling.follow(lease.previous)
-    native().refuseDispatch(telling.handle, this.#handle, lease.slot, MoeEpError.from(error).code, timeoutMs)
-    lease.release(telling.mark())
+    let told: Event | undefined
+    try {
+      if (telling === undefined) return
+      if (lease.previous !== undefined) telling.follow(lease.previous)
+      native().refuseDispatch(telling.handle, this.#handle, lease.slot, MoeEpError.from(error).code, timeoutMs)
+      told = telling.mark()
+    } finally {
+      lease.release(told)
+    }
   }
 
   /**
