@@ -8,7 +8,8 @@
 
 namespace moe_ep {
 
-// Values: field of SharedArguments, what rank 0 passed, what the other passed, the other.
+// Values: field of SharedArguments, what the first rank passed, what the other passed, the other,
+// the first.
 void DescribeMismatch(const int64_t* values, moe_ep_failure_text* text);
 // Of ranks that agree on a mask. Values: the rank that others have masked.
 void DescribeMaskedOut(const int64_t* values, moe_ep_failure_text* text);
