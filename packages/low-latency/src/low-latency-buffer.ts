@@ -7,11 +7,11 @@ import {
   MoeEpError,
   requireInteger,
   requireTensor,
+  type Stream,
   Tensor,
-  traceOperation,
 } from '@moe-ep/core'
 import { linearPlacement } from '@moe-ep/layout'
-import { type ProcessGroup, requireSameLayout, SlotRing, SymmetricMemory } from '@moe-ep/transport'
+import { type Lease, type ProcessGroup, requireSameLayout, SlotRing, SymmetricMemory } from '@moe-ep/transport'
 import { type BufferLayout, layoutBuffer, type LowLatencyBufferSizes } from './buffer-layout.js'
 import type { LowLatencyBufferOptions } from './buffer-options.js'
 import type {
@@ -26,12 +26,13 @@ import type {
   RefuseDispatchOptions,
 } from './call-types.js'
 import { type Call, callOf, checkCombine, checkDispatch } from './call-checks.js'
+import { enqueueCombine, enqueueDispatch } from './kernel-calls.js'
 import { type BufferHandle, native, phase, type Phases } from './native.js'
 import { packedRows, rowSources } from './packed-rows.js'
 import { once, type PendingDispatch, type ReceivedMessages, roomForMessages } from './pending-dispatch.js'
 import { streamToTell } from './refusals.js'
 import { rowFormatOf } from './row-format.js'
-import { isMaskMismatch, settleMasks } from './settle-masks.js'
+import { settleMasks } from './settle-masks.js'
 
 /**
  * Low-latency dispatch and combine of decode-size batches between ranks that map each other's memory. Made, called and closed by all
@@ -160,11 +161,8 @@ export class LowLatencyBuffer implements Disposable {
       ...[topkWeights === undefined ? 0 : 1, rankMajor ? 1 : 0, agrees ? 1 : 0, 0, 0],
     ]
     const weighted = topkWeights !== undefined
-    const { srcInfo, layoutRange, recvTopkIdx, recvTopkWeights } = rowSources(
-      { numGroups: groups, rows, numRanks, rankMajor, topk, weighted },
-      out,
-      this.device,
-    )
+    const sources = rowSources({ numGroups: groups, rows, numRanks, rankMajor, topk, weighted }, out, this.device)
+    const { srcInfo, layoutRange, recvTopkIdx, recvTopkWeights } = sources
     const lease = this.#slots.acquire(slot)
     try {
       // What may fail comes first: once rows are sent, the other ranks count on this one.
@@ -175,28 +173,18 @@ export class LowLatencyBuffer implements Disposable {
       const { stream, timeoutMs, numSms } = enter(call)
       if (lease.previous !== undefined) stream.follow(lease.previous)
       const received = this.#received[lease.slot]!
-      const enqueue = (name: string, phases: Phases, bytes?: number): Event => {
-        traceOperation(name, stream, bytes, () =>
-          native().dispatch(
-            ...([stream.handle, this.#handle, lease.slot, phases, shared, timeoutMs, numSms] as const),
-            ...([x.handle, topkIdx.handle, topkWeights?.handle, xGlobalScale?.handle] as const),
-            ...([packed.packedRecvX.handle, packed.packedRecvXScales?.handle] as const),
-            ...([packed.packedRecvCount.handle, handle.srcInfo.handle] as const),
-            ...([handle.layoutRange?.handle, received.rows.handle, received.messages.handle] as const),
-            ...([received.first.handle, recvTopkIdx?.handle, recvTopkWeights?.handle] as const),
-            ...([recvStats?.handle, waitStats?.handle] as const),
-          ),
-        )
-        return stream.mark()
-      }
+      const kernel = { ...{ buffer: this.#handle, slot: lease.slot, stream, timeoutMs, numSms }, shared }
+      const sent = { x, topkIdx, topkWeights, xGlobalScale }
+      const enqueue = (phases: Phases): Event =>
+        enqueueDispatch(kernel, phases, { ...sent, ...packed, ...sources, received, recvStats, waitStats })
       const result = { ...packed, handle, recvTopkIdx, recvTopkWeights }
       if (!returnRecvHook) {
-        const event = enqueue('low-latency.dispatch', phase.both, x.byteLength)
+        const event = enqueue(phase.both)
         this.#dispatches.set(handle, { lease, receive: () => event, received: event })
         return { ...result, event, hook: undefined }
       }
-      const event = enqueue('low-latency.dispatchSend', phase.send, x.byteLength)
-      const receive = once(() => enqueue('low-latency.dispatchReceive', phase.receive), 'dispatch')
+      const event = enqueue(phase.send)
+      const receive = once(() => enqueue(phase.receive), 'dispatch')
       const dispatch: PendingDispatch = { lease, receive, received: undefined }
       this.#dispatches.set(handle, dispatch)
       return { ...result, event, hook: () => (dispatch.received = dispatch.receive()) }
@@ -221,16 +209,9 @@ export class LowLatencyBuffer implements Disposable {
     const { slot, stream, timeoutMs = this.timeoutMs } = options
     requireInteger('timeoutMs', timeoutMs, 1)
     const lease = this.#slots.acquire(slot)
-    const telling = this.#memory.failure === undefined ? streamToTell(stream, this.device) : undefined
-    let told: Event | undefined
-    try {
-      if (telling === undefined) return
-      if (lease.previous !== undefined) telling.follow(lease.previous)
-      native().refuseDispatch(telling.handle, this.#handle, lease.slot, MoeEpError.from(error).code, timeoutMs)
-      told = telling.mark()
-    } finally {
-      lease.release(told)
-    }
+    this.#refuse(lease, { wanted: stream, after: lease.previous }, (telling) =>
+      native().refuseDispatch(telling.handle, this.#handle, lease.slot, MoeEpError.from(error).code, timeoutMs),
+    )
   }
 
   /**
@@ -269,30 +250,23 @@ export class LowLatencyBuffer implements Disposable {
     checkCombine(this, { x, topkIdx, topkWeights, handle, weighted }, options)
     const call = callOf(this, options)
     const combinedX = options.out ?? Tensor.empty([numTokens, hidden], 'bf16', this.device)
-    const { rows, messages, first } = this.#received[lease.slot]!
+    const messages = this.#received[lease.slot]!
     const { stream, timeoutMs, numSms } = enter(call)
     stream.wait(received)
-    const enqueue = (name: string, phases: Phases): Event => {
-      traceOperation(name, stream, combinedX.byteLength, () =>
-        native().combine(
-          ...([stream.handle, this.#handle, lease.slot, phases, weighted, rankMajor, useLogfmt] as const),
-          ...([numExperts, timeoutMs, numSms, x.handle, rows.handle, messages.handle] as const),
-          ...([first.handle, topkIdx.handle, topkWeights?.handle, combinedX.handle] as const),
-          ...([options.waitRecvCostStats?.handle] as const),
-        ),
-      )
-      return stream.mark()
-    }
+    const kernel = { buffer: this.#handle, slot: lease.slot, stream, timeoutMs, numSms }
+    const how = { weighted, rankMajor, useLogfmt, numExperts, waitStats: options.waitRecvCostStats }
+    const enqueue = (phases: Phases): Event =>
+      enqueueCombine(kernel, phases, { ...{ x, topkIdx, topkWeights, combinedX, received: messages }, ...how })
     if (options.returnRecvHook !== true) {
-      const event = enqueue('low-latency.combine', phase.both)
+      const event = enqueue(phase.both)
       this.#dispatches.delete(handle)
       lease.release(event)
       return { combinedX, event, hook: undefined }
     }
-    const event = enqueue('low-latency.combineSend', phase.send)
+    const event = enqueue(phase.send)
     this.#dispatches.delete(handle)
     const hook = once(() => {
-      const received = enqueue('low-latency.combineReceive', phase.receive)
+      const received = enqueue(phase.receive)
       lease.release(received)
       return received
     }, 'combine')
@@ -316,13 +290,10 @@ export class LowLatencyBuffer implements Disposable {
     const received = (dispatch.received ??= dispatch.receive())
     this.#dispatches.delete(handle)
     const { lease } = dispatch
-    // Nobody waits any more where the memory has failed.
-    const telling = this.#memory.failure === undefined ? streamToTell(stream, this.device) : undefined
-    if (telling === undefined) return lease.release(received)
     // A dispatch that failed has told its own stream, and there is nothing to refuse.
-    telling.follow(received)
-    native().refuseCombine(telling.handle, this.#handle, lease.slot, MoeEpError.from(error).code)
-    lease.release(telling.mark())
+    this.#refuse(lease, { wanted: stream, after: received }, (telling) =>
+      native().refuseCombine(telling.handle, this.#handle, lease.slot, MoeEpError.from(error).code),
+    )
   }
 
   /**
@@ -414,20 +385,11 @@ export class LowLatencyBuffer implements Disposable {
     if (stream.capturing) throw new MoeEpError('ERR_MOE_EP_CAPTURE', 'agree: its stream captures')
     const { device } = this
     const { worldSize } = this.group
-    await stream.synchronize().catch((error: unknown) => {
-      // That ranks disagreed before is why they agree now.
-      if (isMaskMismatch(error)) return
-      try {
-        this.refuseDispatch(error, options)
-      } catch {
-        // Without a slot nobody can be told, and the first failure is what counts.
-      }
-      throw error
-    })
     const [x, topkIdx] = [Tensor.empty([0, 8], 'bf16', device), Tensor.empty([0, 1], 'i32', device)]
     const common = { numExperts: worldSize, format: 'bf16', topkWeights: Tensor.empty([0, 1], 'f32', device) } as const
     await settleMasks({
       stream,
+      refuse: (error) => this.refuseDispatch(error, options),
       dispatch: (slot = options.slot) =>
         this.#dispatch(x, topkIdx, { ...options, ...common, ...(slot !== undefined && { slot }) }, true).handle,
       release: (handle) => this.release(handle),
@@ -449,6 +411,25 @@ export class LowLatencyBuffer implements Disposable {
 
   [Symbol.dispose](): void {
     this.close()
+  }
+
+  /** Tells the other ranks, if anybody can be told, and gives the slot back behind that, else behind its last use. */
+  #refuse(
+    lease: Lease,
+    { wanted, after }: { readonly wanted: Stream | undefined; readonly after: Event | undefined },
+    tell: (stream: Stream) => void,
+  ): void {
+    let last = after
+    try {
+      // Nobody waits any more where the memory has failed.
+      const stream = this.#memory.failure === undefined ? streamToTell(wanted, this.device) : undefined
+      if (stream === undefined) return
+      if (after !== undefined) stream.follow(after)
+      tell(stream)
+      last = stream.mark()
+    } finally {
+      lease.release(last)
+    }
   }
 
   #dispatchOf(handle: LowLatencyHandle): PendingDispatch {

@@ -5,13 +5,28 @@ import { native } from './native.js'
 /** What the rounds of an agreement are made of. */
 export interface Rounds {
   readonly stream: Stream
+  /** Takes part in the others' first round with an error. */
+  readonly refuse: (error: unknown) => void
   /** Enqueues a dispatch without rows that settles masks, in a slot if one is given. */
   readonly dispatch: (slot: number | undefined) => LowLatencyHandle
   readonly release: (handle: LowLatencyHandle) => void
 }
 
-/** Rounds until one has found the same mask in all heads. The first one finds out who is late, so there are two at least. */
-export async function settleMasks({ stream, dispatch, release }: Rounds): Promise<void> {
+/**
+ * Rounds until one has found the same mask in all heads. The first one finds out who is late, so there are two at least.
+ * @throws what the stream failed with before, which the others are told, and what a round fails with for another reason than masks.
+ */
+export async function settleMasks({ stream, refuse, dispatch, release }: Rounds): Promise<void> {
+  await stream.synchronize().catch((error: unknown) => {
+    // That ranks disagreed before is why they agree now.
+    if (isMaskMismatch(error)) return
+    try {
+      refuse(error)
+    } catch {
+      // Without a slot nobody can be told, and the first failure is what counts.
+    }
+    throw error
+  })
   let handle = dispatch(undefined)
   try {
     for (let round = 1; ; round++) {
@@ -34,7 +49,7 @@ export async function settleMasks({ stream, dispatch, release }: Rounds): Promis
 }
 
 /** Whether a dispatch failed because masks differ. */
-export function isMaskMismatch(error: unknown): boolean {
+function isMaskMismatch(error: unknown): boolean {
   const { code, message } = MoeEpError.from(error)
   return code === 'ERR_MOE_EP_MISMATCH' && message.includes(native().maskArgument)
 }
