@@ -12,7 +12,8 @@ export class Graph implements Disposable {
 
   /**
    * Records what `body` enqueues on `stream`, and on streams that join by waiting for its events, instead of running it.
-   * `body` is synchronous: nothing can be awaited inside. Tensors that are used stay alive as long as the graph.
+   * `body` is synchronous: nothing can be awaited inside. Tensors that are used stay alive as long as the graph. On a cuda device the
+   * end of a capture may wait for kernels that run.
    * @throws ERR_MOE_EP_CAPTURE when `body` returns a promise, or when `stream` does not wait, directly or through other streams, for
    * all work of the streams that joined.
    */

@@ -2,7 +2,16 @@ import { createHash } from 'node:crypto'
 import { type DType, Graph, type Stream, Tensor } from '@moe-ep/core'
 import { expect, test } from 'vitest'
 import { reference } from '../src/index.js'
-import { device, overwrite, type Rank, randomInputs, randomNumbers, toTensors, withWorld } from './world.js'
+import {
+  captureTogether,
+  device,
+  overwrite,
+  type Rank,
+  randomInputs,
+  randomNumbers,
+  toTensors,
+  withWorld,
+} from './world.js'
 
 test('combine is bit-identical over 100 runs, whatever threads and delays', async () => {
   const shape = { numTokens: [40, 1, 17, 40], hidden: 136, topk: 6, numExperts: 8, dtype: 'f32' as const, seed: 3 }
@@ -103,7 +112,8 @@ function outputsOf(numTokens: number) {
 }
 
 /** The hash of all that a rank got in so many replays, each with the inputs of the next turn. */
-async function hashOfReplays({ rank, buffer, stream }: Rank, turns: readonly Turn[], replays: number): Promise<string> {
+async function hashOfReplays(one: Rank, turns: readonly Turn[], replays: number): Promise<string> {
+  const { rank, buffer, stream } = one
   const sources = turns.map(({ shape, inputs, results }) => {
     const values = results[rank]!.flat()
     const padded = [...values, ...Array<number>(capacity * small.hidden - values.length).fill(0)]
@@ -113,7 +123,7 @@ async function hashOfReplays({ rank, buffer, stream }: Rank, turns: readonly Tur
   const read = sources[0]!.map(({ shape, dtype }) => Tensor.zeros(shape, dtype))
   const [x, topkIdx, topkWeights, y] = read as [Tensor, Tensor, Tensor, Tensor]
   const { bytes, ...outputs } = outputsOf(small.numTokens[rank]!)
-  const graph = Graph.capture(stream, () => {
+  const record = (): void => {
     const options = { topkIdx, topkWeights, numExperts: small.numExperts, stream }
     const got = buffer.dispatchWorstCase(x, options)
     overwrite(outputs.recvX, got.recvX, stream)
@@ -123,7 +133,8 @@ async function hashOfReplays({ rank, buffer, stream }: Rank, turns: readonly Tur
       ...{ stream, topkWeights: got.recvTopkWeights!, out: outputs.combinedX },
     })
     overwrite(outputs.combinedTopkWeights, combinedTopkWeights!, stream)
-  })
+  }
+  const graph = await captureTogether(one, () => Graph.capture(stream, record))
   const journal = Tensor.zeros([batch, bytes.numel], 'u8')
   const pages = Array.from({ length: batch }, (_, page) => journal.slice(page, page + 1))
   const hash = createHash('sha256')

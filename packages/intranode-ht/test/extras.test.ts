@@ -2,6 +2,7 @@ import { decode, encode, Graph, Tensor } from '@moe-ep/core'
 import { describe, expect, test } from 'vitest'
 import { reference } from '../src/index.js'
 import {
+  captureTogether,
   type InputShape,
   randomInputs,
   randomNumbers,
@@ -83,16 +84,18 @@ describe('dispatch', () => {
   test('at worst-case size can be captured, and replays with changed inputs', async () => {
     await withWorld(3, sizes, async (ranks) => {
       await Promise.all(
-        ranks.map(async ({ rank, buffer, stream }) => {
+        ranks.map(async (one) => {
+          const { rank, buffer, stream } = one
           const { x, topkIdx, topkWeights } = toTensors(inputs[rank]!, shape)
           let combinedX: Tensor | undefined
           let recvTopkIdx: Tensor | undefined
-          const graph = Graph.capture(stream, () => {
+          const record = (): void => {
             const got = buffer.dispatchWorstCase(x, { topkIdx, topkWeights, numExperts: shape.numExperts, stream })
             expect(got.recvX.shape).toEqual([24, 24])
             recvTopkIdx = got.recvTopkIdx
             combinedX = buffer.combine(got.recvX, got.handle, { stream }).combinedX
-          })
+          }
+          const graph = await captureTogether(one, () => Graph.capture(stream, record))
           for (let seed = 1; seed <= 20; seed++) {
             const next = randomInputs({ ...shape, seed })
             const { x: newX, topkIdx: newIdx, topkWeights: newWeights } = toTensors(next[rank]!, shape)

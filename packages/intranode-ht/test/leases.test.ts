@@ -3,6 +3,7 @@ import { describe, expect, test } from 'vitest'
 import { collectGarbage, countMappings, thrownBy } from '../../transport/test/symmetric/world.js'
 import { checkRows, finishTrip, planTrip, expectRoundTrip, startTrip } from './round-trip.js'
 import {
+  captureTogether,
   codesOf,
   createBuffer,
   device,
@@ -187,7 +188,9 @@ test('a recorded combine runs after every dispatch into its slot', async () => {
         const y = Tensor.from(trip.results[rank.rank]!.flat(), [trip.results[rank.rank]!.length, 32], 'bf16')
         const out = Tensor.zeros([shape.numTokens[rank.rank]!, 32], 'bf16')
         const first = await startTrip(rank, trip)
-        const graph = Graph.capture(stream, () => void buffer.combine(y, first.handle, { stream, out }))
+        const graph = await captureTogether(rank, () =>
+          Graph.capture(stream, () => void buffer.combine(y, first.handle, { stream, out })),
+        )
         graph.launch(stream)
         for (let replay = 0; replay < 10; replay++) {
           await stream.synchronize()

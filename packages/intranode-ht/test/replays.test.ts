@@ -1,6 +1,6 @@
 import { copyTensor, Graph, Tensor } from '@moe-ep/core'
 import { expect, test } from 'vitest'
-import { device, type Rank, randomNumbers, withWorld } from './world.js'
+import { captureTogether, device, type Rank, randomNumbers, withWorld } from './world.js'
 
 const tokens = 8
 const hidden = 64
@@ -79,7 +79,7 @@ test('one graph of an odd number of layers, alone: the sums of all 3,000 replays
         const inputs = Array.from({ length: 7 }, (_, turn) => inputOf(one.rank, turn, ranks.length))
         const expected = inputs.map((input) => expectedOf(input, 3))
         const { change, ...read } = changingTensors(one, inputs)
-        const { graph, out } = captureLayers(one, read, 3)
+        const { graph, out } = await captureTogether(one, () => captureLayers(one, read, 3))
         const wrong: number[] = []
         for (let replay = 0; replay < 3_000; replay++) {
           change(replay % 7)

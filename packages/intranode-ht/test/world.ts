@@ -2,11 +2,18 @@ import { copyTensor, type DType, decode, encode, type Stream, Tensor } from '@mo
 import type { ProcessGroup } from '@moe-ep/transport'
 import { expect } from 'vitest'
 import { numbersOf, randomNumbers } from '../../transport/test/symmetric/numbers.js'
-import { countMappings, device, eventually, withWorldOf, type WorldRank } from '../../transport/test/symmetric/world.js'
+import {
+  captureTogether,
+  countMappings,
+  device,
+  eventually,
+  withWorldOf,
+  type WorldRank,
+} from '../../transport/test/symmetric/world.js'
 import { IntranodeBuffer, type IntranodeBufferOptions, type reference } from '../src/index.js'
 
 export { codesOf, failureOf } from '../../transport/test/rendezvous/world.js'
-export { device, numbersOf, randomNumbers }
+export { captureTogether, device, numbersOf, randomNumbers }
 
 /** A buffer on that device. */
 export function createBuffer(group: ProcessGroup, options: IntranodeBufferOptions): Promise<IntranodeBuffer> {

@@ -3,6 +3,7 @@ import { expect, test } from 'vitest'
 import { LowLatencyBuffer, type LowLatencyHandle, reference } from '../src/index.js'
 import { bf16, expected, shape, sizes } from './few-tokens.js'
 import {
+  captureTogether,
   codeOf,
   device,
   failureOf,
@@ -175,7 +176,8 @@ test('graphs of 3 and of 2 layers are replayed in turn, with inputs that change'
   const rounds = [1, 2, 3, 4, 5, 6].map((seed) => randomInputs({ ...shape, seed }))
   await withWorld(3, sizes, async (ranks) => {
     await Promise.all(
-      ranks.map(async ({ rank, stream, buffer }) => {
+      ranks.map(async (one) => {
+        const { rank, stream, buffer } = one
         const { x, topkIdx, topkWeights } = toTensors(rounds[0]![rank]!, shape)
         const layers = (count: number): { readonly graph: Graph; readonly outs: Tensor[] } => {
           const outs: Tensor[] = []
@@ -187,7 +189,7 @@ test('graphs of 3 and of 2 layers are replayed in turn, with inputs that change'
           })
           return { graph, outs }
         }
-        const graphs = [layers(3), layers(2)]
+        const graphs = await captureTogether(one, () => [layers(3), layers(2)])
         for (const [round, inputs] of rounds.entries()) {
           const input = inputs[rank]!
           overwrite(x, input.x.flat(), stream)

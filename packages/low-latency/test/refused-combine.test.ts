@@ -2,7 +2,7 @@ import { errorCodes, type ErrorCode, Graph, MoeEpError, Tensor } from '@moe-ep/c
 import { setTimeout as sleep } from 'node:timers/promises'
 import { describe, expect, test } from 'vitest'
 import { callsOf, expectTrip, refusedBy as refusal, shape, sizes, type TripOptions, unsupported } from './trips.js'
-import { failureOf, numbersOf, type Rank, randomInputs, withWorld } from './world.js'
+import { captureTogether, failureOf, numbersOf, type Rank, randomInputs, withWorld } from './world.js'
 
 /** What ranks hear of a refused combine. */
 const refusedBy = (rank: number, code: ErrorCode): object => refusal(rank, code, 'combine')
@@ -243,9 +243,7 @@ test('a dispatch of a graph is refused after its launch', async () => {
         const { rank, stream, buffer } = one
         const { dispatch, combine } = callsOf(one, randomInputs({ ...shape, seed: 1 }))
         let dispatched!: ReturnType<typeof dispatch>
-        const graph = Graph.capture(stream, () => {
-          dispatched = dispatch()
-        })
+        const graph = await captureTogether(one, () => Graph.capture(stream, () => void (dispatched = dispatch())))
         graph.launch(stream)
         if (rank === 1) {
           buffer.refuseCombine(dispatched.handle, unsupported, one)

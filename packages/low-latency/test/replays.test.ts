@@ -2,7 +2,7 @@ import { copyTensor, decode, Graph, type Stream, Tensor } from '@moe-ep/core'
 import { defaultGroupSize, dequantizePerTokenGroup, reference as quant } from '@moe-ep/quant'
 import { expect, test } from 'vitest'
 import { type LowLatencyProtocol, type RecvLayout, reference } from '../src/index.js'
-import { device, type Input, type Rank, randomInputs, toTensors, withWorld } from './world.js'
+import { captureTogether, device, type Input, type Rank, randomInputs, toTensors, withWorld } from './world.js'
 
 const shape = { numTokens: [4, 0, 3], hidden: 32, topk: 3, numExperts: 5, seed: 0 }
 const sizes = { hidden: shape.hidden, maxTokensPerRank: 4, maxTopk: shape.topk }
@@ -107,7 +107,9 @@ async function expectReplays(layersOfGraphs: readonly number[], replays: number,
         const { stream } = rank
         const sources = inputs.map((ofTurn) => toTensors(ofTurn[rank.rank]!, shape))
         const current = toTensors(inputs[0]![rank.rank]!, shape)
-        const graphs = layersOfGraphs.map((layers) => captureLayers(rank, current, layers, kind))
+        const graphs = await captureTogether(rank, () =>
+          layersOfGraphs.map((layers) => captureLayers(rank, current, layers, kind)),
+        )
         const rows = shape.numTokens[rank.rank]!
         const results = Tensor.zeros([batch * rows, shape.hidden], 'bf16', device)
         const different: number[] = []

@@ -2,11 +2,11 @@ import { copyTensor, decode, encode, MoeEpError, type Stream, Tensor } from '@mo
 import { linearPlacement } from '@moe-ep/layout'
 import type { ProcessGroup } from '@moe-ep/transport'
 import { numbersOf, randomNumbers } from '../../transport/test/symmetric/numbers.js'
-import { device, withWorldOf, type WorldRank } from '../../transport/test/symmetric/world.js'
+import { captureTogether, device, withWorldOf, type WorldRank } from '../../transport/test/symmetric/world.js'
 import { LowLatencyBuffer, type LowLatencyBufferOptions, reference } from '../src/index.js'
 
 export { failureOf } from '../../transport/test/rendezvous/world.js'
-export { device, numbersOf, randomNumbers }
+export { captureTogether, device, numbersOf, randomNumbers }
 
 /** A rank with its buffer. */
 export interface Rank extends WorldRank {

@@ -69,6 +69,16 @@ export interface WorldOptions {
   readonly threads?: (rank: number) => number
 }
 
+/**
+ * What `capture` gives, once all ranks have captured. To make a graph the driver may wait for kernels that run, and these ranks
+ * share a GPU and a thread: a kernel that waits for a peer would wait for that peer's capture.
+ */
+export async function captureTogether<Captured>({ group }: WorldRank, capture: () => Captured): Promise<Captured> {
+  const captured = capture()
+  await group.barrier()
+  return captured
+}
+
 /** Runs `body` for all ranks of a world at the same time, each with what `open` gave it, then closes everything. */
 export async function withWorldOf<Opened extends { close(): void }>(
   numRanks: number,
