@@ -1,4 +1,4 @@
-import { requireByteLength, requireCuda } from './device-checks.js'
+import { requireByteLength, requireCpu, requireCuda } from './device-checks.js'
 import { type AllocateOptions, Device } from './device.js'
 import { argumentError } from './error.js'
 import { Memory } from './memory.js'
@@ -61,9 +61,11 @@ export class CudaDevice extends Device {
   /**
    * Zeroed memory of the host that the device reads and writes directly: a tensor in it is a cpu tensor, and copies to and from it
    * are the fastest.
-   * @throws ERR_MOE_EP_OUT_OF_MEMORY.
+   * @param host the cpu device.
+   * @throws ERR_MOE_EP_OUT_OF_MEMORY; ERR_MOE_EP_ARGUMENT for another device.
    */
   allocatePinned(host: Device, byteLength: number): Memory {
+    requireCpu(host)
     return new Memory(host, native().cudaAllocatePinned(this.ordinal, requireByteLength(byteLength)))
   }
 
@@ -143,6 +145,7 @@ export class CudaDevice extends Device {
  * @throws ERR_MOE_EP_ARGUMENT for other memory.
  */
 export function exportMemory(memory: Memory): number {
+  requireCuda(memory.device)
   return native().cudaExportMemory(memory.handle)
 }
 
@@ -151,5 +154,6 @@ export function exportMemory(memory: Memory): number {
  * @throws ERR_MOE_EP_ARGUMENT for other memory.
  */
 export function ipcHandle(memory: Memory): Uint8Array {
+  requireCuda(memory.device)
   return native().cudaIpcHandle(memory.handle)
 }

@@ -2,6 +2,7 @@ import { CudaDevice } from './cuda-device.js'
 import { CpuDevice, type Device } from './device.js'
 import { noDevice } from './device-checks.js'
 import { argumentError, MoeEpError } from './error.js'
+import { requireInteger } from './integer-checks.js'
 import { unsupportedPlatform } from './load-addon.js'
 import { native, type NativeCudaDevice } from './native.js'
 
@@ -50,6 +51,13 @@ function nativeFailure(): MoeEpError | undefined {
   }
 }
 
+/** @throws ERR_MOE_EP_NO_DEVICE, with the reason, or ERR_MOE_EP_DUPLICATE_CORE when there is no native code for the device. */
+function requireNative(name: string): void {
+  const failure = nativeFailure()
+  if (failure?.code === 'ERR_MOE_EP_DUPLICATE_CORE') throw failure
+  if (failure !== undefined) throw noDevice(name, failure.message, failure)
+}
+
 /**
  * The device of this name.
  * @throws ERR_MOE_EP_NO_DEVICE when it is not there, with the reason; ERR_MOE_EP_DUPLICATE_CORE; ERR_MOE_EP_ARGUMENT for a name that
@@ -62,9 +70,7 @@ export function getDevice(name: string): Device {
   const ordinal = /^cuda:(\d+)$/.exec(name)?.[1]
   if (name !== 'cpu' && ordinal === undefined) throw argumentError('name', '"cpu" or "cuda:<ordinal>"', name)
   if (name === 'cpu' && cpu !== undefined) return cpu
-  const failure = nativeFailure()
-  if (failure?.code === 'ERR_MOE_EP_DUPLICATE_CORE') throw failure
-  if (failure !== undefined) throw noDevice(name, failure.message, failure)
+  requireNative(name)
   return ordinal === undefined ? (cpu = new CpuDevice()) : cudaDevice(Number(ordinal))
 }
 
@@ -100,9 +106,13 @@ export interface LocalRank {
 
 /**
  * The GPU of one of the ranks that run on this machine: that of the same number.
- * @throws ERR_MOE_EP_NO_DEVICE when there are fewer GPUs than ranks, unless `shareGpus` allows that, or none at all.
+ * @throws ERR_MOE_EP_NO_DEVICE when there are fewer GPUs than ranks, unless `shareGpus` allows that, none at all, or one that this
+ * build cannot use; ERR_MOE_EP_ARGUMENT; ERR_MOE_EP_DUPLICATE_CORE.
  */
 export function getCudaDeviceOfRank({ localRank, localWorldSize, shareGpus = false }: LocalRank): CudaDevice {
+  requireInteger('localWorldSize', localWorldSize, 1)
+  requireInteger('localRank', localRank, 0, localWorldSize - 1)
+  requireNative('cuda')
   const { devices, reason } = native().cudaDevices()
   if (devices.length === 0) throw noDevice('cuda', reason)
   if (localWorldSize > devices.length && !shareGpus) {

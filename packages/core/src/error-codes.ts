@@ -8,7 +8,8 @@ export const errorCodes = {
   ERR_MOE_EP_NATIVE_LOAD: 'A native addon could not be loaded; the message says what was tried and what to do.',
   ERR_MOE_EP_DUPLICATE_CORE: 'Two copies of @moe-ep/core, or one of another major version, met in one process.',
   ERR_MOE_EP_NO_DEVICE: 'The named device is not there; the message says why.',
-  ERR_MOE_EP_OUT_OF_MEMORY: 'Memory could not be allocated; the message gives the bytes.',
+  ERR_MOE_EP_OUT_OF_MEMORY:
+    'Memory could not be allocated; the message gives the bytes, but not of room that an operation needs beside its results.',
   ERR_MOE_EP_RELEASED: 'A memory, tensor, stream, event, graph, lease or group was used after it was released.',
   ERR_MOE_EP_CAPTURE:
     'An operation that cannot be recorded was called during a graph capture, or a capture was misused.',

@@ -45,6 +45,7 @@ interface CoreNative {
   ): TensorHandle
   createStream(threads: number): StreamHandle
   streamCapturing(stream: StreamHandle): boolean
+  streamRecording(stream: StreamHandle): boolean
   streamSynchronize(stream: StreamHandle): Promise<void>
   streamClose(stream: StreamHandle, abort: boolean): void
   streamDelay(stream: StreamHandle, microseconds: number): void
@@ -68,7 +69,7 @@ interface CoreNative {
   planClose(plan: PlanHandle): void
   copy(stream: StreamHandle, from: TensorHandle, to: TensorHandle): void
   cudaDevices(): { readonly devices: readonly NativeCudaDevice[]; readonly reason: string }
-  // The rest is there in builds with CUDA only, and asked for only where cudaDevices() lists a device.
+  // The rest is there in builds with CUDA only, and asked for only of what a cuda device has made.
   cudaAllocate(ordinal: number, byteLength: number, stream: StreamHandle | undefined, zeroed: boolean): MemoryHandle
   cudaAllocatePinned(ordinal: number, byteLength: number): MemoryHandle
   cudaUpload(memory: MemoryHandle, byteOffset: number, bytes: ArrayBufferView): void

@@ -1,3 +1,4 @@
+import { requireCuda } from './device-checks.js'
 import type { Device } from './device.js'
 import type { ErrorCode } from './error-codes.js'
 import { argumentError, MoeEpError } from './error.js'
@@ -35,6 +36,7 @@ export class Stream implements AsyncDisposable {
    * @throws ERR_MOE_EP_ARGUMENT for a cpu stream.
    */
   get cudaHandle(): bigint {
+    requireCuda(this.device)
     return native().cudaStreamHandle(this.handle)
   }
 
@@ -45,6 +47,11 @@ export class Stream implements AsyncDisposable {
   /** Whether what is enqueued now is recorded into a graph, by {@link Graph.capture} of this stream or of one that it joined. */
   get capturing(): boolean {
     return native().streamCapturing(this.handle)
+  }
+
+  /** Whether what is enqueued now runs later and may run often: it is captured, or kept by {@link Plan.of}. */
+  get recording(): boolean {
+    return native().streamRecording(this.handle)
   }
 
   /**

@@ -68,16 +68,3 @@ function isTensor(value: unknown): value is Tensor {
     value instanceof Tensor || (typeof value === 'object' && value !== null && 'memory' in value && 'strides' in value)
   )
 }
-
-/** @throws ERR_MOE_EP_ARGUMENT unless `value` is an integer in [minimum, maximum]. */
-export function requireInteger(
-  argument: string,
-  value: unknown,
-  minimum: number,
-  maximum = Number.MAX_SAFE_INTEGER,
-): asserts value is number {
-  if (!Number.isSafeInteger(value) || (value as number) < minimum || (value as number) > maximum) {
-    const limit = maximum === Number.MAX_SAFE_INTEGER ? `${minimum} or more` : `${minimum} to ${maximum}`
-    throw argumentError(argument, `an integer, ${limit}`, value)
-  }
-}

@@ -20,7 +20,8 @@ export type TracedBytes = number | undefined | (() => number | undefined)
 const operations = channel('moe-ep:operation')
 
 /**
- * Enqueues an operation, and tells listeners of the channel `moe-ep:operation` about it. Free when nobody listens.
+ * Enqueues an operation, and tells listeners of the channel `moe-ep:operation` about it. Free when nobody listens. Not told is what a
+ * plan keeps: it has no events.
  * @internal
  */
 export function traceOperation<Result>(
@@ -29,7 +30,7 @@ export function traceOperation<Result>(
   bytes: TracedBytes,
   enqueue: () => Result,
 ): Result {
-  if (!operations.hasSubscribers) return enqueue()
+  if (!operations.hasSubscribers || (stream.recording && !stream.capturing)) return enqueue()
   const begin = stream.record()
   const result = enqueue()
   publish(name, stream, begin, bytes)

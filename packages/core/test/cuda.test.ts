@@ -20,6 +20,10 @@ const hasGpu = requires('cuda', () => {
   const gpu = listDevices().find(({ name, available }) => name === 'cuda:0' && available)
   return gpu !== undefined || (listDevices().at(-1)?.reason ?? 'no reason')
 })
+const hasTwoGpus = requires('two GPUs', () => {
+  const gpus = listDevices().filter(({ name, available }) => name.startsWith('cuda:') && available)
+  return gpus.length > 1 || `there are ${gpus.length}`
+})
 const device = hasGpu ? getDevice('cuda:0') : (undefined as unknown as CudaDevice)
 
 const numbers = (count: number): Tensor =>
@@ -86,6 +90,7 @@ describe.skipIf(!hasGpu)('a cuda device', () => {
   test('pinned memory is memory of the host that copies use directly', async () => {
     const pinned = new Tensor({ memory: device.allocatePinned(cpu, 4000), dtype: 'i32', shape: [1000] })
     expect(pinned.device).toBe(cpu)
+    expect(() => device.allocatePinned(device, 4000)).toThrow(refusal)
     copyTensor(numbers(1000), pinned)
     await device.defaultStream.synchronize()
     expect(isCounting(pinned.data as Int32Array)).toBe(true)
@@ -117,6 +122,7 @@ describe.skipIf(!hasGpu)('a cuda device', () => {
     exported.close()
     expect(isCounting(await view.read())).toBe(true)
     expect(() => exportMemory(device.allocate(8))).toThrow(refusal)
+    expect(() => exportMemory(cpu.allocate(8))).toThrow(refusal)
   })
 
   test('says what the driver has left, and names the GPU as the driver does', () => {
@@ -153,6 +159,20 @@ describe.skipIf(!hasGpu)('a cuda device', () => {
   test('peers are other cuda devices', () => {
     expect(() => device.canAccessPeer(cpu)).toThrow(refusal)
     expect(() => device.enablePeerAccess(cpu)).toThrow(refusal)
+  })
+
+  test.skipIf(!hasTwoGpus)('peers use memory of one another once they may, and to allow it again is fine', async () => {
+    const peer = getDevice('cuda:1')
+    expect([device.canAccessPeer(peer), peer.canAccessPeer(device)]).toEqual([true, true])
+    for (let i = 0; i < 2; i++) {
+      device.enablePeerAccess(peer)
+      peer.enablePeerAccess(device)
+    }
+    const there = Tensor.zeros([1000], 'i32', peer)
+    const back = Tensor.zeros([1000], 'i32', device)
+    copyTensor(numbers(1000), there, { stream: device.defaultStream })
+    copyTensor(there, back, { stream: device.defaultStream })
+    expect(isCounting(await back.read())).toBe(true)
   })
 
   test('work and failures are ordered between the cpu and the GPU, both ways', async () => {

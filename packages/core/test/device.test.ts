@@ -29,6 +29,12 @@ describe('devices', () => {
     expect(() => getCudaDeviceOfRank({ localRank: 0, localWorldSize: 99 })).toThrow(
       expect.objectContaining({ code: 'ERR_MOE_EP_NO_DEVICE' }),
     )
+    for (const place of [
+      { localRank: 2, localWorldSize: 2 },
+      { localRank: -1, localWorldSize: 2 },
+      { localRank: 0, localWorldSize: 0 },
+    ])
+      expect(() => getCudaDeviceOfRank(place)).toThrow(expect.objectContaining({ code: 'ERR_MOE_EP_ARGUMENT' }))
     for (const name of ['cuda', 'cuda:', 'cuda:-1', 'cuda:x', 'CPU', '', 'gpu']) {
       expect(() => getDevice(name)).toThrow(expect.objectContaining({ code: 'ERR_MOE_EP_ARGUMENT' }))
     }

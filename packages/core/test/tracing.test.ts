@@ -1,6 +1,6 @@
 import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import { afterAll, afterEach, describe, expect, test } from 'vitest'
-import { getDevice, type OperationTrace, traceHostWork, traceOperation } from '../src/index.js'
+import { getDevice, Graph, type OperationTrace, Plan, traceHostWork, traceOperation } from '../src/index.js'
 
 const stream = getDevice('cpu').createStream({ threads: 1 })
 afterAll(() => stream.close())
@@ -49,6 +49,30 @@ describe('tracing', () => {
     expect(traceOperation('test', untouched, 1, () => 3)).toBe(3)
     traceHostWork('test', untouched, undefined)()
     expect(traces).toEqual([])
+  })
+
+  test('what a plan keeps is not told, and what a graph records is told once', async () => {
+    subscribe('moe-ep:operation', listen)
+    const operate = (): void => traceOperation('test.delay', stream, undefined, () => stream.delay(1_000))
+    expect(stream.recording).toBe(false)
+    using plan = Plan.of(stream, () => {
+      expect([stream.recording, stream.capturing]).toEqual([true, false])
+      operate()
+    })
+    expect(plan.size).toBe(1)
+    plan.launch(stream)
+    expect(traces).toEqual([])
+    using graph = Graph.capture(stream, () => {
+      expect([stream.recording, stream.capturing]).toEqual([true, true])
+      operate()
+    })
+    for (let launch = 0; launch < 2; launch++) {
+      graph.launch(stream)
+      await stream.synchronize()
+      expect(traces.map(({ name, begin, end }) => [name, end.completedAtUs - begin.completedAtUs >= 1_000])).toEqual([
+        ['test.delay', true],
+      ])
+    }
   })
 
   test('an operation that is refused is no operation', () => {

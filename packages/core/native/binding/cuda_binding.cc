@@ -38,6 +38,20 @@ CudaStream& CudaStreamArgument(const Napi::Value& value) {
   return static_cast<CudaStream&>(stream);
 }
 
+// What `allocate` gives; where there is no memory, an error that says how much was asked for.
+template <typename Allocate>
+auto OrOutOfMemory(Napi::Env env, uint64_t bytes, const std::string& where,
+                   const Allocate& allocate) {
+  try {
+    return allocate();
+  } catch (const std::bad_alloc&) {
+    Throw(env, "ERR_MOE_EP_OUT_OF_MEMORY",
+          "cannot allocate " + std::to_string(bytes) + " bytes " + where);
+  }
+}
+
+std::string OnDevice(int ordinal) { return "on cuda:" + std::to_string(ordinal); }
+
 // cudaDevices() -> { devices, reason }
 Napi::Value CudaDevices(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
@@ -69,14 +83,9 @@ Napi::Value CudaAllocate(const Napi::CallbackInfo& info) {
   const bool zeroed = info[3].As<Napi::Boolean>().Value();
   Stream* const stream = info[2].IsUndefined() ? nullptr : &CudaStreamArgument(info[2]);
   const bool on_stream = zeroed && stream != nullptr && !stream->recording();
-  void* data = nullptr;
-  try {
-    data = zeroed && !on_stream ? device.AllocateZeroed(bytes) : device.Allocate(bytes);
-  } catch (const std::bad_alloc&) {
-    Throw(env, "ERR_MOE_EP_OUT_OF_MEMORY",
-          "cannot allocate " + std::to_string(bytes) +
-              " bytes on cuda:" + std::to_string(device.ordinal()));
-  }
+  void* data = OrOutOfMemory(env, bytes, OnDevice(device.ordinal()), [&] {
+    return zeroed && !on_stream ? device.AllocateZeroed(bytes) : device.Allocate(bytes);
+  });
   struct Part {
     Device& device;
     void* data;
@@ -112,13 +121,8 @@ Napi::Value CudaAllocatePinned(const Napi::CallbackInfo& info) {
     Device& device;
     void* data;
   };
-  void* data = nullptr;
-  try {
-    data = device.AllocatePinned(bytes);
-  } catch (const std::bad_alloc&) {
-    Throw(env, "ERR_MOE_EP_OUT_OF_MEMORY",
-          "cannot allocate " + std::to_string(bytes) + " bytes of pinned memory");
-  }
+  void* data =
+      OrOutOfMemory(env, bytes, "of pinned memory", [&] { return device.AllocatePinned(bytes); });
   std::memset(data, 0, bytes);
   auto* memory = new moe_ep_memory(
       data, bytes,
@@ -208,8 +212,10 @@ Napi::Value CudaCanExport(const Napi::CallbackInfo& info) {
 
 // cudaAllocateExportable(ordinal, byteLength)
 Napi::Value CudaAllocateExportable(const Napi::CallbackInfo& info) {
+  const int ordinal = OrdinalArgument(info[0]);
   const uint64_t bytes = ByteCount(info[1]);
-  auto* memory = cuda::AllocateExportable(OrdinalArgument(info[0]), bytes);
+  auto* memory = OrOutOfMemory(info.Env(), bytes, OnDevice(ordinal),
+                               [&] { return cuda::AllocateExportable(ordinal, bytes); });
   return WrapMemory(info.Env(), {memory, nullptr, static_cast<int64_t>(bytes)});
 }
 
@@ -234,10 +240,12 @@ cuda::MappingCount CountArgument(const Napi::Value& memory, const Napi::Value& o
 
 // cudaAllocateIpc(ordinal, byteLength, countMemory, countOffset)
 Napi::Value CudaAllocateIpc(const Napi::CallbackInfo& info) {
+  const int ordinal = OrdinalArgument(info[0]);
   const uint64_t bytes = ByteCount(info[1]);
   try {
-    auto* memory =
-        cuda::AllocateIpc(OrdinalArgument(info[0]), bytes, CountArgument(info[2], info[3]));
+    auto* memory = OrOutOfMemory(info.Env(), bytes, OnDevice(ordinal), [&] {
+      return cuda::AllocateIpc(ordinal, bytes, CountArgument(info[2], info[3]));
+    });
     return WrapMemory(info.Env(), {memory, nullptr, static_cast<int64_t>(bytes)});
   } catch (const std::invalid_argument& error) {
     Throw(info.Env(), "ERR_MOE_EP_ARGUMENT", error.what());
@@ -287,7 +295,9 @@ Napi::Value CudaEnablePeerAccess(const Napi::CallbackInfo& info) {
 Napi::Value CudaDevices(const Napi::CallbackInfo& info) {
   auto result = Napi::Object::New(info.Env());
   result.Set("devices", Napi::Array::New(info.Env()));
-  result.Set("reason", "@moe-ep/core was built without CUDA: there was no nvcc");
+  result.Set(
+      "reason",
+      "@moe-ep/core was built without CUDA: there was no nvcc, or MOE_EP_CUDA_BUILD was OFF");
   return result;
 }
 

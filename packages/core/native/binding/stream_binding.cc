@@ -37,6 +37,10 @@ Napi::Value StreamCapturing(const Napi::CallbackInfo& info) {
   return Napi::Boolean::New(info.Env(), StreamArgument(info[0]).capturing());
 }
 
+Napi::Value StreamRecording(const Napi::CallbackInfo& info) {
+  return Napi::Boolean::New(info.Env(), StreamArgument(info[0]).recording());
+}
+
 Napi::Value StreamSynchronize(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   Stream& stream = StreamArgument(info[0]);
@@ -119,6 +123,7 @@ Napi::Value EventTime(const Napi::CallbackInfo& info) {
 void RegisterStream(Napi::Env env, Napi::Object exports) {
   Export(env, exports, "createStream", CreateStream);
   Export(env, exports, "streamCapturing", StreamCapturing);
+  Export(env, exports, "streamRecording", StreamRecording);
   Export(env, exports, "streamSynchronize", StreamSynchronize);
   Export(env, exports, "streamClose", StreamClose);
   Export(env, exports, "streamDelay", StreamDelay);

@@ -57,12 +57,12 @@ Probe AskDriver() {
   }
 }
 
-// Whether one of the architectures this addon was built for ("90a-real;100a-real") runs on a
+// Whether one of the architectures this addon was built for ("90a-real,100a-real") runs on a
 // capability. The "a" targets run on their own capability only.
 bool BuiltFor(int capability) {
-  const std::string built = std::string(MOE_EP_CUDA_ARCHITECTURES) + ";";
+  const std::string built = std::string(MOE_EP_CUDA_ARCHITECTURES) + ",";
   const std::string wanted = std::to_string(capability);
-  for (size_t begin = 0, end; (end = built.find(';', begin)) != std::string::npos;
+  for (size_t begin = 0, end; (end = built.find(',', begin)) != std::string::npos;
        begin = end + 1) {
     const std::string architecture = built.substr(begin, end - begin);
     if (architecture.starts_with(wanted)) return true;
