@@ -53,9 +53,9 @@ export interface MoePermuted {
  * range. Nothing is written then.
  */
 export function moePermute(x: Tensor, options: MoePermuteOptions): MoePermuted {
-  requireRoutedRows(x, options)
+  const stream = requireRoutedRows(x, options)
   const { topkIdx, numLocalExperts, alignment = 1, fillInvalidExpert = -1, zeroPadding = false, out = {} } = options
-  const { scales, stream = x.device.defaultStream } = options
+  const { scales } = options
   const [numTokens, hidden] = x.shape as [number, number]
   requireInteger('alignment', alignment, 1, maxRows)
   requireInteger('fillInvalidExpert', fillInvalidExpert, -(2 ** 31), 2 ** 31 - 1)
@@ -67,7 +67,7 @@ export function moePermute(x: Tensor, options: MoePermuteOptions): MoePermuted {
   const i32 = { dtype: 'i32', device } as const
   const result: MoePermuted = {
     rows: outTensor('out.rows', out.rows, [numRows, hidden], x),
-    scales: scalesFor(options, numTokens, [numRows], out.scales, device),
+    scales: scalesFor(options, numTokens, [numRows], out.scales, stream),
     expertFirstTokenOffset: Tensor.empty([numLocalExperts + 1], 'i64', device),
     invPermutedIdx: outTensor('out.invPermutedIdx', out.invPermutedIdx, [numTokens * topk], i32),
     mIndices: outTensor('out.mIndices', out.mIndices, [numRows], i32),
@@ -90,8 +90,8 @@ export function moePermute(x: Tensor, options: MoePermuteOptions): MoePermuted {
       Tensor.empty([numLocalExperts], 'i32', device).handle,
       {
         ...{ alignment, rowsPerExpert: 0, foreignLast: true },
-        zeroRows: zeroPadding || mustZero(out.rows, device),
-        zeroScales: zeroPadding || mustZero(out.scales, device),
+        zeroRows: zeroPadding || mustZero(out.rows, stream),
+        zeroScales: zeroPadding || mustZero(out.scales, stream),
         ...{ idInside: undefined, idBehind: fillInvalidExpert },
       },
     ),

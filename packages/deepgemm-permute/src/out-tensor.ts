@@ -1,4 +1,4 @@
-import { type Device, type DType, requireTensor, Tensor } from '@moe-ep/core'
+import { type Device, type DType, requireTensor, type Stream, Tensor } from '@moe-ep/core'
 
 /**
  * The caller's tensor for a result, checked, or a new one for the operation to write.
@@ -16,9 +16,9 @@ export function outTensor(
 }
 
 /**
- * Whether an operation has to zero what it does not write otherwise, because the memory of a result is new: the cpu's is zero from
- * the start, a cuda device's is anything, and zeroing all of it first would take longer.
+ * Whether an operation has to zero what it does not write otherwise, for a result in new memory. The cpu's is zero from the start, until
+ * a graph or a plan has run once; a cuda device's is anything, and zeroing all of it first would take longer.
  */
-export function mustZero(out: Tensor | undefined, device: Device): boolean {
-  return out === undefined && device.kind === 'cuda'
+export function mustZero(out: Tensor | undefined, stream: Stream): boolean {
+  return out === undefined && (stream.device.kind === 'cuda' || stream.recording)
 }

@@ -47,15 +47,8 @@ export interface PermutedMasked {
  * written then.
  */
 export function permuteMasked(x: Tensor, options: PermuteMaskedOptions): PermutedMasked {
-  requireRoutedRows(x, options)
-  const {
-    topkIdx,
-    numLocalExperts,
-    maxTokens,
-    zeroPadding = false,
-    out = {},
-    stream = x.device.defaultStream,
-  } = options
+  const stream = requireRoutedRows(x, options)
+  const { topkIdx, numLocalExperts, maxTokens, zeroPadding = false, out = {} } = options
   requireInteger('maxTokens', maxTokens, 1, maxRows)
   if (numLocalExperts * maxTokens > maxRows) {
     throw argumentError('maxTokens', `up to ${maxRows} rows in the layout`, `${numLocalExperts * maxTokens} rows`)
@@ -65,7 +58,7 @@ export function permuteMasked(x: Tensor, options: PermuteMaskedOptions): Permute
   const lead = [numLocalExperts, maxTokens]
   const result: PermutedMasked = {
     rows: outTensor('out.rows', out.rows, [...lead, x.shape[1]!], x),
-    scales: scalesFor(options, x.shape[0]!, lead, out.scales, device),
+    scales: scalesFor(options, x.shape[0]!, lead, out.scales, stream),
     maskedM: outTensor('out.maskedM', out.maskedM, [numLocalExperts], i32),
     inversePermutation: outTensor('out.inversePermutation', out.inversePermutation, topkIdx.shape, i32),
   }
@@ -87,8 +80,8 @@ export function permuteMasked(x: Tensor, options: PermuteMaskedOptions): Permute
       result.maskedM.handle,
       {
         ...{ alignment: 1, rowsPerExpert: maxTokens, idInside: -1, idBehind: -1, foreignLast: false },
-        zeroRows: zeroPadding || mustZero(out.rows, device),
-        zeroScales: zeroPadding || mustZero(out.scales, device),
+        zeroRows: zeroPadding || mustZero(out.rows, stream),
+        zeroScales: zeroPadding || mustZero(out.scales, stream),
       },
     ),
   )

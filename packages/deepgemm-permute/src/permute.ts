@@ -77,9 +77,9 @@ const idsOfFill: Readonly<Record<string, Pick<PermuteSettings, 'idInside' | 'idB
  * host counts, else at the next await. Nothing is written then.
  */
 export function permute(x: Tensor, options: PermuteOptions): Permuted {
-  requireRoutedRows(x, options)
+  const stream = requireRoutedRows(x, options)
   const { topkIdx, numLocalExperts, alignment = defaultAlignment, fill = -1, zeroPadding = false, out = {} } = options
-  const { expertNumTokensHost: hostCounts, stream = x.device.defaultStream, scales } = options
+  const { expertNumTokensHost: hostCounts, scales } = options
   const [numTokens, hidden] = x.shape as [number, number]
   requireInteger('alignment', alignment, 1, maxRows)
   if (fill !== -1 && fill !== 'expert' && fill !== 'tile') throw argumentError('fill', "-1, 'expert' or 'tile'", fill)
@@ -101,7 +101,7 @@ export function permute(x: Tensor, options: PermuteOptions): Permuted {
   const expertStart = Tensor.empty([numLocalExperts + 1], 'i64', device)
   const result: Permuted = {
     rows: outTensor('out.rows', out.rows, [capacity, hidden], x),
-    scales: scalesFor(options, numTokens, [capacity], out.scales, device),
+    scales: scalesFor(options, numTokens, [capacity], out.scales, stream),
     expertIds: outTensor('out.expertIds', out.expertIds, [capacity], i32),
     inversePermutation: outTensor('out.inversePermutation', out.inversePermutation, [numTokens, topk], i32),
     expertStart: expertStart.slice(0, numLocalExperts),
@@ -129,9 +129,9 @@ export function permute(x: Tensor, options: PermuteOptions): Permuted {
       result.expertNumTokens.handle,
       {
         ...{ alignment, rowsPerExpert: 0, foreignLast: false },
-        ...idsOfFill[fill === 'tile' && mustZero(out.expertIds, device) ? 'expert' : fill]!,
-        zeroRows: zeroPadding || mustZero(out.rows, device),
-        zeroScales: zeroPadding || mustZero(out.scales, device),
+        ...idsOfFill[fill === 'tile' && mustZero(out.expertIds, stream) ? 'expert' : fill]!,
+        zeroRows: zeroPadding || mustZero(out.rows, stream),
+        zeroScales: zeroPadding || mustZero(out.scales, stream),
       },
     ),
   )

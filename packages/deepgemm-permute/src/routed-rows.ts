@@ -1,4 +1,4 @@
-import { argumentError, type DType, requireInteger, type Stream, type Tensor } from '@moe-ep/core'
+import { argumentError, type DType, requireInteger, requireStream, type Stream, type Tensor } from '@moe-ep/core'
 import { requireExpertMap, requireRows, requireTopkIdx } from './checks.js'
 import type { ScaleOptions } from './scales.js'
 
@@ -19,16 +19,19 @@ export interface RoutedRowsOptions extends ScaleOptions {
 const rowDtypes: readonly DType[] = ['bf16', 'f16', 'f32', 'fp8e4m3', 'fp8e5m2', 'u8']
 
 /**
- * Checks rows and where they go; the scales are checked with their output.
+ * Checks rows, where they go, and the stream, which it gives; the scales are checked with their output.
  * @throws ERR_MOE_EP_ARGUMENT.
  */
 export function requireRoutedRows(
   x: Tensor,
-  { topkIdx, numLocalExperts, expertMap, zeroPadding = false }: RoutedRowsOptions,
-): void {
+  { topkIdx, numLocalExperts, expertMap, zeroPadding = false, stream }: RoutedRowsOptions,
+): Stream {
   requireRows('x', x, rowDtypes)
   requireTopkIdx(topkIdx, x.shape[0]!, x.device)
   requireInteger('numLocalExperts', numLocalExperts, 1)
   requireExpertMap(expertMap, x.device)
   if (typeof zeroPadding !== 'boolean') throw argumentError('zeroPadding', 'a boolean', zeroPadding)
+  if (stream === undefined) return x.device.defaultStream
+  requireStream('stream', stream, x.device)
+  return stream
 }
