@@ -6,6 +6,7 @@ import { helpText } from './command/help.js'
 import { layerFlags, layerOptionsFrom } from './command/layer-options.js'
 import { makeWeightsCommand } from './command/make-weights-command.js'
 import { runLayer } from './command/run-layer.js'
+import { checkFailureOf } from './results/check-failure.js'
 import { terminalReport } from './results/terminal-table.js'
 
 async function main(args: string[]): Promise<number> {
@@ -23,14 +24,24 @@ async function main(args: string[]): Promise<number> {
       return 0
     }
     const result = await runLayer(layerOptionsFrom(values))
-    console.log(json ? JSON.stringify(result) : terminalReport(result))
-    return result.ok ? 0 : 1
+    const failure = checkFailureOf(result)
+    if (json) console.log(JSON.stringify({ ...result, ...(failure && { error: inJson(failure) }) }))
+    else console.log(terminalReport(result))
+    return failure === undefined ? 0 : failed(failure)
   } catch (error) {
-    const { code, message } = asConfigError(error)
-    if (json) console.log(JSON.stringify({ ok: false, error: { code, message } }))
-    console.error(`moe-layer: ${code}: ${message}`)
-    return 1
+    const failure = asConfigError(error)
+    if (json) console.log(JSON.stringify({ ok: false, error: inJson(failure) }))
+    return failed(failure)
   }
+}
+
+function inJson({ code, message }: MoeEpError): Pick<MoeEpError, 'code' | 'message'> {
+  return { code, message }
+}
+
+function failed({ code, message }: MoeEpError): number {
+  console.error(`moe-layer: ${code}: ${message}`)
+  return 1
 }
 
 /** parseArgs has codes of its own; to the user a bad flag is a bad configuration. */

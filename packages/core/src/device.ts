@@ -1,6 +1,6 @@
 import { availableParallelism } from 'node:os'
 import { requireByteLength } from './device-checks.js'
-import { argumentError } from './error.js'
+import { argumentError, MoeEpError } from './error.js'
 import { Memory } from './memory.js'
 import { native } from './native.js'
 import { Stream, type StreamOptions } from './stream.js'
@@ -61,12 +61,20 @@ export class CpuDevice extends Device {
 }
 
 /**
- * Threads of a stream when none are asked for: MOE_EP_CPU_THREADS, else the machine's cores divided by the ranks that a
- * launcher started on it (LOCAL_WORLD_SIZE, else WORLD_SIZE).
+ * Threads of a stream when none are asked for: MOE_EP_CPU_THREADS, of which a stream has 256 at most, else the machine's cores divided by
+ * the ranks that a launcher started on it (LOCAL_WORLD_SIZE, else WORLD_SIZE).
+ * @throws ERR_MOE_EP_CONFIG when MOE_EP_CPU_THREADS is no number of threads.
  */
 function defaultThreads(): number {
-  const chosen = Number(process.env['MOE_EP_CPU_THREADS'])
-  if (Number.isInteger(chosen) && chosen >= 1) return Math.min(chosen, 256)
+  const chosen = process.env['MOE_EP_CPU_THREADS']
+  if (chosen) {
+    if (/^[1-9]\d{0,8}$/.test(chosen)) return Math.min(Number(chosen), 256)
+    const received = JSON.stringify(chosen)
+    throw new MoeEpError(
+      'ERR_MOE_EP_CONFIG',
+      `MOE_EP_CPU_THREADS: expected an integer, 1 or more, received ${received}`,
+    )
+  }
   const ranks = Number(process.env['LOCAL_WORLD_SIZE'] ?? process.env['WORLD_SIZE'] ?? 1)
   return Math.max(1, Math.floor(availableParallelism() / (ranks >= 1 ? ranks : 1)))
 }

@@ -18,6 +18,9 @@ export interface DeviceInfo {
   readonly memoryBytes?: number
 }
 
+const deviceNames = /^(?:cpu|cuda:(\d+))$/
+const deviceNamesText = '"cpu" or "cuda:<ordinal>"'
+
 let cpu: CpuDevice | undefined
 const cudaDevices = new Map<number, CudaDevice>()
 
@@ -67,11 +70,11 @@ export function getDevice(name: 'cpu'): CpuDevice
 export function getDevice(name: `cuda:${number}`): CudaDevice
 export function getDevice(name: string): Device
 export function getDevice(name: string): Device {
-  const ordinal = /^cuda:(\d+)$/.exec(name)?.[1]
-  if (name !== 'cpu' && ordinal === undefined) throw argumentError('name', '"cpu" or "cuda:<ordinal>"', name)
+  const match = deviceNames.exec(name)
+  if (match === null) throw argumentError('name', deviceNamesText, name)
   if (name === 'cpu' && cpu !== undefined) return cpu
   requireNative(name)
-  return ordinal === undefined ? (cpu = new CpuDevice()) : cudaDevice(Number(ordinal))
+  return name === 'cpu' ? (cpu = new CpuDevice()) : cudaDevice(Number(match[1]))
 }
 
 function cudaDevice(ordinal: number): CudaDevice {
@@ -90,10 +93,16 @@ function cudaDevice(ordinal: number): CudaDevice {
 
 /**
  * The device that tensors are made on when none is named: MOE_EP_DEVICE, else the cpu.
- * @throws as {@link getDevice}.
+ * @throws ERR_MOE_EP_CONFIG when MOE_EP_DEVICE is no name of a device; else as {@link getDevice}.
  */
 export function getDefaultDevice(): Device {
-  return getDevice(process.env['MOE_EP_DEVICE'] ?? 'cpu')
+  const name = process.env['MOE_EP_DEVICE'] || 'cpu'
+  if (!deviceNames.test(name))
+    throw new MoeEpError(
+      'ERR_MOE_EP_CONFIG',
+      `MOE_EP_DEVICE: expected ${deviceNamesText}, received ${JSON.stringify(name)}`,
+    )
+  return getDevice(name)
 }
 
 /** Which of the ranks of a machine asks. */

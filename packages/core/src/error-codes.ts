@@ -20,13 +20,13 @@ export const errorCodes = {
   ERR_MOE_EP_PROTOCOL: 'A peer sent something that the protocol does not allow, or ranks called different operations.',
   ERR_MOE_EP_CONNECT: 'A rendezvous could not be reached or set up.',
   ERR_MOE_EP_PEER_LOST: 'A peer process or its connection went away; the message names the rank.',
-  ERR_MOE_EP_POISONED: 'The group failed earlier and refuses further work; the cause is attached. Rebuild the group.',
   ERR_MOE_EP_MISMATCH: 'Ranks called a collective with different arguments.',
   ERR_MOE_EP_CAPACITY: 'More rows arrived than the buffer was built for; the message gives the true count.',
   ERR_MOE_EP_NO_FREE_SLOT: 'All leases are in flight; combine or release one first.',
   ERR_MOE_EP_CONFIG: 'A command line, environment variable or configuration value is not valid.',
   ERR_MOE_EP_FILE_FORMAT: 'A file is truncated, oversized or not what its header says.',
-  ERR_MOE_EP_CHECK_FAILED: 'A computed result is outside its tolerance.',
+  ERR_MOE_EP_CHECK_FAILED:
+    'A computed result is outside its tolerance, or differs between runs: what `moe-layer` says, and callers who refuse may.',
   ERR_MOE_EP_LAUNCH: 'A launched rank failed; the message names it and how it ended.',
 } as const
 

@@ -2,7 +2,7 @@ import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { afterEach, describe, expect, test, vi } from 'vitest'
-import { getCudaDeviceOfRank, getDevice, listDevices } from '../src/index.js'
+import { getCudaDeviceOfRank, getDefaultDevice, getDevice, listDevices } from '../src/index.js'
 import { runProgram, useCopies } from './support.js'
 
 const cpu = getDevice('cpu')
@@ -54,8 +54,7 @@ describe('devices', () => {
     [{}, availableParallelism()],
     [{ MOE_EP_CPU_THREADS: '3' }, 3],
     [{ MOE_EP_CPU_THREADS: '100000' }, 256],
-    [{ MOE_EP_CPU_THREADS: '0' }, availableParallelism()],
-    [{ MOE_EP_CPU_THREADS: 'many' }, availableParallelism()],
+    [{ MOE_EP_CPU_THREADS: '' }, availableParallelism()],
     [{ WORLD_SIZE: '100000' }, 1],
     [{ WORLD_SIZE: '100000', LOCAL_WORLD_SIZE: '1' }, availableParallelism()],
     [{ WORLD_SIZE: 'x' }, availableParallelism()],
@@ -65,6 +64,24 @@ describe('devices', () => {
     expect(stream.threads).toBe(Math.min(threads, 256))
     await using chosen = cpu.createStream({ threads: 2 })
     expect(chosen.threads).toBe(2)
+  })
+
+  test.each(['0', '-1', '1.5', '1e3', 'many', ' 2'])('MOE_EP_CPU_THREADS=%s is refused by name', (threads) => {
+    vi.stubEnv('MOE_EP_CPU_THREADS', threads)
+    expect(() => cpu.createStream()).toThrow(
+      expect.objectContaining({ code: 'ERR_MOE_EP_CONFIG', message: expect.stringMatching(/^MOE_EP_CPU_THREADS: /) }),
+    )
+  })
+
+  test('MOE_EP_DEVICE names the default device; what is no name is refused', () => {
+    vi.stubEnv('MOE_EP_DEVICE', '')
+    expect(getDefaultDevice()).toBe(cpu)
+    vi.stubEnv('MOE_EP_DEVICE', 'gpu')
+    expect(getDefaultDevice).toThrow(
+      expect.objectContaining({ code: 'ERR_MOE_EP_CONFIG', message: expect.stringMatching(/^MOE_EP_DEVICE: .*"gpu"/) }),
+    )
+    vi.stubEnv('MOE_EP_DEVICE', 'cuda:99')
+    expect(getDefaultDevice).toThrow(expect.objectContaining({ code: 'ERR_MOE_EP_NO_DEVICE' }))
   })
 })
 

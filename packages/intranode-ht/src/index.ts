@@ -1,5 +1,5 @@
 export { type IntranodeBufferSizes, maxGroupedRows } from './buffer-layout.js'
-export type { DispatchHandle, DispatchPlan, GroupedDispatchHandle } from './dispatch-handle.js'
+export type { DispatchHandle, DispatchPlan, GroupedDispatchHandle, HostCounts } from './dispatch-handle.js'
 export type {
   CallOptions,
   CombineInputOptions,

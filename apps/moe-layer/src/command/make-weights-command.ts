@@ -1,6 +1,7 @@
 import { parseArgs } from 'node:util'
 import { type WeightsDType, weightsDTypes } from '../presets/model-preset.js'
 import { makeWeights } from '../weights/make-weights.js'
+import { helpText } from './help.js'
 import { configError, integer, layerFrom, presetNamed, shapeFrom } from './layer-options.js'
 import { progressBar } from './progress-bar.js'
 
@@ -18,8 +19,10 @@ export async function makeWeightsCommand(args: string[]): Promise<void> {
       topk: { type: 'string' },
       dtype: { type: 'string' },
       seed: { type: 'string', default: '1' },
+      help: { type: 'boolean', short: 'h', default: false },
     },
   })
+  if (values.help) return console.log(helpText)
   const preset = presetNamed(values.preset)
   const { name: model, shape, sharedExperts, correctionBias, naming, firstMoeLayer, weightsDType } = preset
   const { out, dtype = weightsDType } = values

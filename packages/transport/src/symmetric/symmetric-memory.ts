@@ -289,6 +289,7 @@ export class SymmetricMemory implements Disposable {
   }
 
   #requireReachable(peer: number): void {
+    requireInteger('peer', peer, 0, this.group.worldSize - 1)
     if (this.routeTo(peer) === 'none') throw argumentError('peer', 'a rank of the same node', peer)
   }
 
