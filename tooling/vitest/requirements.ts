@@ -22,12 +22,12 @@ function isDemanded(name: string): boolean {
 }
 
 /**
- * Whether something that a suite needs is on this machine: `describe.skipIf(!requires('netns', probeNamespaces))`.
+ * Whether something that a suite needs is on this machine: `describe.skipIf(!requires('chromium', probeChromium))`.
  *
  * Call it while tests are collected, not inside of one. The first call for a name in a file runs the probe. What is
  * missing is listed with its reason at the end of the run, and fails the run when MOE_EP_REQUIRE names it.
  *
- * @param name Short name of what is needed: `netns`, `ucx`, `gpu`, `shm64`, ...
+ * @param name Short name of what is needed: `chromium`, `cuda`, `shm64`, ...
  * @param probe Looks for it, without leaving anything behind.
  */
 export function requires(name: string, probe: Probe): boolean {

@@ -16,7 +16,9 @@ async function main(args: string[]): Promise<number> {
     }
     const result = await runBench(benchOptionsFrom(values))
     console.log(json ? JSON.stringify(result) : terminalReport(result))
-    return result.ok ? 0 : 1
+    if (result.ok) return 0
+    console.error('bench: ERR_MOE_EP_CHECK_FAILED: operations failed or gave wrong results; the results say which')
+    return 1
   } catch (error) {
     // What parseArgs refuses has codes of its own; to the user it is a bad configuration.
     const fromParser = String((error as { code?: unknown }).code).startsWith('ERR_PARSE_ARGS')

@@ -54,7 +54,8 @@ export class CudaDevice extends Device {
   override allocate(byteLength: number, options: AllocateOptions = {}): Memory {
     const { zeroed = true, stream } = options
     requireByteLength(byteLength)
-    if (stream !== undefined && stream.device !== this) throw argumentError('stream', `a stream of ${this}`, stream)
+    if (stream !== undefined && stream.device.name !== this.name)
+      throw argumentError('stream', `a stream of ${this}`, stream)
     return new Memory(this, native().cudaAllocate(this.ordinal, byteLength, stream?.handle, zeroed))
   }
 

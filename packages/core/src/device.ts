@@ -61,8 +61,8 @@ export class CpuDevice extends Device {
 }
 
 /**
- * Threads of a stream when none are asked for: MOE_EP_CPU_THREADS, of which a stream has 256 at most, else the machine's cores divided by
- * the ranks that a launcher started on it (LOCAL_WORLD_SIZE, else WORLD_SIZE).
+ * Threads of a stream when none are asked for, 256 at most: MOE_EP_CPU_THREADS, else the machine's cores divided by the ranks that a
+ * launcher started on it (LOCAL_WORLD_SIZE, else WORLD_SIZE).
  * @throws ERR_MOE_EP_CONFIG when MOE_EP_CPU_THREADS is no number of threads.
  */
 function defaultThreads(): number {
@@ -76,5 +76,5 @@ function defaultThreads(): number {
     )
   }
   const ranks = Number(process.env['LOCAL_WORLD_SIZE'] ?? process.env['WORLD_SIZE'] ?? 1)
-  return Math.max(1, Math.floor(availableParallelism() / (ranks >= 1 ? ranks : 1)))
+  return Math.min(256, Math.max(1, Math.floor(availableParallelism() / (ranks >= 1 ? ranks : 1))))
 }

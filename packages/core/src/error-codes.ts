@@ -26,7 +26,7 @@ export const errorCodes = {
   ERR_MOE_EP_CONFIG: 'A command line, environment variable or configuration value is not valid.',
   ERR_MOE_EP_FILE_FORMAT: 'A file is truncated, oversized or not what its header says.',
   ERR_MOE_EP_CHECK_FAILED:
-    'A computed result is outside its tolerance, or differs between runs: what `moe-layer` says, and callers who refuse may.',
+    'A computed result is wrong: `moe-layer` and `bench` report it, and callers may pass it to `refuseDispatch` and `refuseCombine`.',
   ERR_MOE_EP_LAUNCH: 'A launched rank failed; the message names it and how it ended.',
 } as const
 

@@ -69,7 +69,7 @@ interface CoreNative {
   planClose(plan: PlanHandle): void
   copy(stream: StreamHandle, from: TensorHandle, to: TensorHandle): void
   cudaDevices(): { readonly devices: readonly NativeCudaDevice[]; readonly reason: string }
-  // The rest is there in builds with CUDA only, and asked for only of what a cuda device has made.
+  // The rest is there in builds with CUDA only, and called only for cuda devices and what they made.
   cudaAllocate(ordinal: number, byteLength: number, stream: StreamHandle | undefined, zeroed: boolean): MemoryHandle
   cudaAllocatePinned(ordinal: number, byteLength: number): MemoryHandle
   cudaUpload(memory: MemoryHandle, byteOffset: number, bytes: ArrayBufferView): void

@@ -49,7 +49,10 @@ export class Stream implements AsyncDisposable {
     return native().streamCapturing(this.handle)
   }
 
-  /** Whether what is enqueued now runs later and may run often: it is captured, or kept by {@link Plan.of}. */
+  /**
+   * Whether what is enqueued now runs later and may run often: it is captured, or kept by {@link Plan.of}. What the owner of a wrapped
+   * stream captures is not known here.
+   */
   get recording(): boolean {
     return native().streamRecording(this.handle)
   }

@@ -19,9 +19,13 @@ export type TracedBytes = number | undefined | (() => number | undefined)
 
 const operations = channel('moe-ep:operation')
 
+/** Whether what is enqueued now is told to somebody. What a plan keeps is not: it has no events. */
+function isTold(stream: Stream): boolean {
+  return operations.hasSubscribers && (stream.capturing || !stream.recording)
+}
+
 /**
- * Enqueues an operation, and tells listeners of the channel `moe-ep:operation` about it. Free when nobody listens. Not told is what a
- * plan keeps: it has no events.
+ * Enqueues an operation, and tells listeners of the channel `moe-ep:operation` about it. Free when nobody listens.
  * @internal
  */
 export function traceOperation<Result>(
@@ -30,7 +34,7 @@ export function traceOperation<Result>(
   bytes: TracedBytes,
   enqueue: () => Result,
 ): Result {
-  if (!operations.hasSubscribers || (stream.recording && !stream.capturing)) return enqueue()
+  if (!isTold(stream)) return enqueue()
   const begin = stream.record()
   const result = enqueue()
   publish(name, stream, begin, bytes)
@@ -43,7 +47,7 @@ export function traceOperation<Result>(
  * @internal
  */
 export function traceHostWork(name: string, stream: Stream, bytes: TracedBytes): () => void {
-  if (!operations.hasSubscribers) return () => {}
+  if (!isTold(stream)) return () => {}
   const begin = stream.record()
   return () => publish(name, stream, begin, bytes)
 }

@@ -18,10 +18,8 @@ const canBuild = requires('native build', () => {
   return true
 })
 const canBuildCuda = requires('nvcc', () => {
-  execFileSync(process.env.CUDACXX ?? 'nvcc', ['--version'], {
-    env: { ...process.env, PATH: `${process.env.PATH}:/usr/local/cuda/bin` },
-  })
-  return true
+  const architectures = execFileSync(process.env.CUDACXX ?? 'nvcc', ['--list-gpu-arch'], { encoding: 'utf8' })
+  return architectures.includes('compute_100') || 'it is too old for compute_100'
 })
 
 const folders: string[] = []
@@ -33,8 +31,7 @@ async function built(environment: Readonly<Record<string, string>>): Promise<str
   folders.push(folder)
   for (const part of ['dist', 'native', 'package.json'])
     await cp(join(packageFolder, part), join(folder, part), { recursive: true })
-  const env = { ...process.env, CXXFLAGS: '-O0', ...environment }
-  await run(process.execPath, [build], { cwd: folder, env, timeout: 170_000 })
+  await run(process.execPath, [build], { cwd: folder, env: { ...process.env, ...environment }, timeout: 170_000 })
   return folder
 }
 
@@ -94,7 +91,7 @@ test.skipIf(!canBuild || !canBuildCuda)(
     const prebuilds = join(folder, 'prebuilds')
     const [addon] = (await readdir(prebuilds, { recursive: true })).filter((name) => name.endsWith('.node'))
     const code = await readFile(join(prebuilds, addon!), 'latin1')
-    expect(code.match(/-arch sm_\w+/g)).toEqual(['-arch sm_90a', '-arch sm_100a'])
+    expect(new Set(code.match(/-arch sm_\w+/g))).toEqual(new Set(['-arch sm_90a', '-arch sm_100a']))
   },
   180_000,
 )

@@ -168,11 +168,12 @@ describe.skipIf(!hasGpu)('a cuda device', () => {
       device.enablePeerAccess(peer)
       peer.enablePeerAccess(device)
     }
-    const there = Tensor.zeros([1000], 'i32', peer)
-    const back = Tensor.zeros([1000], 'i32', device)
-    copyTensor(numbers(1000), there, { stream: device.defaultStream })
-    copyTensor(there, back, { stream: device.defaultStream })
-    expect(isCounting(await back.read())).toBe(true)
+    const owner = Tensor.zeros([1000], 'i32', peer)
+    const there = new Tensor({ memory: wrapPointer(device, owner.pointer, 4000), dtype: 'i32', shape: [1000] })
+    copyTensor(numbers(1000), there)
+    await device.defaultStream.synchronize()
+    expect(isCounting(await owner.read())).toBe(true)
+    expect(isCounting(await there.read())).toBe(true)
   })
 
   test('work and failures are ordered between the cpu and the GPU, both ways', async () => {

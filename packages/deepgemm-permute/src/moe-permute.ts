@@ -67,7 +67,7 @@ export function moePermute(x: Tensor, options: MoePermuteOptions): MoePermuted {
   const i32 = { dtype: 'i32', device } as const
   const result: MoePermuted = {
     rows: outTensor('out.rows', out.rows, [numRows, hidden], x),
-    scales: scalesFor(options, numTokens, [numRows], out.scales, stream),
+    scales: scalesFor(options, numTokens, [numRows], out.scales, { device, stream }),
     expertFirstTokenOffset: Tensor.empty([numLocalExperts + 1], 'i64', device),
     invPermutedIdx: outTensor('out.invPermutedIdx', out.invPermutedIdx, [numTokens * topk], i32),
     mIndices: outTensor('out.mIndices', out.mIndices, [numRows], i32),

@@ -58,7 +58,7 @@ export function permuteMasked(x: Tensor, options: PermuteMaskedOptions): Permute
   const lead = [numLocalExperts, maxTokens]
   const result: PermutedMasked = {
     rows: outTensor('out.rows', out.rows, [...lead, x.shape[1]!], x),
-    scales: scalesFor(options, x.shape[0]!, lead, out.scales, stream),
+    scales: scalesFor(options, x.shape[0]!, lead, out.scales, { device, stream }),
     maskedM: outTensor('out.maskedM', out.maskedM, [numLocalExperts], i32),
     inversePermutation: outTensor('out.inversePermutation', out.inversePermutation, topkIdx.shape, i32),
   }

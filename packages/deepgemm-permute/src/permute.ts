@@ -101,7 +101,7 @@ export function permute(x: Tensor, options: PermuteOptions): Permuted {
   const expertStart = Tensor.empty([numLocalExperts + 1], 'i64', device)
   const result: Permuted = {
     rows: outTensor('out.rows', out.rows, [capacity, hidden], x),
-    scales: scalesFor(options, numTokens, [capacity], out.scales, stream),
+    scales: scalesFor(options, numTokens, [capacity], out.scales, { device, stream }),
     expertIds: outTensor('out.expertIds', out.expertIds, [capacity], i32),
     inversePermutation: outTensor('out.inversePermutation', out.inversePermutation, [numTokens, topk], i32),
     expertStart: expertStart.slice(0, numLocalExperts),

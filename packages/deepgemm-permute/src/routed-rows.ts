@@ -10,7 +10,11 @@ export interface RoutedRowsOptions extends ScaleOptions {
   readonly numLocalExperts: number
   /** i32 [E]: global to local id, -1 for foreign experts. Without it the ids are local. */
   readonly expertMap?: Tensor
-  /** Whether padding rows and their scales are set to zero. Else they keep what was there; new memory is zero. @default false */
+  /**
+   * Whether padding rows and their scales are set to zero. Else they keep what was there; in new memory they are zero, in a graph or
+   * a plan with every launch.
+   * @default false
+   */
   readonly zeroPadding?: boolean
   /** @default the device's default stream */
   readonly stream?: Stream

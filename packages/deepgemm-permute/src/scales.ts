@@ -1,4 +1,4 @@
-import { argumentError, type DType, dtypes, requireTensor, type Stream, Tensor } from '@moe-ep/core'
+import { argumentError, type Device, type DType, dtypes, requireTensor, type Stream, Tensor } from '@moe-ep/core'
 import { roundUp } from './rounding.js'
 
 /** Scales that travel with rows. */
@@ -27,7 +27,7 @@ const byteDtypes: readonly DType[] = ['u8', 'e8m0']
 /**
  * The scales' output: `out` when given, else new memory; undefined without scales.
  * @param lead sizes before the columns: [rows], or [experts, rows].
- * @param stream that the operation is enqueued on; both must be on its device.
+ * @param place device that both must be on, and the stream that the operation is enqueued on.
  * @throws ERR_MOE_EP_ARGUMENT.
  */
 export function scalesFor(
@@ -35,10 +35,10 @@ export function scalesFor(
   numTokens: number,
   lead: readonly number[],
   out: Tensor | undefined,
-  stream: Stream,
+  place: { readonly device: Device; readonly stream: Stream },
 ): Tensor | undefined {
   const { scales, packScales = false, scaleLayout = 'row' } = options
-  const { device } = stream
+  const { device } = place
   if (typeof packScales !== 'boolean') throw argumentError('packScales', 'a boolean', packScales)
   if (scaleLayout !== 'row' && scaleLayout !== 'column')
     throw argumentError('scaleLayout', "'row' or 'column'", scaleLayout)
@@ -52,7 +52,7 @@ export function scalesFor(
   const shape = [...lead, columns]
   const outDtype = packScales ? 'i32' : scales.dtype
   if (out === undefined) {
-    return scaleLayout === 'row' ? Tensor.empty(shape, outDtype, device) : columnMajor(shape, outDtype, stream)
+    return scaleLayout === 'row' ? Tensor.empty(shape, outDtype, device) : columnMajor(shape, outDtype, place)
   }
   requireTensor('out.scales', out, { dtype: outDtype, shape, contiguous: false, device })
   requireApart('out.scales', out)
@@ -60,14 +60,18 @@ export function scalesFor(
 }
 
 /** A new tensor [..., rows, columns] whose last two dimensions lie column by column. */
-function columnMajor(shape: readonly number[], dtype: DType, stream: Stream): Tensor {
+function columnMajor(
+  shape: readonly number[],
+  dtype: DType,
+  { device, stream }: { readonly device: Device; readonly stream: Stream },
+): Tensor {
   const [rows, columns] = shape.slice(-2) as [number, number]
   const bytes = dtypes[dtype].bits / 8
   const columnStride = roundUp(rows, 16 / bytes)
   const matrix = columnStride * columns
   const batches = shape.length === 2 ? 1 : shape[0]!
   // Nobody writes the gaps between columns; whoever copies whole columns reads them.
-  const memory = stream.device.allocate(batches * matrix * bytes, { zeroed: columnStride !== rows, stream })
+  const memory = device.allocate(batches * matrix * bytes, { zeroed: columnStride !== rows, stream })
   const strides = [1, columnStride]
   return new Tensor({ memory, dtype, shape, strides: shape.length === 2 ? strides : [matrix, ...strides] })
 }

@@ -37,7 +37,7 @@ const operations: Record<string, (call: Call) => Tensors> = {
 }
 
 test.each(Object.keys(record).flatMap((kind) => Object.keys(operations).map((name) => [name, kind] as const)))(
-  '%s: every replay of %s gives what a fresh call gives, zeros where no slot is among it',
+  '%s: every replay of %s gives what a fresh call gives, with zeros where no slot went',
   async (name, kind) => {
     await using stream = device.createStream()
     const topkIdx = Tensor.zeros([3, 1], 'i32')

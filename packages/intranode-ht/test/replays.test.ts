@@ -50,7 +50,7 @@ test('two graphs of an odd and an even number of layers, in turn, 10,000 replays
       ranks.map(async (one) => {
         const inputs = Array.from({ length: turns }, (_, turn) => inputOf(one.rank, turn, ranks.length))
         const { change, ...read } = changingTensors(one, inputs)
-        const graphs = [3, 2].map((layers) => captureLayers(one, read, layers))
+        const graphs = await captureTogether(one, () => [3, 2].map((layers) => captureLayers(one, read, layers)))
         const expected = [3, 2].map((layers) => inputs.map((input) => expectedOf(input, layers)))
         const wrong: number[] = []
         for (let replay = 0; replay < replays; replay++) {

@@ -2,7 +2,7 @@ import { errorCodes, type ErrorCode, Graph, MoeEpError, Tensor } from '@moe-ep/c
 import { describe, expect, test } from 'vitest'
 import type { LowLatencyDispatchOptions } from '../src/index.js'
 import { callsOf, expectTrip, refusedBy as refusal, shape, sizes, type TripOptions, unsupported } from './trips.js'
-import { codeOf, failureOf, numbersOf, type Rank, randomInputs, withWorld } from './world.js'
+import { captureTogether, codeOf, failureOf, numbersOf, type Rank, randomInputs, withWorld } from './world.js'
 
 /** What ranks hear of a refused dispatch. */
 const refusedBy = (rank: number, code: ErrorCode): object => refusal(rank, code, 'dispatch')
@@ -166,7 +166,8 @@ test('wrong arguments are refused, and leave the slot free', async () => {
 test('what is captured is not refused, and a closed stream leaves it to the default stream', async () => {
   await inWorld(async (one) => {
     const { rank, stream, buffer } = one
-    const graph = Graph.capture(stream, () => buffer.refuseDispatch(unsupported, { stream, slot: 0 }))
+    const refuse = (): void => buffer.refuseDispatch(unsupported, { stream, slot: 0 })
+    const graph = await captureTogether(one, () => Graph.capture(stream, refuse))
     expect(buffer.freeSlots).toBe(2)
     graph.launch(stream)
     await expectTrip(one, 1)

@@ -1,4 +1,5 @@
 import { argumentError, decode, type DType, encode, requireTensor, type Stream, Tensor } from '@moe-ep/core'
+import { zeroInReplays } from './zero-in-replays.js'
 
 /** Options that every operation on gates and ups takes. */
 export interface GatedOptions {
@@ -44,5 +45,8 @@ export function requireGatedInput(x: Tensor, { clampLimit, counts }: GatedOption
 
 /** A new tensor for rows of results: zeroed where rows that are not in use stay as they are. */
 export function newRows(shape: readonly number[], x: Tensor, dtype: DType, masked: boolean, stream: Stream): Tensor {
-  return masked ? Tensor.zeros(shape, dtype, x.device, { stream }) : Tensor.empty(shape, dtype, x.device)
+  if (!masked) return Tensor.empty(shape, dtype, x.device)
+  const zeros = Tensor.zeros(shape, dtype, x.device, { stream })
+  zeroInReplays(zeros.memory, stream)
+  return zeros
 }

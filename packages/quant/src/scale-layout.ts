@@ -1,4 +1,5 @@
 import { argumentError, contiguousStrides, type Device, dtypes, requireTensor, type Stream, Tensor } from '@moe-ep/core'
+import { zeroInReplays } from './zero-in-replays.js'
 
 /**
  * What a scale tensor holds: `'f32'` any number; `'ue8m0'` f32 powers of two; `'ue8m0-packed'` the exponent bytes of such
@@ -59,6 +60,7 @@ export function allocateScales(scales: ScaleShape, stream: Stream, written: bool
   const { dtype, shape, strides, elements } = describe(scales)
   const zeroed = !written || elements !== shape.reduce((all, size) => all * size, 1)
   const memory = stream.device.allocate(elements * (dtypes[dtype].bits / 8), { zeroed, stream })
+  if (!written) zeroInReplays(memory, stream)
   return new Tensor({ memory, dtype, shape, strides })
 }
 

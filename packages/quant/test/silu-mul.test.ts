@@ -1,4 +1,4 @@
-import { Tensor } from '@moe-ep/core'
+import { copyTensor, getDefaultDevice, Graph, Plan, type Stream, Tensor } from '@moe-ep/core'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import {
@@ -278,6 +278,39 @@ describe('siluMulQuantize', () => {
         }
       }
     })
+  })
+
+  test.each<[string, (stream: Stream, body: () => void) => Graph | Plan]>([
+    ['a graph', (stream, body) => Graph.capture(stream, body)],
+    ['a plan', (stream, body) => Plan.of(stream, body)],
+  ])('rows that are in use no more are zero again in every replay of %s', async (_, record) => {
+    const device = getDefaultDevice()
+    await using stream = device.createStream()
+    const x = Tensor.from(Array(2 * 3 * 8).fill(1), [2, 3, 8], 'bf16')
+    const counts = Tensor.zeros([2], 'i32')
+    const layouts = ['row-major', 'column-major-tma'] as const
+    const call = () => ({
+      quantized: layouts.map((scaleLayout) => siluMulQuantize(x, { counts, stream, scaleLayout })),
+      product: siluMul(x, { counts, stream }),
+    })
+    const bytes = async ({ quantized, product }: ReturnType<typeof call>): Promise<number[][]> => {
+      await stream.synchronize()
+      const results = quantized.flatMap(({ values, scales }) => [memoryOf(values), memoryOf(scales)])
+      return (await Promise.all([...results, memoryOf(product)])).map((part) => [...part])
+    }
+    let results!: ReturnType<typeof call>
+    using recorded = record(stream, () => void (results = call()))
+    for (const used of [
+      [3, 1],
+      [1, 2],
+      [0, 0],
+    ]) {
+      copyTensor(Tensor.from(used, [2], 'i32'), counts, { stream })
+      recorded.launch(stream)
+      const replayed = await bytes(results)
+      expect(replayed).toEqual(await bytes(call()))
+      expect(replayed.some((part) => part.some((byte) => byte !== 0))).toBe(used.some((count) => count > 0))
+    }
   })
 
   test('leaves what `out` held in rows that are not in use', async () => {

@@ -20,11 +20,15 @@ interface Recorded {
  * those of the host cannot be recorded.
  */
 export function graphPass(parts: LayerPassParts, recorder: StageRecorder): LayerPass {
-  const { family, weights, stream } = parts
+  const { family, weights, stream, meet } = parts
   let recorded: Recorded | undefined
   return {
     async run(inputs) {
-      recorded ??= await record(parts, recorder, inputs)
+      if (recorded === undefined) {
+        recorded = await record(parts, recorder, inputs)
+        // To make a graph a GPU's driver may wait for kernels that run, and those of another rank that shares it would wait for this one.
+        await meet()
+      }
       const { dispatch, combine, prepared, expertOutput, workspaces, output } = recorded
       for (const name of ['hiddenStates', 'topkIdx', 'topkWeights'] as const) {
         const [from, to] = [inputs[name], recorded.inputs[name]]

@@ -27,6 +27,8 @@ export interface LayerPassParts {
   /** Experts of all ranks together. */
   readonly numExperts: number
   readonly stream: Stream
+  /** Resolves when all ranks have come to it. */
+  readonly meet: () => Promise<void>
 }
 
 /** The layer by ordinary calls. With `overlap` tokens are cut into so many micro-batches, of which one computes while others travel. */

@@ -55,7 +55,13 @@ export class LayerRun {
     this.stream = device.createStream()
     this.x = x
     this.#hiddenStates = Tensor.from(x, [spec.options.tokens[group.rank]!, spec.shape.hidden], 'bf16', device)
-    const parts = { family, weights: weights.experts, numExperts: spec.shape.experts, stream: this.stream }
+    const parts = {
+      family,
+      weights: weights.experts,
+      numExperts: spec.shape.experts,
+      stream: this.stream,
+      meet: () => group.barrier(),
+    }
     const { graph, overlap } = spec.options
     this.#layer = graph ? graphPass(parts, recorder) : kernelPass(parts, overlap)
   }

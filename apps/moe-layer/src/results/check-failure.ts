@@ -7,7 +7,9 @@ export function checkFailureOf({ ok, deterministic, maxRelError, tolerance }: La
   const reasons = [
     ...(maxRelError <= tolerance
       ? []
-      : [`the error against the dense computation is ${maxRelError}, at most ${tolerance} is allowed`]),
+      : [
+          `the error against the dense computation is ${maxRelError.toExponential(2)}, at most ${tolerance} is allowed`,
+        ]),
     ...(deterministic ? [] : ['passes of the same input gave different bits']),
   ]
   return new MoeEpError('ERR_MOE_EP_CHECK_FAILED', reasons.join('; '))

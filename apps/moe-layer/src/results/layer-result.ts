@@ -2,7 +2,7 @@ import type { RunSpec } from '../layer/run-spec.js'
 import { type StageSummary, summarizeStages } from './stage-summary.js'
 import type { RankResult } from './rank-result.js'
 
-/** The object that `--json` prints. */
+/** The object that `--json` prints, there with an `error` where it is not ok. */
 export interface LayerResult {
   readonly ok: boolean
   readonly device: string

@@ -187,7 +187,7 @@ export class SymmetricMemory implements Disposable {
     { peer, byteOffset, stream = this.device.defaultStream }: PeerTarget & { byteOffset: number },
   ): void {
     requireTensor('source', source)
-    this.#requireReachable(peer)
+    this.#requireReachable('peer', peer)
     requireInteger('byteOffset', byteOffset, 0, this.byteLength - source.byteLength)
     native().put(stream.handle, this.routes, peer, byteOffset, source.handle)
   }
@@ -200,7 +200,7 @@ export class SymmetricMemory implements Disposable {
     requireInteger('numSms', numSms, 0, 1024)
     for (const { source, peer, byteOffset } of puts) {
       requireTensor('source', source)
-      this.#requireReachable(peer)
+      this.#requireReachable('peer', peer)
       requireInteger('byteOffset', byteOffset, 0, this.byteLength - source.byteLength)
     }
     native().putAll(
@@ -221,7 +221,7 @@ export class SymmetricMemory implements Disposable {
     value,
     stream = this.device.defaultStream,
   }: PeerTarget & { index: number; value: number }): void {
-    this.#requireReachable(peer)
+    this.#requireReachable('peer', peer)
     this.#requireSignal(index)
     requireInteger('value', value, 0)
     native().signal(stream.handle, this.routes, peer, index, value)
@@ -234,7 +234,7 @@ export class SymmetricMemory implements Disposable {
     delta,
     stream = this.device.defaultStream,
   }: PeerTarget & { index: number; delta: number }): void {
-    this.#requireReachable(peer)
+    this.#requireReachable('peer', peer)
     this.#requireSignal(index)
     requireInteger('delta', delta, -Number.MAX_SAFE_INTEGER)
     native().atomicAdd(stream.handle, this.routes, peer, index, delta)
@@ -260,7 +260,7 @@ export class SymmetricMemory implements Disposable {
 
   /** The value that a signal of this rank (or of a rank of the same node) has now. */
   signalValue(index: number, rank = this.group.rank): bigint {
-    this.#requireReachable(rank)
+    this.#requireReachable('rank', rank)
     this.#requireSignal(index)
     return native().signalValue(this.routes, rank, index)
   }
@@ -288,9 +288,9 @@ export class SymmetricMemory implements Disposable {
     this.close()
   }
 
-  #requireReachable(peer: number): void {
-    requireInteger('peer', peer, 0, this.group.worldSize - 1)
-    if (this.routeTo(peer) === 'none') throw argumentError('peer', 'a rank of the same node', peer)
+  #requireReachable(argument: 'peer' | 'rank', rank: number): void {
+    requireInteger(argument, rank, 0, this.group.worldSize - 1)
+    if (this.routeTo(rank) === 'none') throw argumentError(argument, 'a rank of the same node', rank)
   }
 
   #requireSignal(index: number): void {
