@@ -7,7 +7,8 @@ const meetingSignal = 1
 
 /**
  * Times what is enqueued on a stream, apart from the time that enqueuing takes: the stream is held by a gate until everything is
- * in its queue. Behind the gate all ranks meet on their streams, so that no rank's lateness counts as another one's work.
+ * in its queue. Behind the gate all ranks meet on their streams, so that no rank's lateness counts as another one's work; from the first
+ * rank that leaves the meeting the time counts on all.
  */
 export class CpuStopwatch implements Stopwatch {
   readonly stream: Stream
@@ -54,13 +55,25 @@ export class CpuStopwatch implements Stopwatch {
     }
     await pending
     await stream.synchronize()
-    return { streamUs: this.#end.completedAtUs - this.#begin.completedAtUs, hostUs }
+    return { streamUs: this.#end.completedAtUs - (await this.#firstBegin()), hostUs }
   }
 
   async close(): Promise<void> {
     await this.stream.close()
     await this.#control.close()
     this.#memory.close()
+  }
+
+  /**
+   * When the first rank began. Where there are fewer cores than ranks some begin when others have ended: what each takes by itself would
+   * not say how long all of them take.
+   */
+  async #firstBegin(): Promise<number> {
+    const { group } = this.#memory
+    const begin = this.#begin.completedAtUs
+    if (group.worldSize === 1) return begin
+    const begins = await group.allGather(new Uint8Array(Float64Array.of(begin).buffer))
+    return Math.min(...begins.map((bytes) => new Float64Array(bytes.slice().buffer)[0]!))
   }
 
   #meet(): void {
