@@ -6,13 +6,15 @@ import { helpText } from './command/help.js'
 import { layerFlags, layerOptionsFrom } from './command/layer-options.js'
 import { makeWeightsCommand } from './command/make-weights-command.js'
 import { runLayer } from './command/run-layer.js'
-import { checkFailureOf } from './results/check-failure.js'
+import type { LayerResult } from './results/layer-result.js'
+import { requireRight } from './results/require-right.js'
 import { terminalReport } from './results/terminal-table.js'
 
 async function main(args: string[]): Promise<number> {
   // Here, where ranks inherit it: worker threads could not do it themselves.
   disableOnnxTelemetry()
   const json = args.includes('--json')
+  let result: LayerResult | undefined
   try {
     if (args[0] === 'make-weights') {
       await makeWeightsCommand(args.slice(1))
@@ -23,25 +25,17 @@ async function main(args: string[]): Promise<number> {
       console.log(helpText)
       return 0
     }
-    const result = await runLayer(layerOptionsFrom(values))
-    const failure = checkFailureOf(result)
-    if (json) console.log(JSON.stringify({ ...result, ...(failure && { error: inJson(failure) }) }))
-    else console.log(terminalReport(result))
-    return failure === undefined ? 0 : failed(failure)
+    result = await runLayer(layerOptionsFrom(values))
+    if (!json) console.log(terminalReport(result))
+    requireRight(result)
+    if (json) console.log(JSON.stringify(result))
+    return 0
   } catch (error) {
-    const failure = asConfigError(error)
-    if (json) console.log(JSON.stringify({ ok: false, error: inJson(failure) }))
-    return failed(failure)
+    const { code, message } = asConfigError(error)
+    if (json) console.log(JSON.stringify({ ok: false, ...result, error: { code, message } }))
+    console.error(`moe-layer: ${code}: ${message}`)
+    return 1
   }
-}
-
-function inJson({ code, message }: MoeEpError): Pick<MoeEpError, 'code' | 'message'> {
-  return { code, message }
-}
-
-function failed({ code, message }: MoeEpError): number {
-  console.error(`moe-layer: ${code}: ${message}`)
-  return 1
 }
 
 /** parseArgs has codes of its own; to the user a bad flag is a bad configuration. */

@@ -1,9 +1,9 @@
 import { MoeEpError } from '@moe-ep/core'
 import type { LayerResult } from './layer-result.js'
 
-/** Why a result that came to its end is not ok, as an error with the code ERR_MOE_EP_CHECK_FAILED; undefined when it is. */
-export function checkFailureOf({ ok, deterministic, maxRelError, tolerance }: LayerResult): MoeEpError | undefined {
-  if (ok) return undefined
+/** @throws ERR_MOE_EP_CHECK_FAILED, with the reasons, when a run came to its end and its result is not ok. */
+export function requireRight({ ok, deterministic, maxRelError, tolerance }: LayerResult): void {
+  if (ok) return
   const reasons = [
     ...(maxRelError <= tolerance
       ? []
@@ -12,5 +12,5 @@ export function checkFailureOf({ ok, deterministic, maxRelError, tolerance }: La
         ]),
     ...(deterministic ? [] : ['passes of the same input gave different bits']),
   ]
-  return new MoeEpError('ERR_MOE_EP_CHECK_FAILED', reasons.join('; '))
+  throw new MoeEpError('ERR_MOE_EP_CHECK_FAILED', reasons.join('; '))
 }
