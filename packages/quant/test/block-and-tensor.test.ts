@@ -81,6 +81,34 @@ describe('quantizeBlock and dequantizeBlock', () => {
     numbers.forEach((x, i) => expect(Math.abs(backNumbers[i]! - x)).toBeLessThanOrEqual(Math.abs(x) * 0.0701 + 0.002))
   })
 
+  // A GPU's block of 256 threads takes every 256th vector or element: rows of blocks are divisors of that, or not,
+  // or longer; the last blocks are cropped; some have more than threads hold at once.
+  const widths = [
+    [2400, [33, 2400]],
+    [2400, [37, 4096]],
+    [2400, [64, 1000]],
+    [2400, [10, 2056]],
+    [1032, [70, 24]],
+    [1032, [7, 512]],
+    [1034, [40, 1034]],
+    [1034, [40, 300]],
+    [259, [70, 257]],
+  ] as const
+  test.each(widths.flatMap((width) => floatDTypes.map((dtype) => [...width, dtype] as const)))(
+    'rows of %d in blocks of %j, %s',
+    async (columns, blockShape, dtype) => {
+      const rows = 71
+      const numbers = Array.from({ length: rows * columns }, (_, i) =>
+        i % 9973 === 0 ? NaN : Math.sin(i * 0.7) * (1 + (i % 613) + Math.floor(i / columns)),
+      )
+      const x = Tensor.from(numbers, [rows, columns], dtype)
+      const { values, scales } = quantizeBlock(x, { blockShape })
+      const expected = reference.quantizeBlock(await x.readNumbers(), { columns, blockShape })
+      expect(sameBytes(await values.read(), expected.values)).toBe(true)
+      expect(sameBytes(await scales.read(), expected.scales)).toBe(true)
+    },
+  )
+
   test('zeros, NaN and infinities', async () => {
     const { values, scales } = quantizeBlock(Tensor.from([0, -0, NaN, 448, Infinity, -1], [3, 2], 'bf16'), {
       blockShape: [1, 2],

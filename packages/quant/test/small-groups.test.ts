@@ -154,6 +154,27 @@ describe('NVFP4', () => {
     expect(await back.read()).toEqual(new Float32Array(16).fill(7.5 / globalScale[0]!))
   })
 
+  // A row for each scale code, in which each group has all sixteen codes.
+  test.each([
+    ['plain', [1, 27, 3.3333332538604736, 2 ** 89, 1.9999998807907104, 2 ** -89]],
+    ['too small or too large for one rounding', [2 ** -90, 2 ** -120, 1e-40, 2 ** 90, 3e38, Infinity]],
+    ['negative, zero and NaN', [-2.5, 0, -0, NaN]],
+  ])('gives back all codes of all scales, global scales that are %s', async (_, globalScales) => {
+    const hidden = 48
+    const codes = new Uint8Array((256 * hidden) / 2).map((__, i) => 0x10 + 0x22 * (i % 8))
+    const scaleCodes = new Uint8Array((256 * hidden) / 16).map((__, i) => Math.floor(i / 3))
+    const values = Tensor.copyOf(codes, [256, hidden], 'fp4e2m1')
+    const scales = Tensor.copyOf(scaleCodes, [256, 3], 'fp8e4m3')
+    for (const globalScale of globalScales) {
+      const globalTensor = Tensor.from([globalScale], [1], 'f32')
+      for (const dtype of ['bf16', 'f16', 'f32'] as const) {
+        const back = dequantizeNvfp4(values, scales, globalTensor, { dtype })
+        const options = { hidden, globalScale: Math.fround(globalScale), to: dtype }
+        expect(sameBytes(await back.read(), reference.dequantizeNvfp4(codes, scaleCodes, options))).toBe(true)
+      }
+    }
+  })
+
   test('swizzled scales of several tiles, in memory that held something else', async () => {
     const [rows, hidden] = [150, 16 * 6]
     const numbers = Array.from({ length: rows * hidden }, (_, i) => 1 + ((i * 31) % 97))

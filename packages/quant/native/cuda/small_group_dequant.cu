@@ -44,21 +44,94 @@ struct Nvfp4Format {
 // reciprocal, corrected once by what is left over. That is the division's result for all 13
 // significands of products and all 2^23 of divisors (tried for each pair), as long as nothing comes
 // near the ends of f32's range.
-struct Divisor {
+struct PlainDivisor {
   float divisor;
   float reciprocal;
-  bool plain;
 
-  static __device__ __forceinline__ Divisor Of(float divisor) {
-    return {divisor, 1.0f / divisor, divisor > 0x1p-90f && divisor < 0x1p90f};
+  static __device__ __forceinline__ bool Holds(float divisor) {
+    return divisor > 0x1p-90f && divisor < 0x1p90f;
   }
+  explicit __device__ __forceinline__ PlainDivisor(float divisor)
+      : divisor(divisor), reciprocal(1.0f / divisor) {}
+
   __device__ __forceinline__ float Divide(float product) const {
-    if (!plain) return product / divisor;
     float quotient = product * reciprocal;
     quotient = __fmaf_rn(__fmaf_rn(-quotient, divisor, product), reciprocal, quotient);
     return copysignf(quotient, product);  // the correction makes a positive zero of a negative one
   }
 };
+
+// What the e2m1 codes of one group stand for, as 16-bit elements: the eight magnitudes' bytes, for
+// a byte permutation looks up four at once, and what a code's sign does.
+template <typename Element>
+struct E2M1Elements {
+  uint32_t low[2];
+  uint32_t high[2];
+  uint32_t sign;
+
+  // Of the quotients of 1 and 3 times the scale: the other magnitudes are theirs times powers of
+  // two, which a plain divisor keeps exact.
+  __device__ __forceinline__ E2M1Elements(float one, float three) {
+    const uint32_t pairs[4] = {
+        PairOfFloats<Element>(0.0f * one, 0.5f * one),
+        PairOfFloats<Element>(one, 0.5f * three),
+        PairOfFloats<Element>(2.0f * one, three),
+        PairOfFloats<Element>(4.0f * one, 2.0f * three),
+    };
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      low[i] = __byte_perm(pairs[2 * i], pairs[2 * i + 1], 0x6420);
+      high[i] = __byte_perm(pairs[2 * i], pairs[2 * i + 1], 0x7531);
+    }
+    sign = isnan(one) ? 0u : 0x8000u;  // NaN stays canonical
+  }
+
+  __device__ __forceinline__ LaneVector<Element, 8> Of(uint32_t codes) const {
+    LaneVector<Element, 8> v;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t four = codes >> (16 * i);
+      const uint32_t magnitudes = four & 0x7777u;
+      const uint32_t signs = __byte_perm(sign, 0, four >> 3 & 0x1111u);
+      const uint32_t bottom = __byte_perm(low[0], low[1], magnitudes);
+      const uint32_t top = __byte_perm(high[0], high[1], magnitudes) ^ signs;
+      v.words[2 * i] = __byte_perm(bottom, top, 0x5140);
+      v.words[2 * i + 1] = __byte_perm(bottom, top, 0x7362);
+    }
+    return v;
+  }
+};
+
+template <typename Element, typename Format>
+__device__ __forceinline__ void DequantizeElement(const Small& m, int64_t row, int64_t column) {
+  using Codes = typename Format::Codes;
+  const int64_t at = row * m.hidden + column;
+  uint8_t code = m.values[at / Codes::kPerByte];
+  if constexpr (Codes::kPerByte == 2) code = (code >> (column % 2 * 4)) & 0xf;
+  float value = Codes::Decode(code) * Format::Scale(m.ScaleCode(row, column / Format::kGroup));
+  if constexpr (Format::kDivide) value = value / *m.global;
+  static_cast<typename Element::Storage*>(m.out)[at] = Element::LaneFromFloat(value);
+}
+
+// Elements of the codes of a vector, which one scale has.
+template <typename Element, typename Format, int kWords>
+__device__ __forceinline__ LaneVector<Element, kLoadElements<Element>> DequantizeVector(
+    const uint32_t (&codes)[kWords], float scale, const PlainDivisor& divisor) {
+  constexpr int kElements = kLoadElements<Element>;
+  if constexpr (Format::kDivide && kElements == 8) {
+    const E2M1Elements<Element> elements(divisor.Divide(scale), divisor.Divide(3.0f * scale));
+    return elements.Of(codes[0]);
+  } else {
+    float values[kElements];
+    DecodeSmall<typename Format::Codes>(codes, values);
+#pragma unroll
+    for (int i = 0; i < kElements; ++i) {
+      values[i] *= scale;
+      if constexpr (Format::kDivide) values[i] = divisor.Divide(values[i]);
+    }
+    return LaneVector<Element, kElements>::OfFloats(values);
+  }
+}
 
 constexpr int kThreads = 128;
 constexpr int kRows = 8;
@@ -93,22 +166,24 @@ __global__ void __launch_bounds__(kThreads)
   for (int r = 0; r < kRows; ++r) {
     scale[r] = first + r < m.rows ? m.ScaleCode(first + r, group) : uint8_t{0};
   }
-  Divisor divisor = {};
-  if constexpr (Format::kDivide) divisor = Divisor::Of(*m.global);
+  const float global = Format::kDivide ? *m.global : 1.0f;
   if (failed) return;
+  if (Format::kDivide && !PlainDivisor::Holds(global)) {
+    // Rare, and long where it is inlined for each element.
+#pragma unroll 1
+    for (int64_t row = first; row < min(first + kRows, m.rows); ++row) {
+#pragma unroll 1
+      for (int i = 0; i < kElements; ++i) DequantizeElement<Element, Format>(m, row, column + i);
+    }
+    return;
+  }
+  const PlainDivisor divisor(global);
   auto* out = static_cast<typename Element::Storage*>(m.out) + place;
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const float factor = Format::Scale(scale[r]);
-    float values[kElements];
-    DecodeSmall<Codes>(codes[r], values);
-#pragma unroll
-    for (int i = 0; i < kElements; ++i) {
-      values[i] *= factor;
-      if constexpr (Format::kDivide) values[i] = divisor.Divide(values[i]);
-    }
     if (first + r < m.rows) {
-      LaneVector<Element, kElements>::OfFloats(values).Store(out + r * m.hidden);
+      DequantizeVector<Element, Format>(codes[r], factor, divisor).Store(out + r * m.hidden);
     }
   }
 }
@@ -117,17 +192,10 @@ __global__ void __launch_bounds__(kThreads)
 template <typename Element, typename Format>
 __global__ void __launch_bounds__(kThreads)
     DequantizeSmallElements(const __grid_constant__ Small m, int64_t blocks_per_row) {
-  using Codes = typename Format::Codes;
   const int64_t row = blockIdx.x / blocks_per_row;
   const int64_t column = blockIdx.x % blocks_per_row * kThreads + threadIdx.x;
   if (column >= m.hidden || Failed(m.record)) return;
-  const int64_t at = row * m.hidden + column;
-  uint8_t code = m.values[at / Codes::kPerByte];
-  if constexpr (Codes::kPerByte == 2) code = (code >> (column % 2 * 4)) & 0xf;
-  const float scale = Format::Scale(m.ScaleCode(row, column / Format::kGroup));
-  float value = Codes::Decode(code) * scale;
-  if constexpr (Format::kDivide) value = value / *m.global;
-  static_cast<typename Element::Storage*>(m.out)[at] = Element::LaneFromFloat(value);
+  DequantizeElement<Element, Format>(m, row, column);
 }
 
 template <typename Format>
