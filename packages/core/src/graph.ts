@@ -42,6 +42,14 @@ export class Graph implements Disposable {
   }
 
   /**
+   * What one launch runs on the device: kernels, copies and fills of a GPU, commands of the cpu.
+   * @throws ERR_MOE_EP_RELEASED.
+   */
+  get operations(): number {
+    return native().graphOperations(this.#handle)
+  }
+
+  /**
    * Enqueues all recorded work on `stream`. Events that were recorded in the capture now stand for this launch.
    * @throws ERR_MOE_EP_RELEASED when the graph or the stream was closed; ERR_MOE_EP_CAPTURE when the stream is captured.
    */

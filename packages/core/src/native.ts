@@ -59,6 +59,7 @@ interface CoreNative {
   beginCapture(stream: StreamHandle): void
   endCapture(stream: StreamHandle): GraphHandle
   graphSize(graph: GraphHandle): number
+  graphOperations(graph: GraphHandle): number
   graphLaunch(graph: GraphHandle, stream: StreamHandle): void
   graphClose(graph: GraphHandle): void
   beginPlan(stream: StreamHandle): void

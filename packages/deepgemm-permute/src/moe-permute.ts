@@ -11,7 +11,7 @@ export interface MoePermuteOut {
   /** Dtype of x, [R, H]. */
   readonly rows?: Tensor
   /** [R, columns], dtype and columns as `scales` and `packScales` say. Any strides. */
-  readonly scales?: Tensor
+  readonly scales?: Tensor | undefined
   /** i32 [R]. */
   readonly mIndices?: Tensor
   /** i32 [M * K]. */

@@ -10,7 +10,7 @@ export interface PermuteMaskedOut {
   /** Dtype of x, [numLocalExperts, maxTokens, H]. */
   readonly rows?: Tensor
   /** [numLocalExperts, maxTokens, columns], dtype and columns as `scales` and `packScales` say. Any strides. */
-  readonly scales?: Tensor
+  readonly scales?: Tensor | undefined
   /** i32 [numLocalExperts]. */
   readonly maskedM?: Tensor
   /** i32 [M, K]. */

@@ -12,7 +12,7 @@ export interface PermuteOut {
   /** Dtype of x, [capacity, H]. */
   readonly rows?: Tensor
   /** [capacity, columns], dtype and columns as `scales` and `packScales` say. Any strides. */
-  readonly scales?: Tensor
+  readonly scales?: Tensor | undefined
   /** i32 [capacity]. */
   readonly expertIds?: Tensor
   /** i32 [M, K]. */

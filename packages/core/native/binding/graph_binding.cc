@@ -1,4 +1,5 @@
 // Graphs and plans: work that was recorded once.
+#include <algorithm>
 #include <chrono>
 
 #include "binding/handles.h"
@@ -26,6 +27,18 @@ Napi::Value EndCapture(const Napi::CallbackInfo& info) {
 
 Napi::Value GraphSize(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), static_cast<double>(GraphArgument(info[0])->steps.size()));
+}
+
+// What runs on the graph's device; on the cpu that is the recorded commands.
+Napi::Value GraphOperations(const Napi::CallbackInfo& info) {
+  const Graph& graph = *GraphArgument(info[0]);
+  const size_t operations =
+      graph.device_graph != nullptr
+          ? graph.device_graph->operations()
+          : static_cast<size_t>(
+                std::count_if(graph.steps.begin(), graph.steps.end(),
+                              [](const Graph::Step& step) { return step.command != nullptr; }));
+  return Napi::Number::New(info.Env(), static_cast<double>(operations));
 }
 
 // graphLaunch(graph, stream)
@@ -93,6 +106,7 @@ void RegisterGraph(Napi::Env env, Napi::Object exports) {
   Export(env, exports, "beginCapture", BeginCapture);
   Export(env, exports, "endCapture", EndCapture);
   Export(env, exports, "graphSize", GraphSize);
+  Export(env, exports, "graphOperations", GraphOperations);
   Export(env, exports, "graphLaunch", GraphLaunch);
   Export(env, exports, "graphClose", GraphClose);
   Export(env, exports, "beginPlan", BeginPlan);

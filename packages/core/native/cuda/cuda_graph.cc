@@ -39,6 +39,20 @@ CudaGraph::~CudaGraph() {
   });
 }
 
+cudaError_t CudaGraph::Instantiate(cudaGraph_t graph) {
+  size_t count = 0;
+  cudaError_t status = cudaGraphGetNodes(graph, nullptr, &count);
+  std::vector<cudaGraphNode_t> nodes(count);
+  if (status == cudaSuccess && count > 0) status = cudaGraphGetNodes(graph, nodes.data(), &count);
+  for (size_t i = 0; status == cudaSuccess && i < count; ++i) {
+    cudaGraphNodeType type = cudaGraphNodeTypeEmpty;
+    status = cudaGraphNodeGetType(nodes[i], &type);
+    operations_ += type == cudaGraphNodeTypeKernel || type == cudaGraphNodeTypeMemcpy ||
+                   type == cudaGraphNodeTypeMemset;
+  }
+  return status == cudaSuccess ? cudaGraphInstantiate(&executable, graph, 0) : status;
+}
+
 Scratch& CudaGraph::ScratchOf(const Stream* stream) {
   auto& scratch = scratch_[stream];
   if (scratch == nullptr) scratch = std::make_unique<Scratch>(device_);

@@ -39,6 +39,10 @@ class CudaGraph final : public DeviceGraph {
   explicit CudaGraph(Device& device);
   ~CudaGraph() override;  // what is launched still runs
 
+  size_t operations() const override { return operations_; }
+  // Makes the executable of a finished capture, and counts.
+  cudaError_t Instantiate(cudaGraph_t graph);
+
   Device& device() const { return device_; }
   moe_ep_failure_record* failure() const { return failure_; }
   Scratch& ScratchOf(const Stream* stream);
@@ -56,6 +60,7 @@ class CudaGraph final : public DeviceGraph {
 
  private:
   Device& device_;
+  size_t operations_ = 0;
   moe_ep_failure_record* failure_;
   std::map<const Stream*, std::unique_ptr<Scratch>> scratch_;
 };

@@ -73,7 +73,7 @@ MaybeFailure CudaStream::CaptureEnded(Capture& capture, bool valid) {
     static_cast<CudaStream&>(*joined).LeaveCapture();
   captured->joins.clear();
   if (status == cudaSuccess && valid) {
-    status = cudaGraphInstantiate(&captured->executable, graph, 0);
+    status = captured->Instantiate(graph);
     if (status == cudaSuccess) cudaGraphUpload(captured->executable, device_.auxiliary());
   }
   cudaGetLastError();

@@ -19,6 +19,8 @@ class Stream;
 class DeviceGraph {
  public:
   virtual ~DeviceGraph() = default;
+  // Kernels, copies and fills of a launch.
+  virtual size_t operations() const = 0;
 };
 
 struct Graph {
