@@ -42,7 +42,8 @@ export class Graph implements Disposable {
   }
 
   /**
-   * What one launch runs on the device: kernels, copies and fills of a GPU, commands of the cpu.
+   * Kernels, copies and fills that the recorded commands are on a GPU, or the commands of the cpu. What every launch of any graph adds,
+   * to tell of failures and events, is not counted.
    * @throws ERR_MOE_EP_RELEASED.
    */
   get operations(): number {

@@ -47,7 +47,12 @@ export function requireDisjoint(outputs: NamedTensors, inputs: NamedTensors): vo
   }
 }
 
-/** @throws ERR_MOE_EP_ARGUMENT when one of the tensors in `out` lies on one that is read. */
-export function requireOutDisjoint(out: NamedTensors, inputs: NamedTensors): void {
-  requireDisjoint(Object.fromEntries(Object.entries(out).map(([name, tensor]) => [`out.${name}`, tensor])), inputs)
+/**
+ * `out` may be the result of an earlier call, which has tensors that are never written again.
+ *
+ * @throws ERR_MOE_EP_ARGUMENT when one of the tensors in `out` that become part of `result` lies on one that is read.
+ */
+export function requireOutDisjoint(out: object, result: object, inputs: NamedTensors): void {
+  const written = Object.entries(result).filter(([name, tensor]) => out[name as keyof typeof out] === tensor)
+  requireDisjoint(Object.fromEntries(written.map(([name, tensor]) => [`out.${name}`, tensor])), inputs)
 }

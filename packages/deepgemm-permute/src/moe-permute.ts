@@ -72,7 +72,7 @@ export function moePermute(x: Tensor, options: MoePermuteOptions): MoePermuted {
     invPermutedIdx: outTensor('out.invPermutedIdx', out.invPermutedIdx, [numTokens * topk], i32),
     mIndices: outTensor('out.mIndices', out.mIndices, [numRows], i32),
   }
-  requireOutDisjoint({ ...out }, { x, topkIdx, scales: options.scales, expertMap: options.expertMap })
+  requireOutDisjoint(out, result, { x, topkIdx, scales: options.scales, expertMap: options.expertMap })
   traceOperation('deepgemm-permute.moePermute', stream, undefined, () =>
     native().permute(
       stream.handle,

@@ -62,7 +62,7 @@ export function permuteMasked(x: Tensor, options: PermuteMaskedOptions): Permute
     maskedM: outTensor('out.maskedM', out.maskedM, [numLocalExperts], i32),
     inversePermutation: outTensor('out.inversePermutation', out.inversePermutation, topkIdx.shape, i32),
   }
-  requireOutDisjoint({ ...out }, { x, topkIdx, scales: options.scales, expertMap: options.expertMap })
+  requireOutDisjoint(out, result, { x, topkIdx, scales: options.scales, expertMap: options.expertMap })
   traceOperation('deepgemm-permute.permuteMasked', stream, undefined, () =>
     native().permute(
       stream.handle,

@@ -7,7 +7,10 @@ import { requireHostCounts } from './rounding.js'
 import { requireRoutedRows, type RoutedRowsOptions } from './routed-rows.js'
 import { scalesFor } from './scales.js'
 
-/** Memory for results of `permute`. All that have rows of the layout must have equally many: that is the capacity. */
+/**
+ * Memory for results of `permute`. All that have rows of the layout must have equally many: that is the capacity. The result of
+ * an earlier call will do; what is not named here is new in every result.
+ */
 export interface PermuteOut {
   /** Dtype of x, [capacity, H]. */
   readonly rows?: Tensor
@@ -108,10 +111,8 @@ export function permute(x: Tensor, options: PermuteOptions): Permuted {
     expertEnd: outTensor('out.expertEnd', out.expertEnd, [numLocalExperts], i32),
     expertNumTokens: Tensor.empty([numLocalExperts], 'i32', device),
   }
-  requireOutDisjoint(
-    { ...out },
-    { x, topkIdx, scales: options.scales, expertMap: options.expertMap, expertNumTokens: options.expertNumTokens },
-  )
+  const { expertMap, expertNumTokens } = options
+  requireOutDisjoint(out, result, { x, topkIdx, scales: options.scales, expertMap, expertNumTokens })
   traceOperation('deepgemm-permute.permute', stream, movedBytes(x, result, hostCounts), () =>
     native().permute(
       stream.handle,

@@ -11,7 +11,13 @@ const sizes = [
   [2048 / topk, 1],
   [2048 / topk + 1, 2],
 ] as const
-const kinds = ['bf16', 'fp8 with scales', 'fp8 with scales column by column', 'fp8 with packed scales'] as const
+const kinds = [
+  'bf16',
+  'fp8 with scales of 16 bytes',
+  'fp8 with scales of 8 bytes',
+  'fp8 with scales column by column',
+  'fp8 with scales to be packed',
+] as const
 
 test.each(sizes.flatMap(([tokens, launches]) => kinds.map((kind) => [tokens, kind, launches] as const)))(
   '%d tokens of %s: %d launches of a GPU, with counts or without, there and back',
@@ -22,9 +28,14 @@ test.each(sizes.flatMap(([tokens, launches]) => kinds.map((kind) => [tokens, kin
     const x = randomBits([tokens, hidden], kind === 'bf16' ? 'bf16' : 'fp8e4m3')
     const scales = {
       bf16: {},
-      'fp8 with scales': { scales: randomBits([tokens, 2], 'f32') },
+      'fp8 with scales of 16 bytes': { scales: randomBits([tokens, 4], 'f32') },
+      'fp8 with scales of 8 bytes': { scales: randomBits([tokens, 2], 'f32') },
       'fp8 with scales column by column': { scales: randomBits([tokens, 2], 'f32'), scaleLayout: 'column' as const },
-      'fp8 with packed scales': { scales: randomBits([tokens, 1], 'i32'), scaleLayout: 'column' as const },
+      'fp8 with scales to be packed': {
+        scales: randomBits([tokens, 8], 'u8'),
+        packScales: true,
+        scaleLayout: 'column' as const,
+      },
     }[kind]
     const counts = Array.from({ length: numLocalExperts }, (_, expert) => ids.filter((id) => id === expert).length)
     const options = { topkIdx, numLocalExperts, ...scales, stream }
@@ -38,6 +49,8 @@ test.each(sizes.flatMap(([tokens, launches]) => kinds.map((kind) => [tokens, kin
     const recorded: Record<string, () => unknown> = {
       permute: () => permute(x, { ...options, out: permuted }),
       'permute with counts': () => permute(x, { ...counted, out: permuted }),
+      'permute into an earlier result': () =>
+        permute(x, { ...options, expertNumTokens: permuted.expertNumTokens, out: permuted }),
       permuteMasked: () => permuteMasked(x, { ...options, maxTokens: tokens, out: masked }),
       moePermute: () => moePermute(x, options),
       unpermuteAndReduce: () =>

@@ -89,6 +89,8 @@ describe('quantizeBlock and dequantizeBlock', () => {
     [2400, [64, 1000]],
     [2400, [10, 2056]],
     [1032, [70, 24]],
+    [1032, [300, 8]],
+    [1033, [290, 1]],
     [1032, [7, 512]],
     [1034, [40, 1034]],
     [1034, [40, 300]],
@@ -97,15 +99,19 @@ describe('quantizeBlock and dequantizeBlock', () => {
   test.each(widths.flatMap((width) => floatDTypes.map((dtype) => [...width, dtype] as const)))(
     'rows of %d in blocks of %j, %s',
     async (columns, blockShape, dtype) => {
-      const rows = 71
-      const numbers = Array.from({ length: rows * columns }, (_, i) =>
+      const rows = blockShape[0] + 1
+      const length = rows * columns
+      const numbers = Array.from({ length: 2 * length }, (_, i) =>
         i % 9973 === 0 ? NaN : Math.sin(i * 0.7) * (1 + (i % 613) + Math.floor(i / columns)),
       )
-      const x = Tensor.from(numbers, [rows, columns], dtype)
+      const x = Tensor.from(numbers, [2, rows, columns], dtype)
       const { values, scales } = quantizeBlock(x, { blockShape })
-      const expected = reference.quantizeBlock(await x.readNumbers(), { columns, blockShape })
-      expect(sameBytes(await values.read(), expected.values)).toBe(true)
-      expect(sameBytes(await scales.read(), expected.scales)).toBe(true)
+      const stored = await x.readNumbers()
+      const expected = [stored.slice(0, length), stored.slice(length)].map((matrix) =>
+        reference.quantizeBlock(matrix, { columns, blockShape }),
+      )
+      expect(sameBytes(await bytesOf(values), Buffer.concat(expected.map((matrix) => matrix.values)))).toBe(true)
+      expect([...(await scales.readNumbers())]).toEqual(expected.flatMap((matrix) => [...matrix.scales]))
     },
   )
 

@@ -29,7 +29,7 @@ Napi::Value GraphSize(const Napi::CallbackInfo& info) {
   return Napi::Number::New(info.Env(), static_cast<double>(GraphArgument(info[0])->steps.size()));
 }
 
-// What runs on the graph's device; on the cpu that is the recorded commands.
+// Of the device, or the recorded commands on the cpu.
 Napi::Value GraphOperations(const Napi::CallbackInfo& info) {
   const Graph& graph = *GraphArgument(info[0]);
   const size_t operations =

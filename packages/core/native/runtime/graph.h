@@ -19,7 +19,7 @@ class Stream;
 class DeviceGraph {
  public:
   virtual ~DeviceGraph() = default;
-  // Kernels, copies and fills of a launch.
+  // Kernels, copies and fills that were recorded.
   virtual size_t operations() const = 0;
 };
 

@@ -23,7 +23,7 @@ struct Blocks {
 };
 
 // The places of a thread in a block of `width` vectors or elements a row, of which it takes every
-// kThreads-th: one division, and then steps. Vectors of a row are counted in 32 bits: a fifth
+// kThreads-th: steps, without divisions. Vectors of a row are counted in 32 bits: a fifth
 // fewer instructions of the whole kernel.
 template <int kCount>
 class Walk {
@@ -87,10 +87,10 @@ __global__ void __launch_bounds__(kThreads) QuantizeBlocks(const __grid_constant
   if constexpr (kVectors) {
     constexpr int kHeld = 8;
     Vector held[kHeld];
-    Walk<kCount> walk = start;
+    Walk<kCount> ahead = start;
 #pragma unroll
-    for (int k = 0; k < kHeld; ++k, walk.Next()) {
-      held[k] = Vector::LoadIf(first + k * kThreads < count, x + walk.offset());
+    for (int k = 0; k < kHeld; ++k, ahead.Next()) {
+      held[k] = Vector::LoadIf(first + k * kThreads < count, x + ahead.offset());
     }
     if (failed) return;
     // Calls body(vector, its offset) for all of the thread's vectors.

@@ -1,6 +1,7 @@
 // What the launches of all operations share.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "moe_ep/command.h"
@@ -27,9 +28,9 @@ bool Aligned16(Pointers... pointers) {
   return ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
 }
 
-// One block for each `per_block` of `items`.
+// One block for each `per_block` of `items`; more than the device takes are refused by the launch.
 inline dim3 BlocksFor(int64_t items, int64_t per_block) {
-  return dim3(static_cast<unsigned>(CeilDiv(items, per_block)));
+  return dim3(static_cast<unsigned>(std::min<int64_t>(CeilDiv(items, per_block), 0xffffffff)));
 }
 
 // Calls body(Element()) with the element type of `dtype`.

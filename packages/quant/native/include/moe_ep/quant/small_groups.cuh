@@ -15,8 +15,29 @@ namespace moe_ep::cuda {
 template <typename Codes, int kElements>
 inline constexpr int kCodeWords = (kElements / Codes::kPerByte + 3) / 4;
 
-// Codes of value * factor. kNumbers: no product is NaN.
-template <typename Codes, bool kNumbers, typename Vector>
+// e2m1 codes of eight (or four) floats, the first in the lowest bits. Below 2 a code counts halves,
+// up to 4 it is 2 and ones, above it is 4 and twos: everywhere the smallest of the three, and of
+// 7. The sum with 2^23 rounds to nearest even and has the integer in its low bits, of which the
+// sign makes bit 3. NaN, which has no sign behind an operation, becomes 7.
+template <int kElements>
+__device__ __forceinline__ uint32_t E2M1OfFloats(const float (&x)[kElements]) {
+  constexpr float kBase = 0x1p23f + 4;  // what the sign takes away or doubles
+  uint32_t codes = 0;
+  uint32_t left_over = 0;
+#pragma unroll
+  for (int i = 0; i < kElements; ++i) {
+    const float magnitude = fabsf(x[i]);
+    const float small = fminf(__fmaf_rn(magnitude, 2.0f, kBase), magnitude + (kBase + 2));
+    const float large = fminf(__fmaf_rn(magnitude, 0.5f, kBase + 4), kBase + 7);
+    const float code = __fmaf_rn(copysignf(1.0f, x[i]), -4.0f, fminf(small, large));
+    codes += __float_as_uint(code) << (4 * i);
+    left_over += 0x4b000000u << (4 * i);
+  }
+  return codes - left_over;
+}
+
+// Codes of value * factor.
+template <typename Codes, typename Vector>
 __device__ __forceinline__ void EncodeSmall(
     const Vector& v, float factor, uint32_t (&codes)[kCodeWords<Codes, Vector::kElements>]) {
   constexpr int kElements = Vector::kElements;
@@ -30,22 +51,7 @@ __device__ __forceinline__ void EncodeSmall(
       codes[i] = E4M3OfFloats(x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]);
     }
   } else {
-    uint32_t packed = 0;
-#pragma unroll
-    for (int i = 0; i < kElements; ++i) {
-      uint32_t code;
-      if constexpr (kNumbers) {
-        constexpr int32_t kLargest = 0x40c00000;  // 6
-        const int32_t bits = lanes::SignedBitsOf(x[i]);
-        const int32_t magnitude = min(bits & lanes::kMagnitudeMask, kLargest);
-        const auto rounded = static_cast<uint32_t>(lanes::EncodeMagnitude<2, 1>(magnitude));
-        code = (rounded & 0x7u) | (static_cast<uint32_t>(bits) >> 28 & 0x8u);
-      } else {
-        code = lanes::FloatToFp4E2M1(x[i]);
-      }
-      packed |= code << (4 * i);
-    }
-    codes[0] = packed;
+    codes[0] = E2M1OfFloats(x);
   }
 }
 
@@ -64,16 +70,17 @@ __device__ __forceinline__ void QuantizeSmallItems(const Vector (&items)[kItems]
 #pragma unroll
   for (int i = 0; i < kItems; ++i) peaks[i] = items[i].PeakOf();
   Warp::Reduce(peaks, larger);
-  bool numbers = true;
-  bool nan = false;
+  if constexpr (Codes::kNaN) {
+    bool nan = false;
 #pragma unroll
-  for (int s = 0; s < kOwned; ++s) {
-    nan = nan || Peak<Element>::Bits(peaks[s]) > Element::kInfinity;
-  }
-  if (Codes::kNaN && __any_sync(kFullWarp, nan)) {
+    for (int s = 0; s < kOwned; ++s) {
+      nan = nan || Peak<Element>::Bits(peaks[s]) > Element::kInfinity;
+    }
+    if (__any_sync(kFullWarp, nan)) {
 #pragma unroll
-    for (int i = 0; i < kItems; ++i) peaks[i] = items[i].NumbersPeakOf();
-    Warp::Reduce(peaks, larger);
+      for (int i = 0; i < kItems; ++i) peaks[i] = items[i].NumbersPeakOf();
+      Warp::Reduce(peaks, larger);
+    }
   }
 #pragma unroll
   for (int s = 0; s < kOwned; ++s) {
@@ -82,23 +89,13 @@ __device__ __forceinline__ void QuantizeSmallItems(const Vector (&items)[kItems]
         min(static_cast<uint32_t>(Peak<Element>::Bits(peaks[s])),
             static_cast<uint32_t>(Element::kInfinity)));
     made[s] = scales(Element::LaneToFloat(bits));
-    numbers = numbers && bits < Element::kInfinity &&
-              (__float_as_uint(made[s].factor) & 0x7fffffffu) < 0x7f800000u;
   }
-  numbers = __all_sync(kFullWarp, numbers);
-  const auto encode = [&](auto known) {
 #pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      const float factor = __shfl_sync(kFullWarp, made[i % kOwned].factor, Warp::OwnerOf(lane, i));
-      uint32_t codes[kCodeWords<Codes, kElements>];
-      EncodeSmall<Codes, decltype(known)::value>(items[i], factor, codes);
-      emit(i, codes);
-    }
-  };
-  if (Codes::kPerByte == 1 || numbers) {
-    encode(std::true_type());
-  } else {
-    encode(std::false_type());
+  for (int i = 0; i < kItems; ++i) {
+    const float factor = __shfl_sync(kFullWarp, made[i % kOwned].factor, Warp::OwnerOf(lane, i));
+    uint32_t codes[kCodeWords<Codes, kElements>];
+    EncodeSmall<Codes>(items[i], factor, codes);
+    emit(i, codes);
   }
 }
 
