@@ -6,7 +6,7 @@ import { bytesOf, floatDTypes, numbersOf, sameBytes, storedElements, words16 } f
 
 const shapes = fc.record({
   rows: fc.integer({ min: 0, max: 4 }),
-  hidden: fc.oneof(fc.integer({ min: 1, max: 300 }), fc.constantFrom(128, 256, 1152)),
+  hidden: fc.oneof(fc.integer({ min: 1, max: 300 }), fc.constantFrom(8, 64, 128, 136, 192, 256, 1152, 1352, 2880)),
 })
 
 test('equals the reference, there and back', async () => {

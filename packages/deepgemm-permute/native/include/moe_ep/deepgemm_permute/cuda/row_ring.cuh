@@ -59,7 +59,7 @@ struct RingBarriers {
   __device__ void Init() {
     for (int stage = 0; stage < kMostStages; ++stage) {
       InitBarrier(&full[stage], 1);
-      InitBarrier(&empty[stage], kSumWarps);
+      InitBarrier(&empty[stage], kSumThreads);
     }
   }
 };
@@ -121,6 +121,10 @@ struct Ring {
     const int most = count / 3 > 0 ? count / 3 : 1;
     for (int begin = 0; begin < all; begin += most) {
       const int batch = min(most, all - begin);
+      // Stages are given back in turn: when the last one is free, all are.
+      Ring last = *this;
+      last.Advance(batch - 1);
+      WaitBarrierIdly(last.Empty(), last.parity ^ 1);
       if (lane < batch) {
         const int item = begin + lane;
         const int piece = item / terms;
@@ -129,7 +133,6 @@ struct Ring {
         const uint32_t bytes = pieces.BytesAt(offset);
         Ring mine = *this;
         mine.Advance(lane);
-        WaitBarrierIdly(mine.Empty(), mine.parity ^ 1);
         const Term& from = shared.terms[number];
         const uint32_t first = number == 0 ? Note::kFirst : 0u;
         const uint32_t last = number + 1 == terms ? Note::kLast : 0u;

@@ -60,8 +60,7 @@ __device__ void SumRows(Ring ring, const SumOutput& to, const GroupPlace& me,
       if (own + v * kStride < loaded)
         vectors[v] = *reinterpret_cast<const uint4*>(row + v * kStride);
     }
-    __syncwarp();
-    if (me.lane == 0) Arrive(ring.Empty());
+    Arrive(ring.Empty());
     ring.Advance();
     if (note.Has(Note::kEnd | Note::kPublish)) {
       if (note.Has(Note::kEnd)) return;
