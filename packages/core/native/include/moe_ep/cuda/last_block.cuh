@@ -11,7 +11,7 @@ enum class Reach { kDevice, kSystem };
 // before and after.
 template <Reach kReach = Reach::kDevice>
 __device__ __forceinline__ bool IsLastBlock(unsigned int* arrived) {
-  __shared__ bool last;
+  bool last = false;
   __syncthreads();
   if (threadIdx.x == 0) {
     // The addition itself releases and acquires, and is back at zero behind the last block: fences
@@ -31,8 +31,7 @@ __device__ __forceinline__ bool IsLastBlock(unsigned int* arrived) {
     }
     last = before == others;
   }
-  __syncthreads();
-  return last;
+  return __syncthreads_or(last) != 0;
 }
 
 }  // namespace moe_ep::cuda

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <type_traits>
 
 #include "moe_ep/quant/lane_vector.cuh"
 #include "moe_ep/quant/small_groups.h"

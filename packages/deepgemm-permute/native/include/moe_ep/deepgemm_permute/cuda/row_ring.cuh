@@ -12,8 +12,7 @@
 namespace moe_ep::cuda {
 
 // A block is groups that work by themselves, each a loader and some warps that add up.
-inline constexpr int kSumWarps = 4;
-inline constexpr int kSumThreads = kSumWarps * kLanes;
+inline constexpr int kSumThreads = 4 * kLanes;
 inline constexpr int kGroupThreads = kSumThreads + kLanes;
 inline constexpr int kMostStages = 16;
 // What a group adds up at once: every thread some vectors of 16 bytes. What comes with each piece
@@ -122,9 +121,9 @@ struct Ring {
     for (int begin = 0; begin < all; begin += most) {
       const int batch = min(most, all - begin);
       // Stages are given back in turn: when the last one is free, all are.
-      Ring last = *this;
-      last.Advance(batch - 1);
-      WaitBarrierIdly(last.Empty(), last.parity ^ 1);
+      Ring behind = *this;
+      behind.Advance(batch - 1);
+      WaitBarrierIdly(behind.Empty(), behind.parity ^ 1);
       if (lane < batch) {
         const int item = begin + lane;
         const int piece = item / terms;

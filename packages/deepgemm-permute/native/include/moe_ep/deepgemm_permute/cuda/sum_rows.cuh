@@ -37,6 +37,7 @@ __device__ __forceinline__ void ContinueVector(float (&sums)[kVectorElements<dty
 
 // Barrier of the threads that add up in one group.
 __device__ __forceinline__ void SyncSummers(int group) {
+  __syncwarp();
   asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"(kSumThreads) : "memory");
 }
 
