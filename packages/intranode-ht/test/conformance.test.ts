@@ -57,7 +57,7 @@ describe('dispatch and combine', () => {
           const expectedCombine = reference.combine(expected, results, { numTokens, hidden, dtype })
           await Promise.all(
             ranks.map(async ({ rank, stream, buffer }) => {
-              const { x, ...routing } = toTensors(inputs[rank]!, shape, idDtype)
+              const { x, ...routing } = toTensors(inputs[rank]!, shape, stream, idDtype)
               const received = await buffer.dispatch(x, { ...routing, numExperts, stream, numChannels: 3 })
               await received.event.synchronize()
               const rows = expected[rank]!
@@ -66,7 +66,7 @@ describe('dispatch and combine', () => {
               expect(await rowsOf(received.recvTopkWeights!)).toEqual(rows.map((row) => row.topkWeights))
               expect(await numbersOf(received.handle.recvSrcIdx)).toEqual(rows.map((row) => row.sourceToken))
               await expectPlan(received.handle.plan, inputs, rank, numExperts)
-              const y = Tensor.from(results[rank]!.flat(), [rows.length, hidden], dtype)
+              const y = Tensor.from(results[rank]!.flat(), [rows.length, hidden], dtype, stream.device)
               const { combinedX } = buffer.combine(y, received.handle, { stream })
               await stream.synchronize()
               expect(await rowsOf(combinedX)).toEqual(expectedCombine[rank])

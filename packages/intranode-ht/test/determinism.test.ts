@@ -1,10 +1,11 @@
 import { createHash } from 'node:crypto'
-import { type DType, Graph, type Stream, Tensor } from '@moe-ep/core'
+import { type Device, type DType, Graph, type Stream, Tensor } from '@moe-ep/core'
 import { expect, test } from 'vitest'
 import { reference } from '../src/index.js'
 import {
   captureTogether,
   device,
+  deviceOfRank,
   overwrite,
   type Rank,
   randomInputs,
@@ -33,7 +34,7 @@ test('combine is bit-identical over 100 runs, whatever threads and delays', asyn
   const streams = new Map<string, Stream>()
   const streamOf = (owner: number, threads: number): Stream => {
     const key = device.kind === 'cpu' ? `${owner} ${threads}` : `${owner}`
-    if (!streams.has(key)) streams.set(key, device.createStream({ threads }))
+    if (!streams.has(key)) streams.set(key, deviceOfRank(owner % 4).createStream({ threads }))
     return streams.get(key)!
   }
   await withWorld(4, { hidden: shape.hidden, maxTokensPerRank: 40, maxElementBytes: 4 }, async (ranks) => {
@@ -44,9 +45,9 @@ test('combine is bit-identical over 100 runs, whatever threads and delays', asyn
           const later = streamOf(rank + 4, 1 + (run % 3))
           const shake = (of: typeof stream): void => of.delay(Math.floor(random() ** 4 * 2000))
           shake(stream)
-          const { x, ...routing } = toTensors(inputs[rank]!, shape)
+          const { x, ...routing } = toTensors(inputs[rank]!, shape, stream)
           const got = await buffer.dispatch(x, { ...routing, numExperts: shape.numExperts, stream })
-          const y = Tensor.from(results[rank]!.flat(), [results[rank]!.length, shape.hidden], 'f32')
+          const y = Tensor.from(results[rank]!.flat(), [results[rank]!.length, shape.hidden], 'f32', stream.device)
           shake(later)
           const { combinedX, event } = buffer.combine(y, got.handle, { stream: later, previousEvent: got.event })
           // The next dispatch is enqueued on another stream, in the order of this event.
@@ -98,11 +99,11 @@ function turnOf(seed: number) {
 type Turn = ReturnType<typeof turnOf>
 
 /** Tensors for all outputs of an iteration, one after the other in one memory, which `bytes` is. */
-function outputsOf(numTokens: number) {
+function outputsOf(numTokens: number, device: Device) {
   const columns = [small.hidden, small.topk, small.topk, small.topk, small.hidden]
   const rows = [numTokens, numTokens, capacity, capacity, capacity]
   const ends = rows.map((_, at) => rows.slice(0, at + 1).reduce((sum, count, i) => sum + 4 * count * columns[i]!, 0))
-  const bytes = Tensor.zeros([1, ends.at(-1)!], 'u8')
+  const bytes = Tensor.zeros([1, ends.at(-1)!], 'u8', device)
   const part = (at: number, dtype: DType): Tensor =>
     new Tensor({ memory: bytes.memory, dtype, shape: [rows[at]!, columns[at]!], byteOffset: ends[at - 1] ?? 0 })
   return {
@@ -117,12 +118,12 @@ async function hashOfReplays(one: Rank, turns: readonly Turn[], replays: number)
   const sources = turns.map(({ shape, inputs, results }) => {
     const values = results[rank]!.flat()
     const padded = [...values, ...Array<number>(capacity * small.hidden - values.length).fill(0)]
-    const { x, topkIdx, topkWeights } = toTensors(inputs[rank]!, shape, 'i32')
-    return [x, topkIdx, topkWeights, Tensor.from(padded, [capacity, small.hidden], 'f32')] as const
+    const { x, topkIdx, topkWeights } = toTensors(inputs[rank]!, shape, stream, 'i32')
+    return [x, topkIdx, topkWeights, Tensor.from(padded, [capacity, small.hidden], 'f32', stream.device)] as const
   })
-  const read = sources[0]!.map(({ shape, dtype }) => Tensor.zeros(shape, dtype))
+  const read = sources[0]!.map(({ shape, dtype }) => Tensor.zeros(shape, dtype, stream.device))
   const [x, topkIdx, topkWeights, y] = read as [Tensor, Tensor, Tensor, Tensor]
-  const { bytes, ...outputs } = outputsOf(small.numTokens[rank]!)
+  const { bytes, ...outputs } = outputsOf(small.numTokens[rank]!, stream.device)
   const record = (): void => {
     const options = { topkIdx, topkWeights, numExperts: small.numExperts, stream }
     const got = buffer.dispatchWorstCase(x, options)
@@ -135,7 +136,7 @@ async function hashOfReplays(one: Rank, turns: readonly Turn[], replays: number)
     overwrite(outputs.combinedTopkWeights, combinedTopkWeights!, stream)
   }
   const graph = await captureTogether(one, () => Graph.capture(stream, record))
-  const journal = Tensor.zeros([batch, bytes.numel], 'u8')
+  const journal = Tensor.zeros([batch, bytes.numel], 'u8', stream.device)
   const pages = Array.from({ length: batch }, (_, page) => journal.slice(page, page + 1))
   const hash = createHash('sha256')
   for (let replay = 0; replay < replays; replay += batch) {

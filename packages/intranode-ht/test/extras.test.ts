@@ -1,4 +1,4 @@
-import { decode, encode, Graph, Tensor } from '@moe-ep/core'
+import { decode, encode, Graph, type Stream, Tensor } from '@moe-ep/core'
 import { describe, expect, test } from 'vitest'
 import { reference } from '../src/index.js'
 import {
@@ -17,22 +17,27 @@ const shape: InputShape = { numTokens: [5, 0, 7], hidden: 24, topk: 3, numExpert
 const sizes = { hidden: 24, maxTokensPerRank: 8 }
 const inputs = randomInputs(shape)
 
-function randomTensor(random: () => number, dims: readonly number[], dtype: 'bf16' | 'f32'): Tensor {
+function randomTensor(
+  random: () => number,
+  dims: readonly number[],
+  dtype: 'bf16' | 'f32',
+  { device }: Stream,
+): Tensor {
   const values = Array.from({ length: dims.reduce((a, b) => a * b, 1) }, () => random() - 0.5)
-  return Tensor.copyOf(encode(dtype, values), dims, dtype)
+  return Tensor.copyOf(encode(dtype, values), dims, dtype, device)
 }
 
 describe('combine', () => {
   test('reduces weights over ranks and adds up to two biases before it rounds', async () => {
     await withWorld(3, sizes, async (ranks) => {
-      const sent = ranks.map(({ rank }) => {
+      const sent = ranks.map(({ rank, stream }) => {
         const random = randomNumbers(rank)
         const tokens = shape.numTokens[rank]!
-        return [randomTensor(random, [tokens, 24], 'bf16'), randomTensor(random, [tokens, 24], 'bf16')]
+        return [randomTensor(random, [tokens, 24], 'bf16', stream), randomTensor(random, [tokens, 24], 'bf16', stream)]
       })
       await Promise.all(
         ranks.map(async ({ rank, buffer, stream }) => {
-          const { x, ...routing } = toTensors(inputs[rank]!, shape)
+          const { x, ...routing } = toTensors(inputs[rank]!, shape, stream)
           const options = { ...routing, numExperts: shape.numExperts, stream }
           const first = await buffer.dispatch(x, options)
           const plain = buffer.combine(first.recvX, first.handle, { stream })
@@ -86,7 +91,7 @@ describe('dispatch', () => {
       await Promise.all(
         ranks.map(async (one) => {
           const { rank, buffer, stream } = one
-          const { x, topkIdx, topkWeights } = toTensors(inputs[rank]!, shape)
+          const { x, topkIdx, topkWeights } = toTensors(inputs[rank]!, shape, stream)
           let combinedX: Tensor | undefined
           let recvTopkIdx: Tensor | undefined
           const record = (): void => {
@@ -98,7 +103,7 @@ describe('dispatch', () => {
           const graph = await captureTogether(one, () => Graph.capture(stream, record))
           for (let seed = 1; seed <= 20; seed++) {
             const next = randomInputs({ ...shape, seed })
-            const { x: newX, topkIdx: newIdx, topkWeights: newWeights } = toTensors(next[rank]!, shape)
+            const { x: newX, topkIdx: newIdx, topkWeights: newWeights } = toTensors(next[rank]!, shape, stream)
             overwrite(x, newX, stream)
             overwrite(topkIdx, newIdx, stream)
             overwrite(topkWeights, newWeights, stream)
@@ -134,7 +139,7 @@ describe('dispatch', () => {
   test('is refused inside a capture, before a slot is taken', async () => {
     await withWorld(1, sizes, async ([only]) => {
       const { buffer, stream } = only!
-      const { x, topkIdx } = toTensors(inputs[0]!, shape)
+      const { x, topkIdx } = toTensors(inputs[0]!, shape, stream)
       let refused: Promise<unknown> | undefined
       const graph = Graph.capture(stream, () => {
         refused = buffer.dispatch(x, { topkIdx, numExperts: shape.numExperts, stream }).catch((error: unknown) => error)
@@ -149,9 +154,13 @@ describe('dispatch', () => {
     await withWorld(3, sizes, async (ranks) => {
       await Promise.all(
         ranks.map(async ({ rank, buffer, stream }) => {
-          const { x, ...routing } = toTensors(inputs[rank]!, shape)
+          const { x, ...routing } = toTensors(inputs[rank]!, shape, stream)
           const options = { ...routing, numExperts: shape.numExperts, stream }
-          const out = { recvX: Tensor.zeros([24, 24], 'bf16'), recvTopkIdx: Tensor.zeros([24, 3], 'i64') }
+          const { device } = stream
+          const out = {
+            recvX: Tensor.zeros([24, 24], 'bf16', device),
+            recvTopkIdx: Tensor.zeros([24, 3], 'i64', device),
+          }
           const copied = await buffer.dispatch(x, { ...options, out })
           const plain = await buffer.dispatch(x, options)
           await stream.synchronize()
@@ -161,7 +170,7 @@ describe('dispatch', () => {
           expect(copied.recvX.memory).toBe(out.recvX.memory)
           expect(await rowsOf(copied.recvX)).toEqual(expected)
           expect(await rowsOf(copied.recvTopkIdx!)).toEqual(await rowsOf(plain.recvTopkIdx!))
-          const small = buffer.dispatch(x, { ...options, out: { recvX: Tensor.zeros([0, 24], 'bf16') } })
+          const small = buffer.dispatch(x, { ...options, out: { recvX: Tensor.zeros([0, 24], 'bf16', device) } })
           const outcome = await small.catch((error: unknown) => error)
           if (expected.length > 0) expect(outcome).toMatchObject({ code: 'ERR_MOE_EP_CAPACITY' })
           await stream.synchronize()
@@ -179,7 +188,7 @@ describe('dispatch', () => {
         ranks.map(async ({ rank, buffer, stream, group }) => {
           const other = stream.device.createStream()
           for (const round of rounds) {
-            const { x, topkIdx } = toTensors(round[rank]!, two)
+            const { x, topkIdx } = toTensors(round[rank]!, two, stream)
             const got = await buffer.dispatch(x, { topkIdx, numExperts: two.numExperts, stream })
             other.delay(300)
             const { combinedX, event } = buffer.combine(got.recvX, got.handle, { stream: other })
@@ -205,18 +214,18 @@ describe('dispatch', () => {
     await withWorld(3, sizes, async (ranks) => {
       await Promise.all(
         ranks.map(async ({ rank, buffer, stream }) => {
-          const { x, ...routing } = toTensors(inputs[rank]!, shape)
+          const { x, ...routing } = toTensors(inputs[rank]!, shape, stream)
           const forward = await buffer.dispatch(x, { ...routing, numExperts: shape.numExperts, stream })
           const { plan } = forward.handle
           buffer.combine(forward.recvX, forward.handle, { stream })
           // d(combinedX) goes to every row that was summed: a dispatch with the same plan.
-          const gradient = randomTensor(randomNumbers(rank + 50), [shape.numTokens[rank]!, 24], 'bf16')
+          const gradient = randomTensor(randomNumbers(rank + 50), [shape.numTokens[rank]!, 24], 'bf16', stream)
           const backward = await buffer.dispatch(gradient, { plan, stream })
           await stream.synchronize()
           const ends = (await numbersOf(plan.rankPrefixMatrix)).filter((_, i) => i % 3 === rank)
           const sourceTokens = await numbersOf(backward.handle.recvSrcIdx)
           const gradientsOfRanks = [0, 1, 2].map((source) =>
-            rowsOf(randomTensor(randomNumbers(source + 50), [shape.numTokens[source]!, 24], 'bf16')),
+            rowsOf(randomTensor(randomNumbers(source + 50), [shape.numTokens[source]!, 24], 'bf16', stream)),
           )
           const gradients = await Promise.all(gradientsOfRanks)
           const rows = await rowsOf(backward.recvX)
@@ -226,10 +235,10 @@ describe('dispatch', () => {
           })
           // d(recvX) goes home as a sum: a combine with the same handle, weights' gradients along with it.
           const ofRows = received.map((arrived, at) =>
-            randomTensor(randomNumbers(at + 70), [arrived.length, 24], 'bf16'),
+            randomTensor(randomNumbers(at + 70), [arrived.length, 24], 'bf16', stream),
           )
           const ofWeights = received.map((arrived, at) =>
-            randomTensor(randomNumbers(at + 90), [arrived.length, 3], 'f32'),
+            randomTensor(randomNumbers(at + 90), [arrived.length, 3], 'f32', stream),
           )
           const { combinedX, combinedTopkWeights } = buffer.combine(ofRows[rank]!, backward.handle, {
             ...{ stream, topkWeights: ofWeights[rank]! },

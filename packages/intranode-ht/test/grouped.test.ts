@@ -156,9 +156,9 @@ async function compare(
   { expertAlignment, fill, numSms }: Layout,
 ): Promise<void> {
   const { numExperts, hidden, dtype } = shape
-  const { x, topkIdx, topkWeights } = toTensors(inputs[rank]!, shape)
+  const { x, topkIdx, topkWeights } = toTensors(inputs[rank]!, shape, stream)
   const columns = Math.ceil(hidden / 128)
-  const scales = Tensor.from(scalesOf(shape, rank).flat(), [x.shape[0]!, columns], 'f32')
+  const scales = Tensor.from(scalesOf(shape, rank).flat(), [x.shape[0]!, columns], 'f32', stream.device)
   const common = { topkIdx, topkWeights, numExperts, scales, stream }
   const layout = { fill, numSms, ...(expertAlignment !== undefined && { expertAlignment }) }
   const alignment = expertAlignment ?? 128
@@ -193,7 +193,7 @@ async function compare(
   const results = Array.from({ length: grouped.recvX.numel }, () => random() - 0.5)
   // Experts give wider elements than they get quantised.
   const resultDtype = dtypes[dtype].bits === 8 ? 'bf16' : dtype
-  const y = Tensor.copyOf(encode(resultDtype, results), grouped.recvX.shape, resultDtype)
+  const y = Tensor.copyOf(encode(resultDtype, results), grouped.recvX.shape, resultDtype, stream.device)
   const [rows, rowScales] = [await bytesOf(grouped.recvX), await stridedRows(grouped.recvXScales!)]
   const combined = buffer.combineGrouped(y, grouped.handle, { stream, numSms })
   const again = await buffer.dispatchGrouped(x, { ...common, ...layout, plan: grouped.handle.plan, zeroPadding: true })
@@ -207,7 +207,7 @@ async function compare(
 
   const reduced =
     permuted === undefined
-      ? Tensor.zeros([plain.recvX.shape[0]!, hidden], resultDtype)
+      ? Tensor.zeros([plain.recvX.shape[0]!, hidden], resultDtype, stream.device)
       : unpermuteAndReduce(y, {
           ...{ topkIdx: plain.recvTopkIdx!, topkWeights: plain.recvTopkWeights!, stream },
           inversePermutation: permuted.inversePermutation,

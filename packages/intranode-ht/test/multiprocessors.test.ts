@@ -24,7 +24,7 @@ async function expectWorstCase(
   numSms: number,
   plan?: DispatchPlan,
 ): Promise<void> {
-  const { x, ...routing } = toTensors(inputs[rank]!, shape)
+  const { x, ...routing } = toTensors(inputs[rank]!, shape, stream)
   const { numExperts, hidden, topk } = shape
   const sent = plan === undefined ? { ...routing, numExperts } : { plan }
   const got = buffer.dispatchWorstCase(x, { ...sent, numSms, stream })
@@ -43,7 +43,7 @@ async function expectWorstCase(
     ])
   }
   const garbage = behind(Array<number>(hidden).fill(Number.NaN))
-  const y = Tensor.from([...results[rank]!, ...garbage].flat(), [capacity, hidden], 'bf16')
+  const y = Tensor.from([...results[rank]!, ...garbage].flat(), [capacity, hidden], 'bf16', stream.device)
   const { combinedX } = buffer.combine(y, got.handle, { stream, numSms })
   await stream.synchronize()
   expect(await rowsOf(combinedX)).toEqual(combined[rank])

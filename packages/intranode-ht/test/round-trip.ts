@@ -74,14 +74,14 @@ export function startTrip(
   { rank, buffer, stream }: Rank,
   { shape, options, inputs, scales }: Trip,
 ): Promise<DispatchResult> {
-  const { x, topkIdx, topkWeights } = toTensors(inputs[rank]!, shape, options.idDtype)
+  const { x, topkIdx, topkWeights } = toTensors(inputs[rank]!, shape, stream, options.idDtype)
   const plan = options.plans?.[rank]
   return buffer.dispatch(x, {
     ...(plan === undefined
       ? { topkIdx, numExperts: shape.numExperts, ...(options.weights !== false && { topkWeights }) }
       : { plan }),
     ...(options.scales && {
-      scales: Tensor.from(scales[rank]!.flat(), [x.shape[0]!, Math.ceil(shape.hidden / 128)], 'f32'),
+      scales: Tensor.from(scales[rank]!.flat(), [x.shape[0]!, Math.ceil(shape.hidden / 128)], 'f32', stream.device),
     }),
     ...(options.slot !== undefined && { slot: options.slot }),
     ...(options.numSms !== undefined && { numSms: options.numSms }),
@@ -116,7 +116,7 @@ export async function finishTrip(
 ): Promise<void> {
   const { results, combineDtype, options, shape } = trip
   const values = results[rank]!.flat()
-  let y = Tensor.from(values, [results[rank]!.length, shape.hidden], combineDtype)
+  let y = Tensor.from(values, [results[rank]!.length, shape.hidden], combineDtype, stream.device)
   if (options.zeroCopy) {
     const place = buffer.combineInput(handle, { dtype: combineDtype })
     overwrite(place, y, stream)

@@ -111,8 +111,8 @@ test('counts per expert are rounded up to the alignment, channels are as many as
   await withWorld(2, { hidden: 8, maxTokensPerRank: 4 }, async (ranks) => {
     const plans = await Promise.all(
       ranks.map(async ({ buffer, stream }) => {
-        const topkIdx = Tensor.from([0, 1, 0, 3, 0, 0, -1, 2], [4, 2], 'i64')
-        const x = Tensor.zeros([4, 8], 'bf16')
+        const topkIdx = Tensor.from([0, 1, 0, 3, 0, 0, -1, 2], [4, 2], 'i64', stream.device)
+        const x = Tensor.zeros([4, 8], 'bf16', stream.device)
         const got = await buffer.dispatch(x, { topkIdx, numExperts: 4, expertAlignment: 8, numChannels: 2, stream })
         got.handle.lease.release()
         return { counts: [...got.numRecvTokensPerExpert], plan: got.handle.plan }
@@ -156,13 +156,14 @@ test.each<DType>(['bf16', 'f16', 'f32'])(
         ranks.map(async ({ rank, buffer, stream }) => {
           const tokens = rank === 0 ? pairs.length + values.length : 0
           const ids = [...pairs.flatMap(() => [0, 1]), ...values.flatMap(() => [1, -1])].slice(0, tokens * 2)
-          const options = { topkIdx: Tensor.from(ids, [tokens, 2], 'i64'), numExperts: 2, stream }
-          const { handle } = await buffer.dispatch(Tensor.zeros([tokens, 8], dtype), options)
+          const options = { topkIdx: Tensor.from(ids, [tokens, 2], 'i64', stream.device), numExperts: 2, stream }
+          const { handle } = await buffer.dispatch(Tensor.zeros([tokens, 8], dtype, stream.device), options)
           const own = [...pairs.map((pair) => pair[rank]!), ...(rank === 1 ? values : [])]
           const y = Tensor.from(
             own.flatMap((value) => Array<number>(8).fill(value)),
             [own.length, 8],
             dtype,
+            stream.device,
           )
           const { combinedX } = buffer.combine(y, handle, { stream })
           await stream.synchronize()
@@ -184,8 +185,8 @@ test('bytes of rows are copied as they are', async () => {
   await withWorld(2, { hidden: 65536, maxTokensPerRank: 1 }, async (ranks) => {
     await Promise.all(
       ranks.map(async ({ rank, buffer, stream }) => {
-        const topkIdx = Tensor.from(rank === 0 ? [1] : [], [1 - rank, 1], 'i32')
-        const x = Tensor.copyOf(rank === 0 ? bits : new Uint16Array(0), [1 - rank, 65536], 'bf16')
+        const topkIdx = Tensor.from(rank === 0 ? [1] : [], [1 - rank, 1], 'i32', stream.device)
+        const x = Tensor.copyOf(rank === 0 ? bits : new Uint16Array(0), [1 - rank, 65536], 'bf16', stream.device)
         const got = await buffer.dispatch(x, { topkIdx, numExperts: 2, stream })
         await got.event.synchronize()
         expect(await got.recvX.read()).toEqual(rank === 1 ? bits : new Uint16Array(0))

@@ -24,9 +24,9 @@ test('rows that go past the caches arrive and come home as the others do', async
     await Promise.all(
       ranks.map(async ({ rank, buffer, stream }) => {
         const { x, ids } = inputs[rank]!
-        const input = Tensor.copyOf(x, [tokens, hidden], 'bf16')
-        const topkIdx = Tensor.copyOf(ids, [tokens, 2], 'i32')
-        const topkWeights = Tensor.from(new Float32Array(tokens * 2).fill(1), [tokens, 2], 'f32')
+        const input = Tensor.copyOf(x, [tokens, hidden], 'bf16', stream.device)
+        const topkIdx = Tensor.copyOf(ids, [tokens, 2], 'i32', stream.device)
+        const topkWeights = Tensor.from(new Float32Array(tokens * 2).fill(1), [tokens, 2], 'f32', stream.device)
         const plain = await buffer.dispatch(input, { topkIdx, numExperts, stream })
         const grouped = await buffer.dispatchGrouped(input, {
           topkIdx,
@@ -49,7 +49,7 @@ test('rows that go past the caches arrive and come home as the others do', async
           expect(bytesOf(rowOf(row)).equals(bytesOf(expected))).toBe(true)
         })
         // A copy outside the slot is staged first.
-        const results = Tensor.copyOf(received, plain.recvX.shape, 'bf16')
+        const results = Tensor.copyOf(received, plain.recvX.shape, 'bf16', stream.device)
         const { combinedX } = buffer.combine(results, plain.handle, { stream })
         const fromGroups = buffer.combineGrouped(grouped.recvX, grouped.handle, { stream })
         await stream.synchronize()

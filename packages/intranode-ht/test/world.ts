@@ -6,6 +6,7 @@ import {
   captureTogether,
   countMappings,
   device,
+  deviceOfRank,
   eventually,
   withWorldOf,
   type WorldRank,
@@ -13,11 +14,11 @@ import {
 import { IntranodeBuffer, type IntranodeBufferOptions, type reference } from '../src/index.js'
 
 export { codesOf, failureOf } from '../../transport/test/rendezvous/world.js'
-export { captureTogether, device, numbersOf, randomNumbers }
+export { captureTogether, device, deviceOfRank, numbersOf, randomNumbers }
 
-/** A buffer on that device. */
+/** A buffer on the rank's device. */
 export function createBuffer(group: ProcessGroup, options: IntranodeBufferOptions): Promise<IntranodeBuffer> {
-  return IntranodeBuffer.create(group, { device, ...options })
+  return IntranodeBuffer.create(group, { device: deviceOfRank(group.rank), ...options })
 }
 
 /** A rank with its buffer. */
@@ -62,13 +63,18 @@ export function randomInputs(shape: InputShape): reference.ReferenceInput[] {
   }))
 }
 
-/** The tensors of one rank's input. */
-export function toTensors(input: reference.ReferenceInput, shape: InputShape, idDtype: 'i32' | 'i64' = 'i64') {
+/** The tensors of one rank's input, where its stream is. */
+export function toTensors(
+  input: reference.ReferenceInput,
+  shape: InputShape,
+  { device }: Stream,
+  idDtype: 'i32' | 'i64' = 'i64',
+) {
   const tokens = input.x.length
   return {
-    x: Tensor.from(input.x.flat(), [tokens, shape.hidden], shape.dtype),
-    topkIdx: Tensor.from(input.topkIdx.flat(), [tokens, shape.topk], idDtype),
-    topkWeights: Tensor.from(input.topkWeights.flat(), [tokens, shape.topk], 'f32'),
+    x: Tensor.from(input.x.flat(), [tokens, shape.hidden], shape.dtype, device),
+    topkIdx: Tensor.from(input.topkIdx.flat(), [tokens, shape.topk], idDtype, device),
+    topkWeights: Tensor.from(input.topkWeights.flat(), [tokens, shape.topk], 'f32', device),
   }
 }
 

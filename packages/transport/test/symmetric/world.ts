@@ -2,7 +2,17 @@ import { readdirSync, readFileSync } from 'node:fs'
 import { setImmediate, setTimeout as sleep } from 'node:timers/promises'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
-import { copyTensor, CudaDevice, getDefaultDevice, MoeEpError, type Stream, Tensor } from '@moe-ep/core'
+import {
+  copyTensor,
+  CudaDevice,
+  type Device,
+  getDefaultDevice,
+  getDevice,
+  listDevices,
+  MoeEpError,
+  type Stream,
+  Tensor,
+} from '@moe-ep/core'
 import {
   type ConnectOptions,
   type ProcessGroup,
@@ -16,6 +26,17 @@ export { closeWorld, codesOf, failureOf, openWorld } from '../rendezvous/world.j
 
 /** The same cases on every device: MOE_EP_DEVICE names it. Ranks of one process share a GPU, each with a stream of its own. */
 export const device = getDefaultDevice()
+
+const spread = process.env['MOE_EP_TEST_SPREAD'] === '1' && device.kind === 'cuda'
+const devices = spread
+  ? listDevices().flatMap(({ name, available }) => (available && name !== 'cpu' ? [getDevice(name)] : []))
+  : [device]
+
+/**
+ * Where a rank's stream is: on that device, or, with MOE_EP_TEST_SPREAD=1, on one of all GPUs in turn. Suites whose tensors
+ * go where their rank's stream is can be run so.
+ */
+export const deviceOfRank = (rank: number): Device => devices[rank % devices.length]!
 
 /** For what only the cpu has: `test.skipIf(!onCpu)`. */
 export const onCpu = requires('the cpu device', () => device.kind === 'cpu' || `the tests run on ${device}`)
@@ -87,7 +108,7 @@ export async function withWorldOf<Opened extends { close(): void }>(
   body: (ranks: readonly (WorldRank & { readonly opened: Opened })[]) => Promise<void>,
 ): Promise<void> {
   const groups = await openWorld(numRanks, connect)
-  const streams = groups.map((_, rank) => device.createStream({ threads: threads(rank) }))
+  const streams = groups.map((_, rank) => deviceOfRank(rank).createStream({ threads: threads(rank) }))
   try {
     const all = await Promise.all(groups.map(open))
     await body(groups.map((group, rank) => ({ rank, group, stream: streams[rank]!, opened: all[rank]! })))
