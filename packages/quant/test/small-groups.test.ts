@@ -156,8 +156,8 @@ describe('NVFP4', () => {
 
   // A row for each scale code, in which each group has all sixteen codes.
   test.each([
-    ['near 1', [1, 27, 3.3333332538604736, 2 ** 89, 1.9999998807907104, 2 ** -89]],
-    ['far from 1', [2 ** -90, 2 ** -120, 1e-40, 2 ** 90, 3e38, Infinity]],
+    ['plain numbers from 2^-89 to 2^89', [1, 27, 3.3333332538604736, 2 ** 89, 1.9999998807907104, 2 ** -89]],
+    ['smaller or larger', [2 ** -90, 2 ** -120, 1e-40, 2 ** 90, 3e38, Infinity]],
     ['negative, zero and NaN', [-2.5, 0, -0, NaN]],
   ])('gives back all codes of all scales, global scales that are %s', async (_, globalScales) => {
     const hidden = 48

@@ -24,14 +24,18 @@ import { closeWorld, openWorld } from '../rendezvous/world.js'
 
 export { closeWorld, codesOf, failureOf, openWorld } from '../rendezvous/world.js'
 
-/** The same cases on every device: MOE_EP_DEVICE names it. Ranks of one process share a GPU, each with a stream of its own, but for {@link deviceOfRank}. */
+/**
+ * The same cases on every device: MOE_EP_DEVICE names it. Ranks of one process share a GPU, each with a stream of its own, but for
+ * {@link deviceOfRank}.
+ */
 export const device = getDefaultDevice()
 
-const spread = process.env['MOE_EP_TEST_SPREAD'] === '1' && device.kind === 'cuda'
+const spread = process.env['MOE_EP_TEST_SPREAD'] === '1'
 const devices = spread
   ? listDevices().flatMap(({ name, available }) => (available && name !== 'cpu' ? [getDevice(name)] : []))
   : [device]
-if (spread && devices.length < 2) throw new Error('MOE_EP_TEST_SPREAD=1 needs two GPUs')
+if (spread && (device.kind !== 'cuda' || devices.length < 2))
+  throw new Error('MOE_EP_TEST_SPREAD=1 needs two GPUs, and MOE_EP_DEVICE to name one')
 
 /**
  * Where a rank's stream is: on that device, or, with MOE_EP_TEST_SPREAD=1, on one of all GPUs in turn. Suites whose tensors
