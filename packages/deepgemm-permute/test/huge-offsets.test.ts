@@ -1,7 +1,7 @@
 import { copyTensor, type StorageArray, Tensor } from '@moe-ep/core'
 import { expect, test } from 'vitest'
 import { permute, unpermuteAndReduce } from '../src/index.js'
-import { hostOf, randomBits } from './support.js'
+import { device, hostOf, randomBits } from './support.js'
 
 // On the cpu memory is mapped, not touched: only the few rows that are written take real pages.
 const hidden = 4096
@@ -23,7 +23,7 @@ async function rowOf(tensor: Tensor, row: number): Promise<StorageArray> {
 }
 
 // Few tokens, and so many that a cuda device has other kernels for them.
-test.each([3, 2500])('rows, scales and sums of %i tokens are found behind 4 GiB', async (tokens) => {
+test.each([3, 2500])('rows, scales, padding and sums of %i tokens are found behind 4 GiB', async (tokens) => {
   const reserved = 2 ** 20 + 300 // 8 GiB of bf16 rows: both elements and bytes pass 2^32
   const x = randomBits([tokens, hidden], 'bf16')
   const scales = randomBits([tokens, 9], 'u8')
@@ -32,11 +32,15 @@ test.each([3, 2500])('rows, scales and sums of %i tokens are found behind 4 GiB'
   const topkIdx = Tensor.from(expertOf, [tokens, 1], 'i32')
   const start = Math.ceil(reserved / 16) * 16
   const capacity = start + Math.ceil((tokens - 1) / 16) * 16
+  // Of a bulk store initcheck sees the first 32 bytes only: zeros, so that it has nothing to say of the sums.
+  const zeros = Tensor.zeros([capacity, hidden], 'bf16')
+  const marked = Uint8Array.from({ length: 2 * hidden }, () => 7)
+  copyTensor(Tensor.copyOf(marked, [2 * hidden], 'u8'), bytesAt(zeros, (start - 1) * 2 * hidden, 2 * hidden))
+  const zeroPadding = device.kind === 'cuda' // the cpu's pages would all become real
   const out = permute(x, {
     ...{ topkIdx, numLocalExperts: 2, expertNumTokensHost: Int32Array.of(reserved, tokens - 1), alignment: 16 },
     ...{ scales, packScales: true, scaleLayout: 'column', fill: 'tile' },
-    // Of a bulk store initcheck sees the first 32 bytes only: zeros, so that it has nothing to say of the sums.
-    out: { rows: Tensor.zeros([capacity, hidden], 'bf16') },
+    ...{ zeroPadding, out: { rows: zeros } },
   })
   const topkWeights = Tensor.from(Array<number>(tokens).fill(1), [tokens, 1], 'f32')
   const { inversePermutation } = out
@@ -50,12 +54,12 @@ test.each([3, 2500])('rows, scales and sums of %i tokens are found behind 4 GiB'
   expect(start * hidden).toBeGreaterThan(2 ** 32)
   for (const token of [0, 1, 2, tokens - 1])
     expect(await rowOf(out.rows, rowOfToken[token]!)).toEqual(await rowOf(x, token))
+  expect(await rowOf(out.rows, start - 1)).toEqual(zeroPadding ? new Uint8Array(2 * hidden) : marked)
   expect(Buffer.compare(bytesOf(await back.read()), bytesOf(await direct.read()))).toBe(0)
 
-  const rows = out.rows.shape[0]!
-  expect(out.scales!.strides).toEqual([1, rows])
+  expect(out.scales!.strides).toEqual([1, capacity])
   for (const token of [0, 1, 2, tokens - 1]) {
-    const word = await bytesAt(out.scales!, (2 * rows + rowOfToken[token]!) * 4, 4).read()
+    const word = await bytesAt(out.scales!, (2 * capacity + rowOfToken[token]!) * 4, 4).read()
     expect([...word]).toEqual([Number(hostOf(scales).data[9 * token + 8]), 0, 0, 0])
   }
   for (const tensor of [out.rows, out.scales!, out.expertIds]) tensor.memory.close()
