@@ -88,11 +88,11 @@ inline constexpr int kMostStageBytes = 8192;
 // Rows go through shared memory by bulk copies. All stages are loaded before the places of rows are
 // known; from then on some loads are under way while stored rows are still being read out of shared
 // memory. With more of either, memory serves nothing faster.
-template <int kWarps>
+template <int kWarps, int kNumStages>
 struct BulkMover {
   static constexpr int kMovers = kWarps;  // of a block
-  static constexpr int kStages = 4;
-  static constexpr int kStoring = kStages / 2;  // stages that are being read out
+  static constexpr int kStages = kNumStages;
+  static constexpr int kStoring = 2;  // stages that are being read out
   static constexpr int kAhead = kStages - kStoring;
   static constexpr int kAtOnce = kWarps / 4;  // of what is preloaded while others need the way
 
@@ -103,8 +103,8 @@ struct BulkMover {
   };
 
   // Of a whole block.
-  static __host__ __device__ int64_t SharedBytes(const MoveArguments& move) {
-    return kMovers * (kStages * int64_t{move.stage_bytes} + static_cast<int64_t>(sizeof(Control)));
+  static constexpr __host__ __device__ int64_t SharedBytes(int64_t stage_bytes) {
+    return kMovers * (kStages * stage_bytes + static_cast<int64_t>(sizeof(Control)));
   }
 
   const MoveArguments& move;
@@ -220,7 +220,7 @@ struct PlainMover {
   static constexpr int kMovers = 8;
   static constexpr int kAtOnce = 0;  // it preloads nothing
 
-  static __host__ __device__ int64_t SharedBytes(const MoveArguments&) { return 0; }
+  static constexpr __host__ __device__ int64_t SharedBytes(int64_t) { return 0; }
 
   const MoveArguments& move;
 

@@ -152,9 +152,11 @@ bool CheckGroups(const Exec& exec, int64_t num_groups) {
 // Room in scratch or shared memory, part after part.
 class Parts {
  public:
+  static constexpr int64_t kAlignment = 256;
+
   int64_t Take(int64_t bytes) {
     const int64_t at = bytes_;
-    bytes_ += (bytes + 255) / 256 * 256;
+    bytes_ += (bytes + kAlignment - 1) / kAlignment * kAlignment;
     return at;
   }
   int64_t bytes() const { return bytes_; }
@@ -202,59 +204,79 @@ void LaunchPlan(const Exec& exec, bool with_words, PlanArguments* plan) {
          exec.cuda_stream(), *plan);
 }
 
+// What there is to do, beside the plan, before it is shared out among movers.
+struct Work {
+  MoveArguments move;
+  TileWork beside;
+};
+
+// One launch; false where the input is not small.
 template <typename Mover>
-void PermuteWith(const Exec& exec, const PlanArguments& plan, MoveArguments move,
-                 const TileWork& work) {
-  const int multiprocessors = Multiprocessors(exec.device());
-  ShareOut(int64_t{Mover::kMovers} * multiprocessors, &move);
-  const dim3 grid(static_cast<unsigned>(multiprocessors));
-  const int64_t shared_bytes =
-      Mover::SharedBytes(move) + SmallMemory::Bytes(plan.num_slots, plan.num_groups);
+bool PermuteSmall(const Exec& exec, const PlanArguments& plan, const Work& work) {
+  const int64_t shared_bytes = Mover::SharedBytes(work.move.stage_bytes) +
+                               SmallMemory::Bytes(plan.num_slots, plan.num_groups);
   constexpr int64_t kStaticBytes = 256;
-  if (plan.num_slots <= kSmallSlots && plan.num_groups <= kSmallGroups &&
-      shared_bytes + kStaticBytes <= kMostSharedBytes) {
-    Launch(SmallKernel<Mover>,
-           {.grid = grid,
-            .block = dim3(kSmallWarps * kWarp),
-            .shared_bytes = shared_bytes,
-            .overlaps_previous = true},
-           exec.cuda_stream(), SmallKernelArguments{plan, move, work});
-    return;
-  }
-  PlanArguments large = plan;
-  LaunchPlan(exec, true, &large);
-  MoveKernelArguments arguments = {
-      .move = move,
-      .scales = {},
-      .work = work,
-      .experts = large.groups.experts,
-      .rows = {.words = large.words,
-               .prefix = large.prefix,
-               .segments = {.starts = large.starts,
-                            .counts = large.placement.expert_num_tokens,
-                            .num_local = large.request.experts.num_local},
-               .num_slots = large.num_slots,
-               .num_groups = large.num_groups,
-               .shift = large.shift},
-      .failure = large.failure,
-      .tiles_at = 0,
-  };
-  arguments.move.claims = &large.state->claims;
+  if (plan.num_slots > kSmallSlots || plan.num_groups > kSmallGroups ||
+      shared_bytes + kStaticBytes > kMostSharedBytes)
+    return false;
+  const int multiprocessors = Multiprocessors(exec.device());
+  MoveArguments move = work.move;
+  ShareOut(int64_t{Mover::kMovers} * multiprocessors, &move);
+  Launch(SmallKernel<Mover>,
+         {.grid = dim3(static_cast<unsigned>(multiprocessors)),
+          .block = dim3(kSmallWarps * kWarp),
+          .shared_bytes = shared_bytes,
+          .overlaps_previous = true},
+         exec.cuda_stream(), SmallKernelArguments{plan, move, work.beside});
+  return true;
+}
+
+// Two launches; false where these movers do not have the room that they want.
+template <typename Mover>
+bool PermuteLarge(const Exec& exec, const PlanArguments& plan, const Work& work) {
+  const int multiprocessors = Multiprocessors(exec.device());
+  MoveKernelArguments arguments = {.move = work.move, .work = work.beside};
+  MoveArguments& move = arguments.move;
+  ShareOut(int64_t{Mover::kMovers} * multiprocessors, &move);
   Parts shared;
-  shared.Take(Mover::SharedBytes(move));
-  if (move.has_loose_scales && large.num_slots > 0) {
+  shared.Take(Mover::SharedBytes(move.stage_bytes));
+  if (move.has_loose_scales && plan.num_slots > 0) {
     arguments.scales =
         ScaleTiles::Of(move.loose_scales, move.num_tokens, move.topk, multiprocessors);
     arguments.tiles_at = static_cast<int32_t>(shared.Take(sizeof(ScaleTileMemory)));
-    arguments.move.has_loose_scales = false;
-    if (move.rows.row_bytes == 0) arguments.move.num_batches = 0;
+    move.has_loose_scales = false;
+    if (move.rows.row_bytes == 0) move.num_batches = 0;
   }
+  if (shared.bytes() > kMostSharedBytes) return false;
+  PlanArguments large = plan;
+  LaunchPlan(exec, true, &large);
+  move.claims = &large.state->claims;
+  arguments.experts = large.groups.experts;
+  arguments.rows = {.words = large.words,
+                    .prefix = large.prefix,
+                    .segments = {.starts = large.starts,
+                                 .counts = large.placement.expert_num_tokens,
+                                 .num_local = large.request.experts.num_local},
+                    .num_slots = large.num_slots,
+                    .num_groups = large.num_groups,
+                    .shift = large.shift};
+  arguments.failure = large.failure;
   Launch(MoveKernel<Mover>,
-         {.grid = grid,
+         {.grid = dim3(static_cast<unsigned>(multiprocessors)),
           .block = dim3((Mover::kMovers + kHelpers) * kWarp),
           .shared_bytes = shared.bytes(),
           .overlaps_previous = true},
          exec.cuda_stream(), arguments);
+  return true;
+}
+
+// Movers with stages of up to so many bytes, that have room beside whatever else a block has.
+template <typename Mover, int kMostBytes>
+void PermuteWith(const Exec& exec, const PlanArguments& plan, const Work& work) {
+  static_assert(Mover::SharedBytes(kMostBytes) + int64_t{sizeof(ScaleTileMemory)} +
+                    2 * Parts::kAlignment <=
+                kMostSharedBytes);
+  if (!PermuteSmall<Mover>(exec, plan, work)) PermuteLarge<Mover>(exec, plan, work);
 }
 
 }  // namespace
@@ -268,21 +290,20 @@ void Permute(const Exec& exec, const PermuteRequest& request, const Placement& p
   const bool bulk = kUseBulkCopies && rows.row_bytes > 0 &&
                     IsAligned(rows.from, rows.from_stride, rows.row_bytes) &&
                     IsAligned(rows.to, 0, 0);
-  const bool scales_travel = ScalesTravel(request.scales, rows.row_bytes > 0);
-  MoveArguments move = MoveOf(request, scales_travel);
-  const TileWork work = WorkOf(request, placement, expert_ids, scales_travel);
-  if (bulk) {
-    SplitIntoPieces(&move);
-    // A row is as much work for a mover, however long it is: of short ones two movers keep memory
-    // as busy as one does of long ones.
-    if (move.stage_bytes <= kMostStageBytes / 2) {
-      PermuteWith<BulkMover<8>>(exec, plan, move, work);
-    } else {
-      PermuteWith<BulkMover<4>>(exec, plan, move, work);
-    }
-  } else {
-    PermuteWith<PlainMover>(exec, plan, move, work);
-  }
+  // Short rows are many, and a copy more for each of them takes longer than tiles of scales.
+  constexpr int kShort = kMostStageBytes / 2;
+  const bool scales_travel = ScalesTravel(request.scales, rows.row_bytes > 0) &&
+                             (rows.row_bytes > kShort || num_slots <= kSmallSlots);
+  Work work = {.move = MoveOf(request, scales_travel),
+               .beside = WorkOf(request, placement, expert_ids, scales_travel)};
+  if (!bulk) return PermuteWith<PlainMover, 0>(exec, plan, work);
+  SplitIntoPieces(&work.move);
+  // A row is as much work for a mover, however long it is: of short ones two movers keep memory as
+  // busy as one does of long ones, and with more stages, where there is room, busier.
+  if (work.move.stage_bytes > kShort)
+    return PermuteWith<BulkMover<4, 4>, kMostStageBytes>(exec, plan, work);
+  if (plan.num_slots > kSmallSlots && PermuteLarge<BulkMover<8, 6>>(exec, plan, work)) return;
+  PermuteWith<BulkMover<8, 4>, kShort>(exec, plan, work);
 }
 
 void CountExpertNumTokens(const Exec& exec, const LocalExperts& experts, int64_t num_slots,

@@ -133,6 +133,10 @@ __device__ __forceinline__ void PlaceChunks(const PlanArguments& a, uint32_t* sh
   if (bad != 0) [[unlikely]] {
     if (lane == 0)
       FailForSlot(a.failure, a.describers, a.groups.experts, SlotOf(bad), a.request.topk);
+  } else if (a.words == nullptr) {
+#pragma unroll 1
+    for (int64_t expert = lane; expert < num_local; expert += kWarp)
+      a.placement.expert_num_tokens[expert] = static_cast<int32_t>(totals[expert]);
   } else if (!PlaceGroups(request, a.num_groups, places)) [[unlikely]] {
     FailForRoom(a.request, totals, a.describers, a.failure);
   } else {

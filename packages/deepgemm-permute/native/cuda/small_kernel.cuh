@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kSmallWarps* kWarp, 1)
   if (__syncthreads_or(Failed(a.plan.failure)) != 0) return;
   const int warp = WarpOfBlock();
   const int64_t index = int64_t{warp} * gridDim.x + blockIdx.x;
-  const SmallMemory memory(shared + Mover::SharedBytes(a.move), a.plan.num_slots,
+  const SmallMemory memory(shared + Mover::SharedBytes(a.move.stage_bytes), a.plan.num_slots,
                            a.plan.num_groups);
   const SharedRows rows{memory.rows,
                         {memory.starts, reinterpret_cast<const int32_t*>(memory.totals),

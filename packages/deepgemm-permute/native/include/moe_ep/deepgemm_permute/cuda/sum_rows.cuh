@@ -35,7 +35,8 @@ __device__ __forceinline__ void ContinueVector(float (&sums)[kVectorElements<dty
   }
 }
 
-// Barrier of the threads that add up in one group.
+// Barrier of the threads that add up in one group. Lanes that have parted come back together first,
+// so that a warp arrives as one.
 __device__ __forceinline__ void SyncSummers(int group) {
   __syncwarp();
   asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"(kSumThreads) : "memory");
