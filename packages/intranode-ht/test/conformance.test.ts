@@ -4,6 +4,7 @@ import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
 import { type DispatchPlan, reference } from '../src/index.js'
 import { type InputShape, numbersOf, randomInputs, rowsOf, toTensors, withWorld } from './world.js'
+import { repeats } from '../../../tooling/vitest/repeats.js'
 
 const shapes = fc
   .record({
@@ -74,7 +75,7 @@ describe('dispatch and combine', () => {
           )
         })
       }),
-      { numRuns: 40 },
+      { numRuns: repeats(40) },
     )
   })
 })

@@ -13,6 +13,7 @@ import {
   toTensors,
   withWorld,
 } from './world.js'
+import { repeats } from '../../../tooling/vitest/repeats.js'
 
 const shapes = fc
   .record({
@@ -100,7 +101,7 @@ describe('grouped dispatch and combine', () => {
           await expectSame(shape, { expertAlignment, fill, numSms }, size.maxTokens)
         },
       ),
-      { numRuns: 30 },
+      { numRuns: repeats(30) },
     )
   })
 
@@ -115,7 +116,7 @@ describe('grouped dispatch and combine', () => {
           await expectSame(shape, { expertAlignment, fill, numSms }, 9)
         },
       ),
-      { numRuns: 30 },
+      { numRuns: repeats(30) },
     )
   })
 

@@ -2,6 +2,7 @@ import { type DType, Tensor } from '@moe-ep/core'
 import { describe, expect, test } from 'vitest'
 import { roundTo, expectRoundTrip } from './round-trip.js'
 import { type InputShape, randomNumbers, rowsOf, withWorld } from './world.js'
+import { repeats } from '../../../tooling/vitest/repeats.js'
 
 const base: InputShape = { numTokens: [], hidden: 16, topk: 4, numExperts: 16, dtype: 'bf16', seed: 1 }
 const spread = (numRanks: number, most = 9): number[] =>
@@ -27,7 +28,7 @@ describe.each([1, 2, 3, 4, 5, 7, 8])('%i ranks', (numRanks) => {
   })
 })
 
-test('300 calls of changing shapes on one buffer, without cleaning', { timeout: 120_000 }, async () => {
+test('calls of changing shapes on one buffer, without cleaning', { timeout: 120_000 }, async () => {
   const random = randomNumbers(42)
   const pick = <T>(choices: readonly T[]): T => choices[Math.floor(random() * choices.length)]!
   const yes = (): boolean => random() < 0.5
@@ -35,7 +36,7 @@ test('300 calls of changing shapes on one buffer, without cleaning', { timeout: 
     3,
     { hidden: 272, maxTokensPerRank: 9, maxElementBytes: 4, threads: (rank) => rank + 1 },
     async (ranks) => {
-      for (let call = 0; call < 300; call++) {
+      for (let call = 0; call < repeats(300); call++) {
         const shape: InputShape = {
           ...base,
           ...{

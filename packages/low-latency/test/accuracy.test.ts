@@ -4,6 +4,7 @@ import { dequantizeMxfp8, dequantizeNvfp4, dequantizePerTokenGroup } from '@moe-
 import { describe, expect, test } from 'vitest'
 import type { LowLatencyDispatchOptions } from '../src/index.js'
 import { numbersOf, type Rank, randomInputs, toTensors, withWorld } from './world.js'
+import { repeats } from '../../../tooling/vitest/repeats.js'
 
 const shape = { numTokens: [8, 5, 0, 8], hidden: 256, topk: 4, numExperts: 12, seed: 0 }
 const rows = 4 * 8
@@ -68,7 +69,7 @@ describe.each([
     '%s: sums are near those of exact arithmetic, and the same in every repeat',
     async (_, optionsOf, bound, useLogfmt = false) => {
       await withWorld(4, { hidden: shape.hidden, maxTokensPerRank: 8, maxTopk: 4, protocol }, async (ranks) => {
-        for (let seed = 0; seed < 20; seed++) {
+        for (let seed = 0; seed < repeats(20); seed++) {
           const inputs = randomInputs({ ...shape, seed })
           const oneRank = async (rank: Rank): Promise<{ readonly hash: string; readonly error: number }> => {
             const { buffer, stream } = rank

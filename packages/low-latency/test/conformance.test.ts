@@ -13,6 +13,7 @@ import {
   toTensors,
   withWorld,
 } from './world.js'
+import { repeats } from '../../../tooling/vitest/repeats.js'
 
 /** Few tokens of long rows, or many of short ones: what is found by bits of words, and split between blocks of a kernel. */
 const sizes = {
@@ -120,7 +121,7 @@ describe('dispatch and combine equal the reference bit for bit', () => {
           for (let repeat = 0; repeat < 4; repeat++) await Promise.all(ranks.map(oneRank))
         })
       }),
-      { numRuns },
+      { numRuns: repeats(numRuns) },
     )
   })
 })
