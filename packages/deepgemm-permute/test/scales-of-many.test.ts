@@ -30,6 +30,7 @@ interface Case {
 const cases: [string, Case][] = [
   ['rows of 92 bytes', { tokens: 1001, topk: 8, experts: 32, groups: 23, dtype: 'f32', rowBytes: 2880 }],
   ['rows of 112 bytes', { tokens: 901, topk: 4, experts: 16, groups: 28, dtype: 'f32', rowBytes: 3584 }],
+  ['rows of 128 exponents', { tokens: 901, topk: 4, experts: 16, groups: 128, dtype: 'u8', rowBytes: 2048 }],
   ['rows of 224 bytes', { tokens: 701, topk: 6, experts: 16, groups: 56, dtype: 'f32', rowBytes: 7168 }],
   ['columns of words', { tokens: 700, topk: 8, experts: 32, groups: 56, dtype: 'f32', scaleLayout: 'column' }],
   [

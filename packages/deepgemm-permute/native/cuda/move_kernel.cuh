@@ -1,5 +1,5 @@
 // The kernel behind a plan: some warps of a block move rows, others do what is left beside that. It
-// starts while the plan is made and loads the first rows meanwhile.
+// starts while the plan is made, where there is room, and loads the first rows meanwhile.
 #pragma once
 
 #include <cstdint>

@@ -87,7 +87,7 @@ inline constexpr int kMostStageBytes = 8192;
 
 // Rows go through shared memory by bulk copies. All stages are loaded before the places of rows are
 // known; from then on some loads are under way while stored rows are still being read out of shared
-// memory. With more of either, memory serves nothing faster.
+// memory. With more of either, memory serves nothing faster, but for loads of short rows.
 template <int kWarps, int kNumStages>
 struct BulkMover {
   static constexpr int kMovers = kWarps;  // of a block

@@ -29,8 +29,8 @@ bool IsAligned(const void* pointer, int64_t stride, int64_t bytes) {
   return (reinterpret_cast<uintptr_t>(pointer) | static_cast<uintptr_t>(stride | bytes)) % 16 == 0;
 }
 
-// Whether the scales of a row are bytes that lie together at either end and can travel with it.
-bool ScalesTravel(const ScaleMove& scales, bool has_rows) {
+// Whether the scales of a row are bytes that lie together at either end, and could travel with it.
+bool ScalesLieTogether(const ScaleMove& scales, bool has_rows) {
   const int64_t bytes = scales.columns * scales.element_bytes;
   return scales.from != nullptr && has_rows && !scales.pack && bytes > 0 &&
          bytes <= kMostStageBytes / 2 && scales.from_column_stride == scales.element_bytes &&
@@ -98,7 +98,7 @@ void ShareOut(int64_t num_movers, MoveArguments* move) {
 }
 
 TileWork WorkOf(const PermuteRequest& request, const Placement& placement, int32_t* expert_ids,
-                bool scales_travel) {
+                bool scales_lie_together) {
   const PaddingIds& ids = request.padding_ids;
   const bool has_scales = request.scales.from != nullptr && request.scales.columns > 0;
   return {
@@ -115,7 +115,7 @@ TileWork WorkOf(const PermuteRequest& request, const Placement& placement, int32
               .rows = request.rows.to,
               .row_bytes = request.rows.row_bytes,
               .zero_scales = request.zero_scales && has_scales,
-              .loose_scales = has_scales && !scales_travel,
+              .loose_scales = has_scales && !scales_lie_together,
               .scales = request.scales,
           },
       .row_of_slot = placement.row_of_slot,
@@ -210,7 +210,7 @@ struct Work {
   TileWork beside;
 };
 
-// One launch; false where the input is not small.
+// One launch; false where the input is not small, or movers do not have the room that they want.
 template <typename Mover>
 bool PermuteSmall(const Exec& exec, const PlanArguments& plan, const Work& work) {
   const int64_t shared_bytes = Mover::SharedBytes(work.move.stage_bytes) +
@@ -290,12 +290,15 @@ void Permute(const Exec& exec, const PermuteRequest& request, const Placement& p
   const bool bulk = kUseBulkCopies && rows.row_bytes > 0 &&
                     IsAligned(rows.from, rows.from_stride, rows.row_bytes) &&
                     IsAligned(rows.to, 0, 0);
-  // Short rows are many, and a copy more for each of them takes longer than tiles of scales.
+  // Short rows are many, and a copy more for each of them takes longer than tiles of scales, which
+  // move words.
   constexpr int kShort = kMostStageBytes / 2;
-  const bool scales_travel = ScalesTravel(request.scales, rows.row_bytes > 0) &&
-                             (rows.row_bytes > kShort || num_slots <= kSmallSlots);
+  const bool scales_lie_together = ScalesLieTogether(request.scales, rows.row_bytes > 0);
+  const bool scales_travel =
+      scales_lie_together &&
+      (rows.row_bytes > kShort || num_slots <= kSmallSlots || request.scales.element_bytes < 4);
   Work work = {.move = MoveOf(request, scales_travel),
-               .beside = WorkOf(request, placement, expert_ids, scales_travel)};
+               .beside = WorkOf(request, placement, expert_ids, scales_lie_together)};
   if (!bulk) return PermuteWith<PlainMover, 0>(exec, plan, work);
   SplitIntoPieces(&work.move);
   // A row is as much work for a mover, however long it is: of short ones two movers keep memory as

@@ -14,7 +14,7 @@
 
 namespace moe_ep::cuda {
 
-// Of a block. Few enough threads and registers that the blocks that move rows fit beside them.
+// Of a block. Few enough threads and registers that blocks that move long rows fit beside them.
 inline constexpr int kPlanWarps = 16;
 
 // Zero when the plan's last block has ended.
