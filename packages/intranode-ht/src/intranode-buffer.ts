@@ -39,6 +39,7 @@ import { type BufferHandle, native } from './native.js'
 import { Refuser } from './refuser.js'
 import { rejected, releasedOnFailure } from './settled.js'
 import { type Filled, SlotViews } from './slot-views.js'
+import { version } from './version.js'
 
 /** How a buffer is made. */
 export interface IntranodeBufferOptions extends IntranodeBufferSizes {
@@ -94,8 +95,8 @@ export class IntranodeBuffer implements Disposable {
 
   /**
    * Builds the buffer on all ranks; collective.
-   * @throws ERR_MOE_EP_ARGUMENT; ERR_MOE_EP_UNSUPPORTED when a rank lives on another node; ERR_MOE_EP_MISMATCH for sizes that
-   *   differ; ERR_MOE_EP_OUT_OF_MEMORY; what the group fails with.
+   * @throws ERR_MOE_EP_ARGUMENT; ERR_MOE_EP_UNSUPPORTED when a rank lives on another node; ERR_MOE_EP_MISMATCH for sizes, or
+   *   versions of this package, that differ; ERR_MOE_EP_OUT_OF_MEMORY; what the group fails with.
    */
   static async create(group: ProcessGroup, options: IntranodeBufferOptions): Promise<IntranodeBuffer> {
     const { device, timeoutMs = group.timeoutMs, signal, ...sizes } = options
@@ -107,13 +108,13 @@ export class IntranodeBuffer implements Disposable {
         `an intranode buffer spans one node, the group has ${group.topology.nodes}`,
       )
     }
+    await requireSameLayout(group, layout.nativeFields, { timeoutMs, signal, version, label: 'intranode buffer' })
     const memory = await SymmetricMemory.create(group, {
       ...{ byteLength: layout.byteLength, numSignals: layout.numSignals, timeoutMs },
       ...(device !== undefined && { device }),
       ...(signal !== undefined && { signal }),
     })
     try {
-      await requireSameLayout(group, layout.nativeFields, { timeoutMs, signal, label: 'intranode buffer' })
       return new IntranodeBuffer(memory, layout, timeoutMs)
     } catch (error) {
       memory.close()

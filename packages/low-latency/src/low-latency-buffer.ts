@@ -33,6 +33,7 @@ import { once, type PendingDispatch, type ReceivedMessages, roomForMessages } fr
 import { streamToTell } from './refusals.js'
 import { rowFormatOf } from './row-format.js'
 import { settleMasks } from './settle-masks.js'
+import { version } from './version.js'
 
 /**
  * Low-latency dispatch and combine of decode-size batches between ranks that map each other's memory. Made, called and closed by all
@@ -78,7 +79,7 @@ export class LowLatencyBuffer implements Disposable {
    * Builds the buffer on all ranks; collective.
    * @throws ERR_MOE_EP_ARGUMENT; ERR_MOE_EP_UNSUPPORTED when a rank lives on another node, and for more than
    *   32 ranks of cuda devices;
-   *   ERR_MOE_EP_MISMATCH for sizes that differ; ERR_MOE_EP_OUT_OF_MEMORY; what the group fails with.
+   *   ERR_MOE_EP_MISMATCH for sizes, or versions of this package, that differ; ERR_MOE_EP_OUT_OF_MEMORY; what the group fails with.
    */
   static async create(group: ProcessGroup, options: LowLatencyBufferOptions): Promise<LowLatencyBuffer> {
     const { device = getDefaultDevice(), timeoutMs = group.timeoutMs, signal, numSms, ...sizes } = options
@@ -88,13 +89,13 @@ export class LowLatencyBuffer implements Disposable {
     const unsupported = (why: string): MoeEpError =>
       new MoeEpError('ERR_MOE_EP_UNSUPPORTED', `low-latency buffer: ${why}`)
     if (group.topology.nodes > 1) throw unsupported(`it spans one node, the group has ${group.topology.nodes}`)
+    await requireSameLayout(group, layout.nativeFields, { timeoutMs, signal, version, label: 'low-latency buffer' })
     const memory = await SymmetricMemory.create(group, {
       ...{ byteLength: layout.byteLength, numSignals: layout.numSignals, timeoutMs, device },
       outlivesPeers: layout.sizes.masks === 'late',
       ...(signal !== undefined && { signal }),
     })
     try {
-      await requireSameLayout(group, layout.nativeFields, { timeoutMs, signal, label: 'low-latency buffer' })
       return new LowLatencyBuffer(memory, layout, options)
     } catch (error) {
       memory.close()

@@ -21,6 +21,7 @@ import {
   type LowLatencyHandle,
 } from '@moe-ep/low-latency'
 import { type ProcessGroup, requireSameLayout } from '@moe-ep/transport'
+import { version } from './version.js'
 
 /** Sizes of all families that a buffer has. */
 export interface BufferSizes extends IntranodeBufferSizes {
@@ -52,15 +53,16 @@ export class Buffer implements Disposable {
 
   /**
    * Builds the buffer on all ranks; collective.
-   * @throws ERR_MOE_EP_ARGUMENT; ERR_MOE_EP_UNSUPPORTED for a group of several nodes; ERR_MOE_EP_MISMATCH for sizes that differ
-   *   between ranks; ERR_MOE_EP_OUT_OF_MEMORY with the bytes; what the group fails with.
+   * @throws ERR_MOE_EP_ARGUMENT; ERR_MOE_EP_UNSUPPORTED for a group of several nodes; ERR_MOE_EP_MISMATCH for sizes, or
+   *   versions of a package, that differ between ranks; ERR_MOE_EP_OUT_OF_MEMORY with the bytes; what the group fails with.
    */
   static async create(group: ProcessGroup, { lowLatency, ...options }: BufferOptions): Promise<Buffer> {
     const { device, timeoutMs, signal } = options
     // What one rank can see by itself comes before anything that all do together.
     Buffer.sizeHint({ ...options, ...(lowLatency && { lowLatency }) }, group.worldSize)
     const families = [lowLatency === undefined ? 0 : 1]
-    await requireSameLayout(group, families, { timeoutMs: timeoutMs ?? group.timeoutMs, signal, label: 'buffer' })
+    const wait = { timeoutMs: timeoutMs ?? group.timeoutMs, signal }
+    await requireSameLayout(group, families, { ...wait, version, label: 'buffer' })
     const intranode = await IntranodeBuffer.create(group, options)
     if (lowLatency === undefined) return new Buffer(intranode, undefined)
     try {

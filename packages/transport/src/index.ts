@@ -3,7 +3,7 @@ export * from './rendezvous/index.js'
 export { type Region, RegionLayout } from './symmetric/region-layout.js'
 export type { SharingChoice } from './symmetric/agreement.js'
 export type { Sharing } from './symmetric/shared-segments.js'
-export { requireSameLayout } from './symmetric/require-same-layout.js'
+export { requireSameLayout, type SameLayoutOptions } from './symmetric/require-same-layout.js'
 export { type Lease, SlotRing } from './symmetric/slot-ring.js'
 export {
   type PeerTarget,
