@@ -1,6 +1,7 @@
-// Scales that cannot travel with their rows: columns lie apart in the output, or are packed, or
-// rows of them are no multiples of 16 bytes. Of few tokens, whoever moves a row puts its scales in
-// place, one element a lane. Scales of many tokens go in tiles: scale_tiles.cuh.
+// Scales that do not travel with their rows: columns lie apart in the output, or are packed, or
+// rows of them are no multiples of 16 bytes, or rows are short and many. Of few tokens, whoever
+// moves a row puts its scales in place, one element a lane. Scales of many tokens go in tiles:
+// scale_tiles.cuh.
 #pragma once
 
 #include <cstdint>
