@@ -1,7 +1,7 @@
 import { spawnSync } from 'node:child_process'
 import { describe, expect, it } from 'vitest'
 import { requires } from '../../../../tooling/vitest/requirements.js'
-import { type LayerResult, toleranceOf } from '../../src/results/layer-result.js'
+import type { LayerResult } from '../../src/results/layer-result.js'
 import { type AppEnd, device, jsonOf, mainPath, small, type StartOptions, useApp } from './app.js'
 
 const app = useApp()
@@ -81,8 +81,7 @@ it.each([2, 3, 8])('fp8 rows on %d ranks, uniform and skewed routing', async (ra
   for (const routing of ['uniform', 'skewed']) {
     const end = await app.run([...small({ ranks, topk: 6, tokens: 32, routing }), '--hidden', '144', '--dtype', 'fp8'])
     const result = jsonOf(end) as LayerResult
-    const tolerance = toleranceOf('fp8', result.intermediate)
-    expect(result).toMatchObject({ ok: true, dtype: 'fp8', deterministic: true, tolerance })
+    expect(result).toMatchObject({ ok: true, dtype: 'fp8', deterministic: true, tolerance: 6e-2 })
     // 144 bytes of values and two scales, the second of a short group.
     expect(result.routes.every(({ bytes }) => bytes % (144 + 8) === 0)).toBe(true)
     expect(result.maxRelError).toBeGreaterThan(0)
