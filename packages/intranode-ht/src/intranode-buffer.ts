@@ -39,7 +39,9 @@ import { type BufferHandle, native } from './native.js'
 import { Refuser } from './refuser.js'
 import { rejected, releasedOnFailure } from './settled.js'
 import { type Filled, SlotViews } from './slot-views.js'
-import { version } from './version.js'
+import packageJson from '../package.json' with { type: 'json' }
+
+const { version } = packageJson
 
 /** How a buffer is made. */
 export interface IntranodeBufferOptions extends IntranodeBufferSizes {

@@ -33,7 +33,9 @@ import { once, type PendingDispatch, type ReceivedMessages, roomForMessages } fr
 import { streamToTell } from './refusals.js'
 import { rowFormatOf } from './row-format.js'
 import { settleMasks } from './settle-masks.js'
-import { version } from './version.js'
+import packageJson from '../package.json' with { type: 'json' }
+
+const { version } = packageJson
 
 /**
  * Low-latency dispatch and combine of decode-size batches between ranks that map each other's memory. Made, called and closed by all

@@ -1,5 +1,5 @@
-import { createRequire } from 'node:module'
 import { MoeEpError } from '@moe-ep/core'
+import { version } from '../version.js'
 import { devicesCommand } from './devices-command.js'
 import { runCommand } from './run-command.js'
 import { usage } from './usage.js'
@@ -13,7 +13,7 @@ import { usage } from './usage.js'
 export async function main(argv: readonly string[]): Promise<number> {
   const [command, ...rest] = argv
   try {
-    if (command === '--version') return print(`${readVersion()}\n`)
+    if (command === '--version') return print(`${version}\n`)
     if (command === '--help' || command === '-h' || (command === 'run' && isHelp(rest[0]))) return print(usage)
     if (command === 'run') return await runCommand(rest)
     if (command === 'devices' && rest.length === 0) return devicesCommand()
@@ -35,10 +35,4 @@ function isHelp(argument: string | undefined): boolean {
 function print(text: string): number {
   process.stdout.write(text)
   return 0
-}
-
-function readVersion(): string {
-  // The package's own name finds its package.json from src as well as from dist.
-  const manifest = createRequire(import.meta.url)('moe-ep/package.json') as { version: string }
-  return manifest.version
 }
