@@ -70,6 +70,20 @@ __device__ __forceinline__ void CopyWordAsync(uint32_t* to, const uint8_t* from)
                "l"(from)
                : "memory");
 }
+// A byte, or 0 where it is not wanted: without a branch, so that many of them are on their way.
+__device__ __forceinline__ uint32_t LoadByteIf(bool wanted, const uint8_t* from) {
+  uint32_t byte;
+  asm volatile(
+      "{\n"
+      " .reg .pred wanted;\n"
+      " setp.ne.s32 wanted, %1, 0;\n"
+      " mov.u32 %0, 0;\n"
+      " @wanted ld.global.nc.u8 %0, [%2];\n"
+      "}"
+      : "=r"(byte)
+      : "r"(static_cast<int>(wanted)), "l"(from));
+  return byte;
+}
 __device__ __forceinline__ void WaitForWords() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Calls use(item, line, step) so that with the kTogether - 1 lines that follow in these steps, all
@@ -163,6 +177,7 @@ struct TileColumns {
 __device__ __forceinline__ void LoadValues(const ScaleTiles& tiles, const TileTeam& team,
                                            int64_t first_token, const TileColumns& columns) {
   constexpr int kTogether = 8;
+  constexpr int kParts = 4;
   const LooseScales& scales = tiles.scales;
   ScaleTileMemory* const memory = team.memory;
   const int64_t behind = (tiles.num_slots - 1) / tiles.topk + 1;
@@ -186,22 +201,33 @@ __device__ __forceinline__ void LoadValues(const ScaleTiles& tiles, const TileTe
     });
     return;
   }
+  // Bytes: one for an element, or four that become a word.
+  const int parts = scales.move.pack ? kParts : 1;
+  const int64_t end = scales.move.columns;
   ForItems<kTogether>(team.thread, lines, items, [&](int item, int line, int step) {
-    uint32_t value[kTogether];
+    uint32_t byte[kTogether][kParts];
 #pragma unroll
     for (int i = 0; i < kTogether; ++i) {
       const int at = line + i * step;
       const int token = by_row ? at : item;
-      const int column = by_row ? item : at;
-      if (at < lines && needs(token))
-        value[i] = scales.Load(first_token + token, columns.begin + column);
+      const int64_t column = (columns.begin + (by_row ? item : at)) * parts;
+      const bool wanted = at < lines && needs(token);
+      const uint8_t* const from = scales.move.from +
+                                  (first_token + token) * scales.move.from_row_stride +
+                                  column * scales.move.from_column_stride;
+#pragma unroll
+      for (int part = 0; part < kParts; ++part)
+        byte[i][part] = LoadByteIf(wanted && part < parts && column + part < end,
+                                   from + part * scales.move.from_column_stride);
     }
 #pragma unroll
     for (int i = 0; i < kTogether; ++i) {
       const int at = line + i * step;
       const int token = by_row ? at : item;
       const int column = by_row ? item : at;
-      if (at < lines && needs(token)) memory->values[token * columns.pitch + column] = value[i];
+      if (at < lines && needs(token))
+        memory->values[token * columns.pitch + column] =
+            byte[i][0] | byte[i][1] << 8 | byte[i][2] << 16 | byte[i][3] << 24;
     }
   });
 }
