@@ -67,6 +67,7 @@ __global__ void __launch_bounds__(kThreads) QuantizeBlocks(const __grid_constant
   using Storage = typename Element::Storage;
   constexpr bool kVectors = kCount > 1;
   using Vector = LaneVector<Element, kLoadElements<Element>>;
+  StartBehindPrevious();
   const BlockQuantMatrices& m = blocks.matrices;
   const bool failed = Failed(blocks.record);
   const uint32_t block_row = blockIdx.x / blocks.across;
@@ -160,8 +161,8 @@ void QuantizeBlock(const Exec& exec, const BlockQuantMatrices& matrices, int64_t
         Aligned16(matrices.elements, matrices.values) && matrices.columns % kElements == 0 &&
         (matrices.block_columns % kElements == 0 || matrices.block_columns >= matrices.columns) &&
         std::min(matrices.columns, matrices.block_columns) / kElements < int64_t{1} << 31;
-    Launch(vectors ? QuantizeBlocks<Element, kElements> : QuantizeBlocks<Element, 1>,
-           {BlocksFor(batch * down * across, 1), kThreads}, exec.cuda_stream(), blocks);
+    LaunchBehind(exec, vectors ? QuantizeBlocks<Element, kElements> : QuantizeBlocks<Element, 1>,
+                 BlocksFor(batch * down * across, 1), kThreads, blocks);
   });
 }
 

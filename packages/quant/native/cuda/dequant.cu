@@ -60,6 +60,7 @@ __global__ void __launch_bounds__(kThreads)
     DequantizeTiles(const __grid_constant__ Shape m, const __grid_constant__ Scales scales,
                     int64_t column_tiles, int64_t tiles) {
   constexpr int kElements = kLoadElements<Element>;
+  StartBehindPrevious();
   const int64_t tile = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   if (tile >= tiles) return;
   const bool failed = Failed(m.record);
@@ -92,6 +93,7 @@ template <typename Element, typename Scales>
 __global__ void __launch_bounds__(kThreads)
     DequantizeElements(const __grid_constant__ Shape m, const __grid_constant__ Scales scales,
                        int64_t blocks_per_row) {
+  StartBehindPrevious();
   const int64_t row = blockIdx.x / blocks_per_row;
   const int64_t column = blockIdx.x % blocks_per_row * kThreads + threadIdx.x;
   if (column >= m.hidden || Failed(m.record)) return;
@@ -114,12 +116,12 @@ void Dequantize(const Exec& exec, DType dtype, const Shape& m, const Scales& sca
         (multiple % kElements == 0 || multiple >= m.hidden)) {
       const int64_t column_tiles = CeilDiv(m.hidden, 32 * kElements);
       const int64_t tiles = CeilDiv(m.rows, kRows) * column_tiles;
-      Launch(DequantizeTiles<Element, Scales, kRows>, {BlocksFor(tiles, kWarps), kThreads},
-             exec.cuda_stream(), m, scales, column_tiles, tiles);
+      LaunchBehind(exec, DequantizeTiles<Element, Scales, kRows>, BlocksFor(tiles, kWarps),
+                   kThreads, m, scales, column_tiles, tiles);
     } else {
       const int64_t blocks = CeilDiv(m.hidden, kThreads);
-      Launch(DequantizeElements<Element, Scales>, {BlocksFor(m.rows * blocks, 1), kThreads},
-             exec.cuda_stream(), m, scales, blocks);
+      LaunchBehind(exec, DequantizeElements<Element, Scales>, BlocksFor(m.rows * blocks, 1),
+                   kThreads, m, scales, blocks);
     }
   });
 }

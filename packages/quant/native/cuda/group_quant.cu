@@ -146,14 +146,6 @@ __global__ void __launch_bounds__(kAnyThreads) QuantizeAnyGroups(const __grid_co
   StoreScaleOf(m.scales, row, group, scale);
 }
 
-// Launches a kernel that begins with StartBehindPrevious().
-template <typename Kernel, typename... Arguments>
-void LaunchBehind(const Exec& exec, Kernel kernel, dim3 grid, int threads,
-                  const Arguments&... arguments) {
-  Launch(kernel, {.grid = grid, .block = dim3(threads), .overlaps_previous = true},
-         exec.cuda_stream(), arguments...);
-}
-
 template <typename Element, Encoding kEncoding>
 void LaunchGroups(const Exec& exec, const Rows& m) {
   constexpr int kElements = kLoadElements<Element>;
@@ -200,7 +192,6 @@ void LaunchGroups(const Exec& exec, const Rows& m) {
 
 void QuantizePerTokenGroup(const Exec& exec, const GroupQuantMatrix& matrix, int64_t rows,
                            ScaleRule rule) {
-  ZeroColumnPadding(exec, matrix.scales);
   const Rows m = {
       .x = matrix.elements,
       .values = matrix.values,
@@ -223,6 +214,7 @@ void QuantizePerTokenGroup(const Exec& exec, const GroupQuantMatrix& matrix, int
         return LaunchGroups<Element, Encoding::kDivide>(exec, m);
     }
   });
+  ZeroColumnPadding(exec, matrix.scales);
 }
 
 }  // namespace moe_ep::cuda

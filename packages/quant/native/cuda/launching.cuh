@@ -14,12 +14,23 @@ namespace moe_ep::cuda {
 
 constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The first thing in a kernel that is launched with `overlaps_previous`: nothing that is ahead on
-// the stream is touched before, and who comes next may take its place as soon as all blocks are
-// here.
+// What a kernel of this package begins with: nothing that is ahead on the stream is touched before,
+// and who comes next may take its place as soon as all blocks are here.
+//
+// A kernel that comes directly behind another one of the same call may do before it what that one
+// need not have ended for. What was ahead of both is there: the first one waited for it before it
+// let the second one go.
 __device__ __forceinline__ void StartBehindPrevious() {
   cudaGridDependencySynchronize();
   cudaTriggerProgrammaticLaunchCompletion();
+}
+
+// Launches a kernel with a StartBehindPrevious() in it.
+template <typename Kernel, typename... Arguments>
+void LaunchBehind(const Exec& exec, Kernel kernel, dim3 grid, int threads,
+                  const Arguments&... arguments) {
+  Launch(kernel, {.grid = grid, .block = dim3(threads), .overlaps_previous = true},
+         exec.cuda_stream(), arguments...);
 }
 
 // Whether vectors of 16 bytes may be read and written from these places on.

@@ -28,6 +28,7 @@ __global__ void __launch_bounds__(kThreads)
                  int64_t tiles) {
   constexpr int kElements = kLoadElements<Element>;
   using Vector = LaneVector<Element, kElements>;
+  StartBehindPrevious();
   const int64_t tile = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   if (tile >= tiles) return;
   const bool failed = Failed(m.record);
@@ -45,7 +46,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     const bool inside = first + r < rows && column < m.hidden;
-    gates[r] = Vector::LoadIf(inside, x + r * 2 * m.hidden);
+    gates[r] = LoadGatesIf<Element, false>(inside, x + r * 2 * m.hidden);
     ups[r] = Vector::LoadIf(inside, x + (r * 2 + 1) * m.hidden);
   }
   if (failed) return;
@@ -60,6 +61,7 @@ __global__ void __launch_bounds__(kThreads)
 template <typename Element>
 __global__ void __launch_bounds__(kThreads)
     SiluMulElements(const __grid_constant__ Gated m, int64_t blocks_per_row) {
+  StartBehindPrevious();
   const int64_t row = blockIdx.x / blocks_per_row;
   const int64_t column = blockIdx.x % blocks_per_row * kThreads + threadIdx.x;
   const int64_t matrix = row / m.batch.rows;
@@ -83,12 +85,12 @@ void SiluMul(const Exec& exec, const GatedMatrix& matrix, const MaskedBatch& bat
       const int64_t column_tiles = CeilDiv(matrix.hidden, 32 * kElements);
       const int64_t row_tiles = CeilDiv(batch.rows, kRows);
       const int64_t tiles = batch.batch * row_tiles * column_tiles;
-      Launch(SiluMulTiles<Element>, {BlocksFor(tiles, kThreads / 32), kThreads}, exec.cuda_stream(),
-             m, column_tiles, row_tiles, tiles);
+      LaunchBehind(exec, SiluMulTiles<Element>, BlocksFor(tiles, kThreads / 32), kThreads, m,
+                   column_tiles, row_tiles, tiles);
     } else {
       const int64_t blocks = CeilDiv(matrix.hidden, kThreads);
-      Launch(SiluMulElements<Element>, {BlocksFor(batch.batch * batch.rows * blocks, 1), kThreads},
-             exec.cuda_stream(), m, blocks);
+      LaunchBehind(exec, SiluMulElements<Element>, BlocksFor(batch.batch * batch.rows * blocks, 1),
+                   kThreads, m, blocks);
     }
   });
 }

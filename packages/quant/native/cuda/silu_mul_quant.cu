@@ -44,6 +44,7 @@ __global__ void __launch_bounds__(kTileThreads)
   using Vector = LaneVector<Element, kElements>;
   using Product = SiluMulVector<Element, kToF32>;
   using Warp = WarpItems<128 / kElements, kItems>;
+  StartBehindPrevious();
   const int64_t tile = static_cast<int64_t>(blockIdx.x) * (kTileThreads / 32) + threadIdx.x / 32;
   if (tile >= tiles) return;
   const bool failed = Failed(m.record);
@@ -67,7 +68,7 @@ __global__ void __launch_bounds__(kTileThreads)
 #pragma unroll
   for (int i = 0; i < kItems; ++i) {
     const int64_t offset = i / kVectors * 2 * m.hidden + i % kVectors * 32 * kElements;
-    gates[i] = Vector::LoadIf(inside(i), x + offset);
+    gates[i] = LoadGatesIf<Element, kToF32>(inside(i), x + offset);
     ups[i] = Vector::LoadIf(inside(i), x + offset + m.hidden);
   }
   if (failed) return;
@@ -92,6 +93,7 @@ constexpr int kAnyThreads = 256;
 template <typename Element, bool kToF32, Encoding kEncoding>
 __global__ void __launch_bounds__(kAnyThreads)
     SiluMulQuantizeAnyGroups(const __grid_constant__ Gated m) {
+  StartBehindPrevious();
   const int64_t index = static_cast<int64_t>(blockIdx.x) * (kAnyThreads / 32) + threadIdx.x / 32;
   const int64_t row_of_all = index / m.scales.groups;
   const int64_t group = index % m.scales.groups;
@@ -121,13 +123,12 @@ void LaunchGated(const Exec& exec, const Gated& m) {
     const int64_t column_tiles = CeilDiv(m.hidden, kTileColumns);
     const int64_t row_tiles = CeilDiv(batch.rows, kRows);
     const int64_t tiles = batch.batch * row_tiles * column_tiles;
-    Launch(SiluMulQuantizeTiles<Element, kToF32, kEncoding, kRows>,
-           {BlocksFor(tiles, kWarps), kTileThreads}, exec.cuda_stream(), m, column_tiles, row_tiles,
-           tiles);
+    LaunchBehind(exec, SiluMulQuantizeTiles<Element, kToF32, kEncoding, kRows>,
+                 BlocksFor(tiles, kWarps), kTileThreads, m, column_tiles, row_tiles, tiles);
   } else {
     const int64_t groups = batch.batch * batch.rows * m.scales.groups;
-    Launch(SiluMulQuantizeAnyGroups<Element, kToF32, kEncoding>,
-           {BlocksFor(groups, kAnyThreads / 32), kAnyThreads}, exec.cuda_stream(), m);
+    LaunchBehind(exec, SiluMulQuantizeAnyGroups<Element, kToF32, kEncoding>,
+                 BlocksFor(groups, kAnyThreads / 32), kAnyThreads, m);
   }
 }
 
@@ -150,7 +151,6 @@ void LaunchRule(const Exec& exec, const Gated& m) {
 
 void SiluMulQuantize(const Exec& exec, const GatedMatrix& matrix, const MaskedBatch& batch,
                      const GroupQuantMatrix& quantized, ScaleRule rule) {
-  ZeroColumnPadding(exec, quantized.scales, batch.batch, batch.scale_stride);
   const Gated m = {
       .x = matrix.x,
       .values = quantized.values,
@@ -172,6 +172,7 @@ void SiluMulQuantize(const Exec& exec, const GatedMatrix& matrix, const MaskedBa
       LaunchRule<Element, false>(exec, m);
     }
   });
+  ZeroColumnPadding(exec, quantized.scales, batch.batch, batch.scale_stride);
 }
 
 }  // namespace moe_ep::cuda

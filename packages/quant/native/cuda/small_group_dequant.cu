@@ -143,6 +143,7 @@ __global__ void __launch_bounds__(kThreads)
   using Codes = typename Format::Codes;
   constexpr int kElements = kLoadElements<Element>;
   constexpr int kWords = kCodeWords<Codes, kElements>;
+  StartBehindPrevious();
   const int64_t tile = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   if (tile >= tiles) return;
   const bool failed = Failed(m.record);
@@ -192,6 +193,7 @@ __global__ void __launch_bounds__(kThreads)
 template <typename Element, typename Format>
 __global__ void __launch_bounds__(kThreads)
     DequantizeSmallElements(const __grid_constant__ Small m, int64_t blocks_per_row) {
+  StartBehindPrevious();
   const int64_t row = blockIdx.x / blocks_per_row;
   const int64_t column = blockIdx.x % blocks_per_row * kThreads + threadIdx.x;
   if (column >= m.hidden || Failed(m.record)) return;
@@ -218,12 +220,12 @@ void Dequantize(const Exec& exec, const SmallGroupMatrix& matrix, int64_t rows,
     if (Aligned16(m.values, m.out) && m.hidden % kElements == 0) {
       const int64_t column_tiles = CeilDiv(m.hidden, 32 * kElements);
       const int64_t tiles = CeilDiv(rows, kRows) * column_tiles;
-      Launch(DequantizeSmallTiles<Element, Format>, {BlocksFor(tiles, kThreads / 32), kThreads},
-             exec.cuda_stream(), m, column_tiles, tiles);
+      LaunchBehind(exec, DequantizeSmallTiles<Element, Format>, BlocksFor(tiles, kThreads / 32),
+                   kThreads, m, column_tiles, tiles);
     } else {
       const int64_t blocks = CeilDiv(m.hidden, kThreads);
-      Launch(DequantizeSmallElements<Element, Format>, {BlocksFor(rows * blocks, 1), kThreads},
-             exec.cuda_stream(), m, blocks);
+      LaunchBehind(exec, DequantizeSmallElements<Element, Format>, BlocksFor(rows * blocks, 1),
+                   kThreads, m, blocks);
     }
   });
 }

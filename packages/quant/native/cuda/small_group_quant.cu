@@ -66,6 +66,7 @@ __global__ void __launch_bounds__(kThreads)
   using Vector = LaneVector<Element, kElements>;
   using Warp = WarpItems<kGroup / kElements, kItems>;
   using Words = uint32_t[kWords];
+  StartBehindPrevious();
   const int64_t tile = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   if (tile >= tiles) return;
   const bool failed = Failed(m.record);
@@ -121,6 +122,7 @@ __global__ void __launch_bounds__(kThreads)
     QuantizeSmallElements(const __grid_constant__ Small m, Rule rule, int64_t groups,
                           int64_t count) {
   constexpr int kGroup = Rule::Scales::kGroup;
+  StartBehindPrevious();
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (index >= count || Failed(m.record)) return;
   const int64_t row = index / groups;
@@ -161,13 +163,13 @@ void Quantize(const Exec& exec, const SmallGroupMatrix& matrix, int64_t rows, in
     if (Aligned16(m.x, m.values) && m.hidden % kLoadElements<Element> == 0) {
       const int64_t column_tiles = CeilDiv(m.hidden, kTileColumns<Element>);
       const int64_t tiles = CeilDiv(scale_rows, 4) * column_tiles;
-      Launch(QuantizeSmallTiles<Element, Codes, Rule>, {BlocksFor(tiles, kThreads / 32), kThreads},
-             exec.cuda_stream(), m, rule, column_tiles, tiles);
+      LaunchBehind(exec, QuantizeSmallTiles<Element, Codes, Rule>, BlocksFor(tiles, kThreads / 32),
+                   kThreads, m, rule, column_tiles, tiles);
     } else {
       const int64_t across = matrix.swizzled ? matrix.row_scales : groups;
       const int64_t count = scale_rows * across;
-      Launch(QuantizeSmallElements<Element, Codes, Rule>, {BlocksFor(count, kThreads), kThreads},
-             exec.cuda_stream(), m, rule, across, count);
+      LaunchBehind(exec, QuantizeSmallElements<Element, Codes, Rule>, BlocksFor(count, kThreads),
+                   kThreads, m, rule, across, count);
     }
   });
 }

@@ -35,6 +35,7 @@ __global__ void __launch_bounds__(kThreads)
               const moe_ep_failure_record* record) {
   constexpr int kElements = kLoadElements<Element>;
   using Vector = LaneVector<Element, kElements>;
+  StartBehindPrevious();
   // All blocks are counted, also where some see a failure that others came too early for.
   const bool stops = Failed(record);
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
@@ -72,13 +73,15 @@ __global__ void __launch_bounds__(kThreads)
   if (!stops) *scale = TensorScaleOf(found);
 }
 
+// `follows_search`: what is ahead is the search for the scale, which was let go when the elements
+// were there already.
 template <typename Element>
 __global__ void __launch_bounds__(kThreads)
     QuantizeFlat(const typename Element::Storage* x, Flat flat, const float* scale, uint8_t* values,
-                 const moe_ep_failure_record* record) {
+                 bool follows_search, const moe_ep_failure_record* record) {
   constexpr int kElements = kLoadElements<Element>;
   using Vector = LaneVector<Element, kElements>;
-  const bool failed = Failed(record);
+  if (!follows_search) StartBehindPrevious();
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads * kHeld + threadIdx.x;
   Vector held[kHeld];
 #pragma unroll
@@ -86,6 +89,8 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t v = first + k * kThreads;
     held[k] = Vector::LoadIf(v < flat.vectors, x + v * kElements);
   }
+  if (follows_search) StartBehindPrevious();
+  const bool failed = Failed(record);
   const GroupScale made = {0.0f, 1.0f / *scale};
   if (failed) return;
 #pragma unroll
@@ -109,6 +114,7 @@ __global__ void __launch_bounds__(kThreads)
     DequantizeFlat(const uint8_t* values, Flat flat, const float* scale,
                    typename Element::Storage* out, const moe_ep_failure_record* record) {
   constexpr int kElements = kLoadElements<Element>;
+  StartBehindPrevious();
   const bool failed = Failed(record);
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads * kHeld + threadIdx.x;
   uint32_t codes[kHeld][kElements / 4];
@@ -155,11 +161,11 @@ void QuantizePerTensor(const Exec& exec, DType dtype, const void* x, int64_t cou
     if (find_scale) {
       // At least one block: a tensor without elements has a scale too.
       const int64_t blocks = std::max<int64_t>(1, GridOf(flat).x);
-      Launch(FindScale<Element>, {GridFor(blocks, exec.device(), 8), kThreads}, exec.cuda_stream(),
-             elements, flat, exec.CudaScratch<Search>(kScratchKey, 1), scale, exec.cuda_skip());
+      LaunchBehind(exec, FindScale<Element>, GridFor(blocks, exec.device(), 8), kThreads, elements,
+                   flat, exec.CudaScratch<Search>(kScratchKey, 1), scale, exec.cuda_skip());
     }
-    Launch(QuantizeFlat<Element>, {GridOf(flat), kThreads}, exec.cuda_stream(), elements, flat,
-           scale, values, exec.cuda_skip());
+    LaunchBehind(exec, QuantizeFlat<Element>, GridOf(flat), kThreads, elements, flat, scale, values,
+                 find_scale, exec.cuda_skip());
   });
 }
 
@@ -168,8 +174,8 @@ void DequantizePerTensor(const Exec& exec, DType dtype, const uint8_t* values, c
   WithElement(dtype, [&](auto element) {
     using Element = decltype(element);
     const Flat flat = FlatOf<Element>(count, Aligned16(values, out));
-    Launch(DequantizeFlat<Element>, {GridOf(flat), kThreads}, exec.cuda_stream(), values, flat,
-           scale, static_cast<typename Element::Storage*>(out), exec.cuda_skip());
+    LaunchBehind(exec, DequantizeFlat<Element>, GridOf(flat), kThreads, values, flat, scale,
+                 static_cast<typename Element::Storage*>(out), exec.cuda_skip());
   });
 }
 

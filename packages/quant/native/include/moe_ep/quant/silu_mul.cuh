@@ -93,6 +93,22 @@ __device__ __forceinline__ float SiluMulOf(float gate, float up, float limit) {
   return Element::LaneToFloat(Element::LaneFromFloat(rounded * factor));
 }
 
+// Gates of a lane, ones where it has none: the quotient of a zero goes the long way of a division,
+// and all lanes of the warp with it.
+template <typename Element, bool kToF32>
+__device__ __forceinline__ LaneVector<Element, kLoadElements<Element>> LoadGatesIf(
+    bool wanted, const typename Element::Storage* from) {
+  auto gates = LaneVector<Element, kLoadElements<Element>>::LoadIf(wanted, from);
+  if constexpr (kToF32 || !std::is_same_v<Element, BF16Element>) {
+    uint32_t ones = __float_as_uint(1.0f);
+    if constexpr (sizeof(typename Element::Storage) == 2) ones = PairOfFloats<Element>(1.0f, 1.0f);
+#pragma unroll
+    for (uint32_t& word : gates.words)
+      if (!wanted) word = ones;
+  }
+  return gates;
+}
+
 template <typename Element, bool kToF32>
 using SiluMulVector =
     LaneVector<std::conditional_t<kToF32, F32Element, Element>, kLoadElements<Element>>;
