@@ -94,6 +94,23 @@ test('equal magnitudes, the ends of the range and powers come back exactly', asy
   }
 })
 
+test('rows of any number of whole and half groups, there and back', async () => {
+  for (const hidden of [64, 192, 960, 1856, 1920, 1984, 2048, 2112, 2880, 7104]) {
+    const rows = 37
+    const stored = Uint16Array.from({ length: rows * hidden }, (_, i) => {
+      const random = Math.imul(i + hidden, 2654435761) >>> 8
+      return ((random & 1) << 15) | ((110 + (random % 20)) << 7) | ((random >> 9) & 0x7f)
+    })
+    const { codes, ranges } = quantizeLogFmt10(Tensor.copyOf(stored, [rows, hidden], 'bf16'))
+    const expected = reference.quantizeLogFmt10(numbersOf('bf16', stored), { hidden })
+    expect(sameBytes(await codes.read(), expected.codes)).toBe(true)
+    expect(sameBytes(await ranges.read(), expected.ranges)).toBe(true)
+    const back = dequantizeLogFmt10(codes, ranges, { hidden })
+    const expectedBack = reference.dequantizeLogFmt10(expected.codes, expected.ranges, { hidden, dtype: 'bf16' })
+    expect(sameBytes(await back.read(), expectedBack)).toBe(true)
+  }
+})
+
 test('zeros, NaN and infinities', async () => {
   const numbers = [0, -0, NaN, Infinity, -Infinity, 4, -1]
   const { codes, ranges } = quantizeLogFmt10(Tensor.from(numbers, [1, 7], 'bf16'))

@@ -16,106 +16,110 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kItems = 8;
 constexpr int kTileGroups = 2 * kItems;
-constexpr int kGroupBytes = static_cast<int>(LogFmt10::kGroupBytes);
-constexpr int kTileBytes = kTileGroups * kGroupBytes;
-constexpr int kVectorBytes = 10;
+constexpr int kGroup = static_cast<int>(LogFmt10::kGroup);
+constexpr int kTileBytes = kTileGroups * static_cast<int>(LogFmt10::kGroupBytes);
 
 using Vector = LaneVector<BF16Element, 8>;
 using Warp = WarpItems<16, kItems>;
 
+// Of whole vectors.
+template <typename Int>
+__device__ __forceinline__ Int BytesOf(Int elements) {
+  return elements / 8 * 10;
+}
+
 struct Rows {
-  int64_t hidden;
   int64_t row_groups;
-  int64_t groups;  // of all rows
+  int64_t groups;   // of all rows
+  int32_t missing;  // elements of a row's last group, to a whole one
 };
 
-// A group's first element and byte of codes, and how many elements it has: none behind the last.
-struct GroupAt {
-  int64_t element;
-  int64_t byte;
-  int elements;
-};
+// How many rows may end with a short group in a warp's tile.
+enum class ShortGroups { kNone, kOne, kMany };
 
-// Groups of a warp's tile. Where rows are whole groups, these lie one after the other, and rows do
-// not matter; else the last group of each row is a short one, of whole vectors.
-template <bool kWhole>
+// The groups of a warp's tile. Elements lie one after the other, and so do their bytes of codes.
+// Where rows are not whole groups, the last one of each is a short one, of whole vectors.
+template <ShortGroups kShort>
 class Tile {
  public:
+  // All lanes of the warp make it together.
   __device__ __forceinline__ Tile(const Rows& rows, int64_t tile)
-      : rows_(rows), first_(tile * kTileGroups) {
-    if constexpr (!kWhole) {
-      row_ = first_ / rows.row_groups;
-      group_ = static_cast<uint32_t>(first_ - row_ * rows.row_groups);
+      : first_(tile * kTileGroups), element_(first_ * kGroup) {
+    const int64_t left = rows.groups - first_;
+    groups_ = left < 0 ? 0 : left < kTileGroups ? static_cast<int>(left) : kTileGroups;
+    if constexpr (kShort != ShortGroups::kNone) {
+      const auto row_groups = static_cast<uint32_t>(rows.row_groups);
+      // A division of 64 bits takes long.
+      const int64_t row = rows.groups >> 32 == 0 ? static_cast<uint32_t>(first_) / row_groups
+                                                 : first_ / rows.row_groups;
+      const auto group = static_cast<uint32_t>(first_ - row * rows.row_groups);
+      missing_ = rows.missing;
+      element_ -= row * missing_;
+      short_ = kShort == ShortGroups::kOne
+                   ? row_groups - 1 - group
+                   : __ballot_sync(kFullWarp, (group + LaneOfWarp() + 1) % row_groups == 0);
     }
   }
 
-  __device__ __forceinline__ int64_t first() const { return first_; }
-  __device__ __forceinline__ GroupAt At(int index) const {
-    constexpr int kGroup = static_cast<int>(LogFmt10::kGroup);
-    const int64_t group = first_ + index;
-    const bool real = group < rows_.groups;
-    if constexpr (kWhole) {
-      return {group * kGroup, group * kGroupBytes, real ? kGroup : 0};
-    } else {
-      const auto row_groups = static_cast<uint32_t>(rows_.row_groups);
-      const uint32_t from_row = group_ + index;
-      const uint32_t rows = from_row / row_groups;
-      const int64_t row = row_ + rows;
-      const int64_t begin = int64_t{from_row - rows * row_groups} * kGroup;
-      const int64_t left = rows_.hidden - begin;
-      return {row * rows_.hidden + begin,
-              row * LogFmt10::RowBytes(rows_.hidden) + begin / 8 * kVectorBytes,
-              real ? static_cast<int>(left < kGroup ? left : kGroup) : 0};
-    }
+  __device__ __forceinline__ int64_t first_group() const { return first_; }
+  __device__ __forceinline__ int64_t first_element() const { return element_; }
+
+  // Of a group, less those of the first one.
+  __device__ __forceinline__ int FirstElement(int group) const {
+    int rows = 0;  // that end before it
+    if constexpr (kShort == ShortGroups::kOne) rows = static_cast<uint32_t>(group) > short_;
+    if constexpr (kShort == ShortGroups::kMany) rows = __popc(short_ & ((1u << group) - 1u));
+    return group * kGroup - rows * missing_;
+  }
+  // None of a group behind the last one.
+  __device__ __forceinline__ int NumElements(int group) const {
+    bool ends = false;
+    if constexpr (kShort == ShortGroups::kOne) ends = static_cast<uint32_t>(group) == short_;
+    if constexpr (kShort == ShortGroups::kMany) ends = (short_ >> group & 1u) != 0;
+    return group < groups_ ? kGroup - (ends ? missing_ : 0) : 0;
   }
 
-  // Calls body(place in the tile's bytes, place in all bytes) for the units of codes that a lane
-  // copies.
+  // Calls body(place in the tile's codes, place in all codes) for the units that a lane copies.
   template <typename Unit, typename Body>
   __device__ __forceinline__ void ForEachUnit(int lane, const Body& body) const {
     constexpr int kSize = static_cast<int>(sizeof(Unit));
-    constexpr int kGroupUnits = kGroupBytes / kSize;
-    constexpr int kUnits = kTileGroups * kGroupUnits;
-#pragma unroll(kSize == 16 ? kUnits / 32 : 1)
-    for (int q = 0; q < kUnits; q += 32) {
+    constexpr int kMost = kTileBytes / kSize;
+    const int units = BytesOf(FirstElement(groups_)) / kSize;
+    const int64_t first = BytesOf(element_);
+#pragma unroll(kSize == 16 ? kMost / 32 : 1)
+    for (int q = 0; q < kMost; q += 32) {
       const int unit = q + lane;
-      if constexpr (kWhole) {
-        if (unit < (rows_.groups - first_) * kGroupUnits) {
-          body(unit * kSize, first_ * kGroupBytes + unit * kSize);
-        }
-      } else {
-        const int index = unit / kGroupUnits;
-        const int byte = (unit - index * kGroupUnits) * kSize;
-        const GroupAt at = At(index);
-        if (byte < at.elements / 8 * kVectorBytes) body(unit * kSize, at.byte + byte);
-      }
+      if (unit < units) body(unit * kSize, first + unit * kSize);
     }
   }
 
  private:
-  const Rows& rows_;
   int64_t first_;
-  int64_t row_ = 0;     // of the first group
-  uint32_t group_ = 0;  // of its row
+  int64_t element_;
+  int groups_;
+  int missing_ = 0;
+  uint32_t short_ = 0;  // the group that ends a row, or a bit for each that does
 };
 
-template <typename Unit, bool kWhole>
+template <typename Unit, ShortGroups kShort>
 __global__ void __launch_bounds__(kThreads)
     EncodeTiles(const uint16_t* x, uint8_t* codes, uint16_t* ranges,
                 const __grid_constant__ Rows rows, int64_t tiles,
                 const moe_ep_failure_record* record) {
   __shared__ float table[Log2Table::kEntries];
   __shared__ __align__(16) uint8_t staged[kThreads / 32][kTileBytes];
+  StartBehindPrevious();
   const int64_t number = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   const bool failed = Failed(record);
   const int lane = LaneOfWarp();
-  const Tile<kWhole> tile(rows, number);
+  const Tile<kShort> tile(rows, number);
+  const int begin = lane % 16 * 8;
+  const uint16_t* own = x + tile.first_element() + begin;
   Vector items[kItems];
 #pragma unroll
   for (int i = 0; i < kItems; ++i) {
-    const GroupAt at = tile.At(2 * i + lane / 16);
-    const int begin = lane % 16 * 8;
-    items[i] = Vector::LoadIf(begin < at.elements, x + at.element + begin);
+    const int group = 2 * i + lane / 16;
+    items[i] = Vector::LoadIf(begin < tile.NumElements(group), own + tile.FirstElement(group));
   }
   for (int i = threadIdx.x; i < Log2Table::kEntries; i += kThreads) table[i] = Log2Table::Entry(i);
   __syncthreads();
@@ -123,7 +127,9 @@ __global__ void __launch_bounds__(kThreads)
 
   uint8_t* stage = staged[threadIdx.x / 32];
   const uint32_t range = EncodeLogItems(items, table, [&](int i, const uint32_t (&packed)[3]) {
-    StoreTenBytes(stage + i * 320 + lane * 10, packed);
+    const int group = 2 * i + lane / 16;
+    if (kShort == ShortGroups::kNone || begin < tile.NumElements(group))
+      StoreTenBytes(stage + BytesOf(tile.FirstElement(group) + begin), packed);
   });
   __syncwarp();
   tile.template ForEachUnit<Unit>(lane, [&](int from, int64_t to) {
@@ -134,23 +140,24 @@ __global__ void __launch_bounds__(kThreads)
       *reinterpret_cast<Unit*>(codes + to) = unit;
     }
   });
-  const int64_t group = tile.first() + Warp::FirstOwned(lane) * 2 + Warp::GroupOf(lane);
+  const int64_t group = tile.first_group() + Warp::FirstOwned(lane) * 2 + Warp::GroupOf(lane);
   if (Warp::Writes(lane) && group < rows.groups) {
     reinterpret_cast<uint32_t*>(ranges)[group] = range;
   }
 }
 
-template <typename Element, typename Unit, bool kWhole>
+template <typename Element, typename Unit, ShortGroups kShort>
 __global__ void __launch_bounds__(kThreads)
     DecodeTiles(const uint8_t* codes, const uint16_t* ranges, typename Element::Storage* out,
                 const __grid_constant__ Rows rows, int64_t tiles,
                 const moe_ep_failure_record* record) {
+  StartBehindPrevious();
   __shared__ __align__(16) uint8_t staged[kThreads / 32][kTileBytes];
   const int64_t number = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   if (number >= tiles) return;
   const bool failed = Failed(record);
   const int lane = LaneOfWarp();
-  const Tile<kWhole> tile(rows, number);
+  const Tile<kShort> tile(rows, number);
   uint8_t* stage = staged[threadIdx.x / 32];
   tile.template ForEachUnit<Unit>(lane, [&](int to, int64_t from) {
     if constexpr (sizeof(Unit) == 16) {
@@ -160,27 +167,28 @@ __global__ void __launch_bounds__(kThreads)
     }
   });
   // Lane by lane the scale of one group; both halves of the warp hold the same.
-  const int64_t own_group = tile.first() + lane % kTileGroups;
+  const int64_t own_group = tile.first_group() + lane % kTileGroups;
   const auto own = LogDecoding::Of(
       own_group < rows.groups ? reinterpret_cast<const uint32_t*>(ranges)[own_group] : 0u);
   if (failed) return;
   __syncwarp();
   const uint32_t plain_groups = __ballot_sync(kFullWarp, own.plain);
+  const int begin = lane % 16 * 8;
+  out += tile.first_element() + begin;
 #pragma unroll 2
   for (int i = 0; i < kItems; ++i) {
     const int group = 2 * i + lane / 16;
     const LogDecoding decoding = {__shfl_sync(kFullWarp, own.low, group),
                                   __shfl_sync(kFullWarp, own.step, group),
                                   (plain_groups >> group & 1u) != 0};
-    const GroupAt at = tile.At(group);
-    const int begin = lane % 16 * 8;
-    if (begin >= at.elements) continue;
-    const auto* halves = reinterpret_cast<const uint16_t*>(stage + i * 320 + lane * 10);
+    if (begin >= tile.NumElements(group)) continue;
+    const int element = tile.FirstElement(group);
+    const auto* halves = reinterpret_cast<const uint16_t*>(stage + BytesOf(element + begin));
     const uint32_t packed[3] = {halves[0] | static_cast<uint32_t>(halves[1]) << 16,
                                 halves[2] | static_cast<uint32_t>(halves[3]) << 16, halves[4]};
     float values[8];
     DecodeLogItem(packed, decoding, values);
-    LaneVector<Element, 8>::OfFloats(values).Store(out + at.element + begin);
+    LaneVector<Element, 8>::OfFloats(values).Store(out + element);
   }
 }
 
@@ -194,6 +202,7 @@ __device__ __forceinline__ int64_t GroupElements(int64_t left) {
 __global__ void __launch_bounds__(kThreads)
     EncodeGroups(const uint16_t* x, uint8_t* codes, uint16_t* ranges, int64_t hidden,
                  int64_t row_groups, int64_t count, const moe_ep_failure_record* record) {
+  StartBehindPrevious();
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (index >= count || Failed(record)) return;
   const int64_t row = index / row_groups;
@@ -209,6 +218,7 @@ __global__ void __launch_bounds__(kThreads)
     DecodeGroups(const uint8_t* codes, const uint16_t* ranges, typename Element::Storage* out,
                  int64_t hidden, int64_t row_groups, int64_t count,
                  const moe_ep_failure_record* record) {
+  StartBehindPrevious();
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (index >= count || Failed(record)) return;
   const int64_t row = index / row_groups;
@@ -219,23 +229,31 @@ __global__ void __launch_bounds__(kThreads)
       GroupElements(hidden - begin), out + row * hidden + begin);
 }
 
-// Calls body(Unit(), whole) with what tiles of these rows are made of, or says that there are none.
+template <ShortGroups kShort>
+using Constant = std::integral_constant<ShortGroups, kShort>;
+
+// Calls body(Unit(), short groups) with what tiles of these rows are made of, or says that there
+// are none.
 template <typename Body>
 bool WithTiles(const LogFmtMatrix& m, const Body& body) {
   if (m.hidden % 8 != 0 || !Aligned16(m.elements, m.codes, m.ranges)) return false;
+  using enum ShortGroups;
   if (m.hidden % LogFmt10::kGroup == 0) {
-    body(uint4(), std::true_type());
-  } else if (m.hidden % 64 == 0) {  // rows of codes are whole units
-    body(uint4(), std::false_type());
+    body(uint4(), Constant<kNone>());
+  } else if (m.hidden % 64 != 0) {  // rows of codes are no whole units
+    body(uint16_t(), Constant<kMany>());
+  } else if (m.hidden > (kTileGroups - 1) * LogFmt10::kGroup) {
+    body(uint4(), Constant<kOne>());
   } else {
-    body(uint16_t(), std::false_type());
+    body(uint4(), Constant<kMany>());
   }
   return true;
 }
 
 Rows RowsOf(const LogFmtMatrix& m, int64_t rows) {
   const int64_t row_groups = NumGroups(m.hidden, LogFmt10::kGroup);
-  return {m.hidden, row_groups, rows * row_groups};
+  return {row_groups, rows * row_groups,
+          static_cast<int32_t>(row_groups * LogFmt10::kGroup - m.hidden)};
 }
 
 }  // namespace
@@ -244,14 +262,14 @@ void QuantizeLogFmt10(const Exec& exec, const LogFmtMatrix& m, int64_t num_rows)
   const auto* x = static_cast<const uint16_t*>(m.elements);
   const Rows rows = RowsOf(m, num_rows);
   const int64_t tiles = CeilDiv(rows.groups, kTileGroups);
-  const bool tiled = WithTiles(m, [&](auto unit, auto whole) {
-    Launch(EncodeTiles<decltype(unit), decltype(whole)::value>,
-           {BlocksFor(tiles, kThreads / 32), kThreads}, exec.cuda_stream(), x, m.codes, m.ranges,
-           rows, tiles, exec.cuda_skip());
+  const bool tiled = WithTiles(m, [&](auto unit, auto short_groups) {
+    LaunchBehind(exec, EncodeTiles<decltype(unit), decltype(short_groups)::value>,
+                 BlocksFor(tiles, kThreads / 32), kThreads, x, m.codes, m.ranges, rows, tiles,
+                 exec.cuda_skip());
   });
   if (tiled) return;
-  Launch(EncodeGroups, {BlocksFor(rows.groups, kThreads), kThreads}, exec.cuda_stream(), x, m.codes,
-         m.ranges, m.hidden, rows.row_groups, rows.groups, exec.cuda_skip());
+  LaunchBehind(exec, EncodeGroups, BlocksFor(rows.groups, kThreads), kThreads, x, m.codes, m.ranges,
+               m.hidden, rows.row_groups, rows.groups, exec.cuda_skip());
 }
 
 void DequantizeLogFmt10(const Exec& exec, const LogFmtMatrix& m, int64_t num_rows) {
@@ -260,14 +278,14 @@ void DequantizeLogFmt10(const Exec& exec, const LogFmtMatrix& m, int64_t num_row
   WithElement(m.dtype, [&](auto element) {
     using Element = decltype(element);
     auto* out = static_cast<typename Element::Storage*>(m.elements);
-    const bool tiled = WithTiles(m, [&](auto unit, auto whole) {
-      Launch(DecodeTiles<Element, decltype(unit), decltype(whole)::value>,
-             {BlocksFor(tiles, kThreads / 32), kThreads}, exec.cuda_stream(), m.codes, m.ranges,
-             out, rows, tiles, exec.cuda_skip());
+    const bool tiled = WithTiles(m, [&](auto unit, auto short_groups) {
+      LaunchBehind(exec, DecodeTiles<Element, decltype(unit), decltype(short_groups)::value>,
+                   BlocksFor(tiles, kThreads / 32), kThreads, m.codes, m.ranges, out, rows, tiles,
+                   exec.cuda_skip());
     });
     if (tiled) return;
-    Launch(DecodeGroups<Element>, {BlocksFor(rows.groups, kThreads), kThreads}, exec.cuda_stream(),
-           m.codes, m.ranges, out, m.hidden, rows.row_groups, rows.groups, exec.cuda_skip());
+    LaunchBehind(exec, DecodeGroups<Element>, BlocksFor(rows.groups, kThreads), kThreads, m.codes,
+                 m.ranges, out, m.hidden, rows.row_groups, rows.groups, exec.cuda_skip());
   });
 }
 
