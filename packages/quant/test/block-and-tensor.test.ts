@@ -162,6 +162,22 @@ describe('quantizePerToken', () => {
     }
   })
 
+  test('divides exactly by a bound whose reciprocal lies next to the middle of two numbers', async () => {
+    // The scale is 2 - 2^-23, and 2^-9 by it is next above the middle between the codes 0 and 1.
+    const scaleUpperBound = 448 * 2 - 2 ** -14
+    for (const dtype of floatDTypes) {
+      for (const hidden of [8, 1024]) {
+        const numbers = Array.from({ length: hidden }, (_, i) => (i === 0 ? 1000 : i % 2 === 1 ? 2 ** -9 : -(2 ** -9)))
+        const x = Tensor.from(numbers, [1, hidden], dtype)
+        const { values, scales } = quantizePerToken(x, { scaleUpperBound })
+        expect((await scales.read())[0]).toBe(2 - 2 ** -23)
+        expect([...(await bytesOf(values))]).toEqual(
+          numbers.map((_, i) => (i === 0 ? 0x7e : i % 2 === 1 ? 0x01 : 0x81)),
+        )
+      }
+    }
+  })
+
   test('the floor, the bound and infinities', async () => {
     const x = Tensor.from([0, -0, 896, 1, Infinity, 1, NaN, 448], [4, 2], 'f32')
     const free = quantizePerToken(x)

@@ -95,6 +95,53 @@ describe('quantizePerTokenGroup', () => {
     await checkQuantized(Tensor.copyOf(stored, [amaxes.length, hidden], 'f16'), hidden, 'vllm')
   })
 
+  test('rounds as the division does where quotients of f32 lie next to where codes change', async () => {
+    // So near that the bits behind f32 decide they are where the scale's significand is next to a multiple of 2^20.
+    const f32 = (bits: number): number => new Float32Array(Uint32Array.of(bits).buffer)[0]!
+    const bitsOf = (value: number): number => new Uint32Array(Float32Array.of(value).buffer)[0]!
+    const rows: { amax: number; scale: number }[] = []
+    for (let part = 8; part <= 16; part++) {
+      for (let beside = -16; beside <= 16; beside++) {
+        const scale = f32(bitsOf(1) + ((part - 8) << 20) + beside)
+        const near = bitsOf(scale * 448)
+        const amax = [-1, 0, 1].map((step) => f32(near + step)).find((value) => Math.fround(value / 448) === scale)
+        if (amax !== undefined) rows.push({ amax, scale }) // not all f32 are an amax's scale
+      }
+    }
+    expect(rows.length).toBeGreaterThan(200)
+    const quotients: number[] = []
+    for (let exponent = -10; exponent <= 8; exponent++) {
+      // Between normal numbers, and those that are subnormal: 16 to 31 of 5 bits.
+      for (let fifth = 16; fifth < 32; fifth++) {
+        for (const half of [-1, 1]) quotients.push((fifth / 16 + half * 2 ** -24) * 2 ** exponent)
+      }
+    }
+    const steps = [-2, -1, 0, 1, 2]
+    const hidden = Math.ceil((1 + quotients.length * steps.length) / 4) * 4
+    const stored = new Float32Array(rows.length * hidden)
+    for (const [r, { amax, scale }] of rows.entries()) {
+      const row = stored.subarray(r * hidden, (r + 1) * hidden)
+      row[0] = amax
+      for (const [q, quotient] of quotients.entries()) {
+        for (const [s, step] of steps.entries()) {
+          row[1 + q * steps.length + s] = Math.min(amax, f32(bitsOf(quotient * scale) + step))
+        }
+      }
+    }
+    const x = Tensor.copyOf(stored, [rows.length, hidden], 'f32')
+    await checkQuantized(x, hidden, 'vllm')
+    // By groups of 128, each with the row's amax: the kernel of short groups.
+    const groups = Math.ceil(hidden / 127)
+    const short = new Float32Array(rows.length * groups * 128)
+    for (const [r, { amax }] of rows.entries()) {
+      for (let i = 0; i < groups * 128; i++) {
+        const column = Math.floor(i / 128) * 127 + (i % 128) - 1
+        short[r * groups * 128 + i] = i % 128 === 0 || column >= hidden ? amax : stored[r * hidden + column]!
+      }
+    }
+    await checkQuantized(Tensor.copyOf(short, [rows.length, groups * 128], 'f32'), 128, 'vllm')
+  })
+
   test.each([
     ['the worked value', 'vllm', [672, 336, -1.5], 1.5, [0x7e, 0x76, 0xb8]],
     ['448', 'deepep', [448, 1, -448], 1, [0x7e, 0x38, 0xfe]],

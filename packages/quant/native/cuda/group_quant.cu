@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(kThreads) QuantizeLongGroups(const __grid_cons
   uint32_t codes[kElements / 4];
   if (largest < Element::kPlainLimit) {
     made = ScaleFor(m.rule, Element::ToFloat(static_cast<typename Element::Storage>(largest)));
-    const auto quotient = moe_ep::detail::PlainQuotient<Element, kEncoding>::Of(made);
+    const auto quotient = GroupQuotient<Element, kEncoding>::Of(made);
     each([&](const Vector& v, int64_t at) {
       EncodePlain<kEncoding>(v, quotient, codes);
       StoreWords(values + at, codes);

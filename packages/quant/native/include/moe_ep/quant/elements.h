@@ -9,16 +9,16 @@
 namespace moe_ep {
 
 // Magnitude bits rise with the magnitude, so a largest magnitude is an integer maximum.
-// `kPlainLimit`: smaller magnitudes take the fast path of group_quant.h. `FiniteToFloat` and
-// `FromNumber` are the quicker forms for what is neither infinite nor NaN, and for what is not NaN;
-// `LaneToFloat` and `LaneFromFloat` take everything and vectorise.
+// `kPlainLimit`: smaller magnitudes take the fast path of group_quant.h; reciprocals of the scales
+// of larger ones than 2^100 lose bits to subnormals. `FiniteToFloat` and `FromNumber` are the
+// quicker forms for what is neither infinite nor NaN, and for what is not NaN; `LaneToFloat` and
+// `LaneFromFloat` take everything and vectorise.
 struct BF16Element {
   using Storage = uint16_t;
   static constexpr int kSignificandBits = 8;
   static constexpr Storage kMagnitude = 0x7fff;
   static constexpr Storage kInfinity = 0x7f80;
-  static constexpr Storage kPlainLimit =
-      0x7180;  // 2^100: reciprocals of larger scales lose bits to subnormals
+  static constexpr Storage kPlainLimit = 0x7180;  // 2^100
   static MOE_EP_LANE float ToFloat(Storage bits) { return BF16ToFloat(bits); }
   static MOE_EP_LANE float FiniteToFloat(Storage bits) { return BF16ToFloat(bits); }
   static MOE_EP_LANE Storage FromFloat(float value) { return FloatToBF16(value); }
@@ -46,7 +46,7 @@ struct F32Element {
   static constexpr int kSignificandBits = 24;
   static constexpr Storage kMagnitude = 0x7fffffffu;
   static constexpr Storage kInfinity = 0x7f800000u;
-  static constexpr Storage kPlainLimit = kInfinity;
+  static constexpr Storage kPlainLimit = 0x71800000u;  // 2^100
   static MOE_EP_LANE float ToFloat(Storage bits) { return FloatOfBits(bits); }
   static MOE_EP_LANE float FiniteToFloat(Storage bits) { return FloatOfBits(bits); }
   static MOE_EP_LANE Storage FromFloat(float value) { return CanonicalF32Bits(value); }
