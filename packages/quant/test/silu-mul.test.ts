@@ -149,6 +149,82 @@ describe('siluMulQuantize', () => {
     }
   })
 
+  test('divides as IEEE does, also by the one number whose reciprocal lies next to the middle of two', async () => {
+    for (const dtype of ['bf16', 'f16', 'f32'] as const) {
+      // A row for each gate, so that its scale shows all bits of the product; 1 + e^(-2^-23) = 2 - 2^-23.
+      const gates = [2 ** -23, -(2 ** -23), 2 ** -22, 2 ** -24, 0, -0, 1, -1, 79, -79]
+      const hidden = 128
+      const numbers = gates.flatMap((gate) => [
+        ...Array.from({ length: hidden }, () => gate),
+        ...Array.from({ length: hidden }, () => 64),
+      ])
+      // Few rows, and so many that a GPU looks bf16 up.
+      for (const copies of dtype === 'bf16' ? [1, 900] : [1]) {
+        const rows = copies * gates.length
+        const x = Tensor.from(Array.from({ length: copies }, () => numbers).flat(), [rows, 2 * hidden], dtype)
+        const { values, scales } = siluMulQuantize(x, { numerics: 'f32' })
+        const elements = (await x.readNumbers()) as Float32Array
+        const expected = reference.siluMulQuantize(elements, { hidden, dtype, groupSize: hidden, numerics: 'f32' })
+        expect(sameBytes(await values.read(), expected.values)).toBe(true)
+        expect(sameBytes(await scales.read(), expected.scales)).toBe(true)
+        expect(sameBytes(await siluMul(x).read(), reference.siluMul(elements, { hidden, dtype }))).toBe(true)
+      }
+    }
+  })
+
+  // On a GPU many rows of bf16 look gates up in a table, few have a formula.
+  test.each(['unfused', 'vllm-masked', 'f32'] as const)('many rows are what few are: %s', async (numerics) => {
+    const [rows, few, hidden] = [4097, 64, 2120]
+    const groups = Math.ceil(hidden / 128)
+    const stored = new Uint16Array(rows * 2 * hidden)
+    for (let i = 0, state = 1; i < stored.length; i++) {
+      state = (Math.imul(state, 1664525) + 1013904223) >>> 0
+      const bits = state >>> 16
+      const [row, column] = [Math.floor(i / (2 * hidden)), i % (2 * hidden)]
+      const sign = bits & 0x8000
+      // In odd rows each group has one gate, all of the table in turn, so that its scale shows it.
+      const place = ((row >> 1) * groups + Math.floor((column % hidden) / 128)) % 8192
+      const gate = 0x3280 + (place % 4096) + (place < 4096 ? 0 : 0x8000)
+      if (column < hidden) {
+        // In the others any gates, also NaN and infinities, or magnitudes from 2^-28 to 2^8, or zeros.
+        stored[i] =
+          row % 2 === 1 ? gate : row % 8 === 6 ? sign : row % 4 === 0 ? bits : sign | (0x3180 + (bits % (36 << 7)))
+      } else {
+        // Silu of numbers far below zero is near it.
+        stored[i] =
+          row % 2 === 1 ? (gate >= 0xc180 ? 0x6c80 : 0x3f80) | (bits & 0x7f) : sign | (0x3e00 + (bits & 0x1ff))
+      }
+    }
+    const x = Tensor.copyOf(stored, [rows, 2 * hidden], 'bf16')
+    const cases: { scaleFormat: ScaleFormat; clampLimit?: number }[] = [
+      { scaleFormat: 'f32' },
+      { scaleFormat: 'f32', clampLimit: 7 },
+      { scaleFormat: 'ue8m0-packed' },
+    ]
+    for (const { scaleFormat, clampLimit } of cases) {
+      const options = { numerics, scaleFormat, ...limitOf(clampLimit) }
+      const many = siluMulQuantize(x, { ...options, scaleLayout: 'row-major' })
+      const [values, scales] = [await bytesOf(many.values), await bytesOf(many.scales)]
+      const own = (bytes: Uint8Array, row: number): Uint8Array =>
+        bytes.subarray((row * bytes.length) / rows, (Math.min(row + few, rows) * bytes.length) / rows)
+      for (let row = 0; row < rows; row += few) {
+        const part = stored.subarray(row * 2 * hidden, (row + few) * 2 * hidden)
+        const partOf = Tensor.copyOf(part, [part.length / (2 * hidden), 2 * hidden], 'bf16')
+        const some = siluMulQuantize(partOf, { ...options, scaleLayout: 'row-major' })
+        expect(sameBytes(await some.values.read(), own(values, row))).toBe(true)
+        expect(sameBytes(await bytesOf(some.scales), own(scales, row))).toBe(true)
+      }
+      // 4097 rows leave gaps between columns.
+      const layout = 'column-major-tma'
+      const byColumns = siluMulQuantize(x, { ...options, scaleLayout: layout })
+      const columns = many.scales.shape[1]!
+      const elements = (await many.scales.read()) as Float32Array
+      expect(
+        sameBytes(await memoryOf(byColumns.scales), reference.arrangeScales(elements, { rows, columns, layout })),
+      ).toBe(true)
+    }
+  })
+
   test("'vllm-contiguous' is siluMul, then quantizePerTokenGroup; the others stay close to it", async () => {
     const [rows, hidden] = [16, 512]
     const numbers = Array.from({ length: rows * 2 * hidden }, (_, i) => 4 * Math.sin(i * 0.37) * (1 + (i % 11)))
@@ -214,10 +290,15 @@ describe('siluMulQuantize', () => {
       [8, 16, 384],
       [17, 31, 768],
       [32, 64, 256],
+      [16, 512, 1024], // looked up in a table on a GPU
+      [512, 3, 128],
+      // more than blocks of a GPU know the counts of ahead
+      [513, 5, 128],
+      [513, 40, 128],
     ] as const) {
       const stored = Uint16Array.from({ length: batch * rows * 2 * hidden }, (_, i) => {
         const random = Math.imul(i + 1, 2654435761) >>> 8
-        return ((random & 1) << 15) | ((128 + (random % 18)) << 7) | ((random >> 9) & 0x7f)
+        return ((random & 1) << 15) | ((118 + (random % 18)) << 7) | ((random >> 9) & 0x7f)
       })
       const x = Tensor.copyOf(stored, [batch, rows, 2 * hidden], 'bf16')
       const used = Array.from({ length: batch }, (_, e) => (e === 0 ? rows : e === 1 ? 0 : (e * 7) % rows))
@@ -229,6 +310,7 @@ describe('siluMulQuantize', () => {
         for (const [part, whole] of [
           [all.values, alone.values],
           [all.scales, alone.scales],
+          [siluMul(x, { counts }), siluMul(x.reshape([batch * rows, 2 * hidden]))],
         ] as const) {
           const expected = (await bytesOf(whole)).slice()
           const rowBytes = expected.length / (batch * rows)

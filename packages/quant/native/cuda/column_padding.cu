@@ -25,7 +25,7 @@ __global__ void ZeroGaps(uint8_t* data, int64_t rows, int64_t gap, int64_t gaps,
 
 void ZeroColumnPadding(const Exec& exec, const ScaleMatrix& scales, int64_t matrices,
                        int64_t stride) {
-  if (scales.rows == 0 || scales.row_stride != kElement || scales.columns < 2) return;
+  if (scales.row_stride != kElement || scales.columns < 2) return;
   const int64_t gap = scales.column_stride / kElement - scales.rows;
   const int64_t gaps = scales.columns - 1;
   if (gap <= 0) return;

@@ -4,6 +4,7 @@
 
 #include "cuda/launching.cuh"
 #include "cuda/quant.h"
+#include "cuda/used_strips.cuh"
 #include "moe_ep/quant/warp_items.cuh"
 
 namespace moe_ep::cuda {
@@ -24,36 +25,38 @@ constexpr int kRows = 4;
 // A warp takes kRows rows of 32 vectors.
 template <typename Element>
 __global__ void __launch_bounds__(kThreads)
-    SiluMulTiles(const __grid_constant__ Gated m, int64_t column_tiles, int64_t row_tiles,
-                 int64_t tiles) {
+    SiluMulTiles(const __grid_constant__ Gated m, int64_t column_tiles) {
   constexpr int kElements = kLoadElements<Element>;
+  constexpr int kWarps = kThreads / 32;
   using Vector = LaneVector<Element, kElements>;
+  __shared__ UsedStrips<kRows>::Memory memory;
   StartBehindPrevious();
-  const int64_t tile = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
-  if (tile >= tiles) return;
+  const UsedStrips<kRows> strips(m.batch, memory);
   const bool failed = Failed(m.record);
-  const int64_t strip = tile / column_tiles;
-  const int64_t matrix = strip / row_tiles;
-  const int64_t first = strip % row_tiles * kRows;
-  const int64_t rows = m.batch.RowsOf(matrix);
-  if (first >= rows) return;
-  const int64_t column = (tile % column_tiles * 32 + LaneOfWarp()) * kElements;
-  const int64_t row = matrix * m.batch.rows + first;
-  const auto* x = static_cast<const typename Element::Storage*>(m.x) + row * 2 * m.hidden + column;
-  auto* out = static_cast<typename Element::Storage*>(m.out) + row * m.hidden + column;
-  Vector gates[kRows];
-  Vector ups[kRows];
+  const int64_t tiles = strips.count() * column_tiles;
+#pragma unroll 1
+  for (int64_t tile = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32; tile < tiles;
+       tile += static_cast<int64_t>(gridDim.x) * kWarps) {
+    const Strip strip = strips.At(tile / column_tiles);
+    const int64_t column = (tile % column_tiles * 32 + LaneOfWarp()) * kElements;
+    const int64_t row = strip.matrix * m.batch.rows + strip.first_row;
+    const auto* x =
+        static_cast<const typename Element::Storage*>(m.x) + row * 2 * m.hidden + column;
+    auto* out = static_cast<typename Element::Storage*>(m.out) + row * m.hidden + column;
+    Vector gates[kRows];
+    Vector ups[kRows];
 #pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    const bool inside = first + r < rows && column < m.hidden;
-    gates[r] = LoadGatesIf<Element, false>(inside, x + r * 2 * m.hidden);
-    ups[r] = Vector::LoadIf(inside, x + (r * 2 + 1) * m.hidden);
-  }
-  if (failed) return;
+    for (int r = 0; r < kRows; ++r) {
+      const bool inside = strip.first_row + r < strip.rows && column < m.hidden;
+      gates[r] = Vector::LoadIf(inside, x + r * 2 * m.hidden);
+      ups[r] = Vector::LoadIf(inside, x + (r * 2 + 1) * m.hidden);
+    }
+    if (failed) return;
 #pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-    const Vector product = SiluMul<Element, false>(gates[r], ups[r], m.limit);
-    if (first + r < rows && column < m.hidden) product.Store(out + r * m.hidden);
+    for (int r = 0; r < kRows; ++r) {
+      const Vector product = SiluMul<Element, false>(gates[r], ups[r], m.limit);
+      if (strip.first_row + r < strip.rows && column < m.hidden) product.Store(out + r * m.hidden);
+    }
   }
 }
 
@@ -83,10 +86,9 @@ void SiluMul(const Exec& exec, const GatedMatrix& matrix, const MaskedBatch& bat
     constexpr int64_t kElements = kLoadElements<Element>;
     if (Aligned16(matrix.x, out) && matrix.hidden % kElements == 0) {
       const int64_t column_tiles = CeilDiv(matrix.hidden, 32 * kElements);
-      const int64_t row_tiles = CeilDiv(batch.rows, kRows);
-      const int64_t tiles = batch.batch * row_tiles * column_tiles;
-      LaunchBehind(exec, SiluMulTiles<Element>, BlocksFor(tiles, kThreads / 32), kThreads, m,
-                   column_tiles, row_tiles, tiles);
+      const int64_t tiles = batch.batch * UsedStrips<kRows>::OfMatrix(batch) * column_tiles;
+      LaunchBehind(exec, SiluMulTiles<Element>, BlocksForTiles(exec, batch, tiles, kThreads / 32),
+                   kThreads, m, column_tiles);
     } else {
       const int64_t blocks = CeilDiv(matrix.hidden, kThreads);
       LaunchBehind(exec, SiluMulElements<Element>, BlocksFor(batch.batch * batch.rows * blocks, 1),

@@ -5,6 +5,8 @@
 #include "cuda/column_padding.cuh"
 #include "cuda/launching.cuh"
 #include "cuda/quant.h"
+#include "cuda/stripes.cuh"
+#include "cuda/used_strips.cuh"
 #include "moe_ep/quant/group_quant.cuh"
 #include "moe_ep/quant/silu_mul.cuh"
 
@@ -33,27 +35,21 @@ constexpr int kTileThreads = 128;
 constexpr int kTileGroups = 4;  // of 128: with packed scales the groups of one word
 constexpr int kTileColumns = kTileGroups * 128;
 
-// Groups of 128 in rows of whole vectors: a warp takes kRows rows of kTileColumns products.
-template <typename Element, bool kToF32, Encoding kEncoding, int kRows>
-__global__ void __launch_bounds__(kTileThreads)
-    SiluMulQuantizeTiles(const __grid_constant__ Gated m, int64_t column_tiles, int64_t row_tiles,
-                         int64_t tiles) {
+// Groups of 128 in rows of whole vectors: a warp takes kRows rows of kTileColumns products, which
+// multiply(whether they are in a row, gates, ups) makes. Nothing is written where the stream had
+// failed before.
+template <typename Element, bool kToF32, Encoding kEncoding, int kRows, typename Multiply>
+__device__ __forceinline__ void SiluMulQuantizeTile(const Gated& m, const Strip& strip,
+                                                    int64_t column_tile, bool failed,
+                                                    const Multiply& multiply) {
   constexpr int kElements = kLoadElements<Element>;
   constexpr int kVectors = kTileColumns / (32 * kElements);  // of a row
   constexpr int kItems = kRows * kVectors;
   using Vector = LaneVector<Element, kElements>;
   using Product = SiluMulVector<Element, kToF32>;
   using Warp = WarpItems<128 / kElements, kItems>;
-  StartBehindPrevious();
-  const int64_t tile = static_cast<int64_t>(blockIdx.x) * (kTileThreads / 32) + threadIdx.x / 32;
-  if (tile >= tiles) return;
-  const bool failed = Failed(m.record);
   const int lane = LaneOfWarp();
-  const int64_t strip = tile / column_tiles;
-  const int64_t column_tile = tile % column_tiles;
-  const int64_t matrix = strip / row_tiles;
-  const int64_t first_row = strip % row_tiles * kRows;
-  const int64_t rows = m.batch.RowsOf(matrix);
+  const auto [matrix, first_row, rows] = strip;
   if (first_row >= rows) return;
   const int64_t column = column_tile * kTileColumns + lane * kElements;
   const int64_t row_of_all = matrix * m.batch.rows + first_row;
@@ -68,15 +64,13 @@ __global__ void __launch_bounds__(kTileThreads)
 #pragma unroll
   for (int i = 0; i < kItems; ++i) {
     const int64_t offset = i / kVectors * 2 * m.hidden + i % kVectors * 32 * kElements;
-    gates[i] = LoadGatesIf<Element, kToF32>(inside(i), x + offset);
+    gates[i] = Vector::LoadIf(inside(i), x + offset);
     ups[i] = Vector::LoadIf(inside(i), x + offset + m.hidden);
   }
   if (failed) return;
   Product items[kItems];
 #pragma unroll
-  for (int i = 0; i < kItems; ++i) {
-    items[i] = SiluMul<Element, kToF32>(gates[i], ups[i], m.limit);
-  }
+  for (int i = 0; i < kItems; ++i) items[i] = multiply(inside(i), gates[i], ups[i]);
   const float scale = QuantizeGroups<kEncoding, 128>(items, m.rule, [&](int i, const auto& codes) {
     const int64_t offset = i / kVectors * m.hidden + i % kVectors * 32 * kElements;
     if (inside(i)) StoreWords(values + offset, codes);
@@ -86,6 +80,56 @@ __global__ void __launch_bounds__(kTileThreads)
   const int64_t group =
       column_tile * kTileGroups + item % kVectors * (kTileGroups / kVectors) + Warp::GroupOf(lane);
   if (Warp::Writes(lane) && row < rows) m.ScalesOf(matrix).Store(row, group, scale);
+}
+
+template <typename Element, bool kToF32, Encoding kEncoding, int kRows>
+__global__ void __launch_bounds__(kTileThreads)
+    SiluMulQuantizeTiles(const __grid_constant__ Gated m, int64_t columns) {
+  constexpr int kWarps = kTileThreads / 32;
+  __shared__ typename UsedStrips<kRows>::Memory memory;
+  StartBehindPrevious();
+  const UsedStrips<kRows> strips(m.batch, memory);
+  const bool failed = Failed(m.record);
+  const int64_t tiles = strips.count() * columns;
+#pragma unroll 1
+  for (int64_t tile = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32; tile < tiles;
+       tile += static_cast<int64_t>(gridDim.x) * kWarps) {
+    SiluMulQuantizeTile<Element, kToF32, kEncoding, kRows>(
+        m, strips.At(tile / columns), tile % columns, failed,
+        [&](bool, const auto& gates, const auto& ups) {
+          return SiluMul<Element, kToF32>(gates, ups, m.limit);
+        });
+  }
+}
+
+constexpr uint64_t kScratchKey = 0x7175616e74000002;  // of this addon
+// Registers for two rows of 16-bit products, or for one of f32.
+template <bool kToF32>
+constexpr int kTableThreads = kToF32 ? 1024 : 768;
+
+// The same for many tiles of bf16: a block for each multiprocessor has a table of Silu.
+template <bool kToF32, Encoding kEncoding, int kRows>
+__global__ void __launch_bounds__(kTableThreads<kToF32>, 1)
+    SiluMulQuantizeByTable(const __grid_constant__ Gated m, int64_t columns, StripeClaims* claims) {
+  constexpr int kWarps = kTableThreads<kToF32> / 32;
+  __shared__ SiluTable<kToF32> table;
+  __shared__ typename UsedStrips<kRows>::Memory memory;
+  __shared__ StripeMemory<kWarps> stripes;
+  stripes.Start();
+  table.Fill();
+  StartBehindPrevious();
+  __syncthreads();
+  const UsedStrips<kRows> strips(m.batch, memory);
+  const int64_t tiles = FailedForBlock(m.record) ? 0 : strips.count() * columns;
+  ForStripes(stripes, claims, CeilDiv(tiles, kWarps), [&](int64_t stripe) {
+    const int64_t tile = stripe * kWarps + threadIdx.x / 32;
+    if (tile >= tiles) return;
+    SiluMulQuantizeTile<BF16Element, kToF32, kEncoding, kRows>(
+        m, strips.At(tile / columns), tile % columns, /*failed=*/false,
+        [&](bool wanted, const auto& gates, const auto& ups) {
+          return SiluMulByTable<kToF32>(table, wanted, gates, ups, m.limit);
+        });
+  });
 }
 
 constexpr int kAnyThreads = 256;
@@ -116,15 +160,24 @@ __global__ void __launch_bounds__(kAnyThreads)
 template <typename Element, bool kToF32, Encoding kEncoding>
 void LaunchGated(const Exec& exec, const Gated& m) {
   constexpr int64_t kElements = kLoadElements<Element>;
-  constexpr int64_t kWarps = kTileThreads / 32;
+  constexpr int kWarps = kTileThreads / 32;
   const MaskedBatch& batch = m.batch;
   if (m.group_size == 128 && Aligned16(m.x, m.values) && m.hidden % kElements == 0) {
     constexpr int kRows = sizeof(typename Element::Storage) == 2 && !kToF32 ? 2 : 1;
-    const int64_t column_tiles = CeilDiv(m.hidden, kTileColumns);
-    const int64_t row_tiles = CeilDiv(batch.rows, kRows);
-    const int64_t tiles = batch.batch * row_tiles * column_tiles;
+    const int64_t columns = CeilDiv(m.hidden, kTileColumns);
+    const int64_t tiles = batch.batch * UsedStrips<kRows>::OfMatrix(batch) * columns;
+    if constexpr (std::is_same_v<Element, BF16Element>) {
+      // A table takes a microsecond, and a few tiles of each warp to pay.
+      constexpr int kThreads = kTableThreads<kToF32>;
+      const int blocks = Multiprocessors(exec.device());
+      if (tiles >= int64_t{2} * blocks * (kThreads / 32)) {
+        return LaunchBehind(exec, SiluMulQuantizeByTable<kToF32, kEncoding, kRows>,
+                            dim3(static_cast<unsigned>(blocks)), kThreads, m, columns,
+                            exec.CudaScratch<StripeClaims>(kScratchKey, 1));
+      }
+    }
     LaunchBehind(exec, SiluMulQuantizeTiles<Element, kToF32, kEncoding, kRows>,
-                 BlocksFor(tiles, kWarps), kTileThreads, m, column_tiles, row_tiles, tiles);
+                 BlocksForTiles(exec, batch, tiles, kWarps), kTileThreads, m, columns);
   } else {
     const int64_t groups = batch.batch * batch.rows * m.scales.groups;
     LaunchBehind(exec, SiluMulQuantizeAnyGroups<Element, kToF32, kEncoding>,

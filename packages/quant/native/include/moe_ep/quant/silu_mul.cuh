@@ -16,6 +16,20 @@ inline constexpr uint32_t kPlainGate = std::is_same_v<Element, BF16Element>  ? 0
                                        : std::is_same_v<Element, F16Element> ? 0x5500u
                                                                              : 0x42a00000u;
 
+// x / y, rounded to nearest even, for |x| < 80 and y = 1 + Exp(-x): the usual steps, without the
+// long way that the compiler's division has for numbers near the ends of the range, and takes for
+// zeros. Tried for all such x, and reciprocals up to two units in the last place off: x = 2^-23
+// needs the nearest one, which is what this instruction gives.
+__device__ __forceinline__ float QuotientForSilu(float x, float y) {
+  float near;
+  asm("rcp.approx.f32 %0, %1;" : "=f"(near) : "f"(y));
+  const float reciprocal = __fmaf_rn(__fmaf_rn(-y, near, 1.0f), near, near);
+  const float guess = x * reciprocal;
+  const float quotient = __fmaf_rn(__fmaf_rn(-y, guess, x), reciprocal, guess);
+  // The correction loses the sign of a zero.
+  return __uint_as_float(__float_as_uint(quotient) | (__float_as_uint(x) & 0x80000000u));
+}
+
 // Silu for |x| < 80: the same operations, but for the clamps and with 2^n as one addition to the
 // exponent, which no number of this range leaves.
 __device__ __forceinline__ float PlainSilu(float x) {
@@ -30,7 +44,7 @@ __device__ __forceinline__ float PlainSilu(float x) {
   series = series * rest + 4.9999994e-1f;
   const float power = (series * (rest * rest) + rest) + 1.0f;
   const float exp = __uint_as_float(__float_as_uint(power) + (__float_as_uint(shifted) << 23));
-  return x / (1.0f + exp);
+  return QuotientForSilu(x, 1.0f + exp);
 }
 
 // bf16(Silu(x)) before the rounding to bf16, for bf16 x with |x| < 80: fused operations and a
@@ -93,22 +107,6 @@ __device__ __forceinline__ float SiluMulOf(float gate, float up, float limit) {
   return Element::LaneToFloat(Element::LaneFromFloat(rounded * factor));
 }
 
-// Gates of a lane, ones where it has none: the quotient of a zero goes the long way of a division,
-// and all lanes of the warp with it.
-template <typename Element, bool kToF32>
-__device__ __forceinline__ LaneVector<Element, kLoadElements<Element>> LoadGatesIf(
-    bool wanted, const typename Element::Storage* from) {
-  auto gates = LaneVector<Element, kLoadElements<Element>>::LoadIf(wanted, from);
-  if constexpr (kToF32 || !std::is_same_v<Element, BF16Element>) {
-    uint32_t ones = __float_as_uint(1.0f);
-    if constexpr (sizeof(typename Element::Storage) == 2) ones = PairOfFloats<Element>(1.0f, 1.0f);
-#pragma unroll
-    for (uint32_t& word : gates.words)
-      if (!wanted) word = ones;
-  }
-  return gates;
-}
-
 template <typename Element, bool kToF32>
 using SiluMulVector =
     LaneVector<std::conditional_t<kToF32, F32Element, Element>, kLoadElements<Element>>;
@@ -158,6 +156,120 @@ __device__ __forceinline__ SiluMulVector<Element, kToF32> SiluMul(
     product[i] = SiluMulOf<Element, kToF32>(gate[i], up[i], kNoLimit);
   }
   return Product::OfFloats(product);
+}
+
+// Silu of bf16 numbers, looked up: there are few of them, and a formula takes 20 instructions. Of
+// magnitudes from 2^-26 to below 2^6. Silu of smaller ones is a half of them.
+template <bool kToF32>
+struct SiluTable {
+  using Entry = std::conditional_t<kToF32, float, uint16_t>;
+  static constexpr uint32_t kLeast = (127 - 26) << 7;  // the first magnitude's bits
+  static constexpr uint32_t kMagnitudes = 32 << 7;
+  static constexpr uint32_t kHalves = (127 - 9) << 7;  // below it Silu, rounded to bf16, is a half
+  static constexpr int kLog2Bytes = kToF32 ? 2 : 1;    // of an entry
+
+  Entry entries[2 * kMagnitudes];  // positive numbers, then negative ones
+
+  // All threads of a block fill it together, and meet before they use it.
+  __device__ __forceinline__ void Fill() {
+    for (uint32_t i = threadIdx.x; i < 2 * kMagnitudes; i += blockDim.x) {
+      const uint32_t magnitude = i % kMagnitudes + kLeast;
+      const uint32_t bits = magnitude | (i >= kMagnitudes ? 0x8000u : 0u);
+      const float x = __uint_as_float(bits << 16);
+      if constexpr (kToF32) {
+        entries[i] = PlainSilu(x);
+      } else if (magnitude < kHalves) {
+        entries[i] = static_cast<uint16_t>(bits - 0x80u);
+      } else {
+        entries[i] = BF16Element::LaneFromFloat(SiluToRound(x));
+      }
+    }
+  }
+
+  // Where in the table the pair of numbers lies, in bytes; notes in `any` and `all` whether it
+  // does.
+  static __device__ __forceinline__ uint32_t Places(uint32_t pair, uint32_t* any, uint32_t* all) {
+    // With its highest bit set a half lends its neighbour nothing.
+    const uint32_t from_least = (pair | 0x80008000u) - kLeast * 0x10001u;
+    *any |= from_least;
+    *all &= from_least;
+    constexpr uint32_t kMask = ((kMagnitudes - 1) << kLog2Bytes) * 0x10001u;
+    constexpr uint32_t kSign = (kMagnitudes << kLog2Bytes) * 0x10001u;
+    return (from_least << kLog2Bytes & kMask) | (pair >> (3 - kLog2Bytes) & kSign);
+  }
+  static __device__ __forceinline__ bool Holds(uint32_t any, uint32_t all) {
+    return (any & 0x70007000u) == 0 && (all & 0x80008000u) == 0x80008000u;
+  }
+  __device__ __forceinline__ Entry At(uint32_t byte) const {
+    return *reinterpret_cast<const Entry*>(reinterpret_cast<const uint8_t*>(entries) + byte);
+  }
+
+  // Silu of any number, by its bits.
+  __device__ __forceinline__ float Of(uint32_t bits) const {
+    const uint32_t magnitude = bits & 0x7fffu;
+    const float x = __uint_as_float(bits << 16);
+    if (magnitude < kLeast) return 0.5f * x;
+    if (magnitude >= kLeast + kMagnitudes) return Silu(x);
+    const Entry entry = entries[(magnitude - kLeast) | (bits >> 15) * kMagnitudes];
+    if constexpr (kToF32) {
+      return entry;
+    } else {
+      return __uint_as_float(static_cast<uint32_t>(entry) << 16);
+    }
+  }
+};
+
+// Products where some gate is not in the table: a function of its own, for but for zeros, which
+// have a short way here, such gates hardly occur.
+template <bool kToF32>
+__device__ __noinline__ SiluMulVector<BF16Element, kToF32> SiluMulBesideTable(
+    const SiluTable<kToF32>& table, LaneVector<BF16Element, 8> gates,
+    LaneVector<BF16Element, 8> ups) {
+  SiluMulVector<BF16Element, kToF32> result;
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+    const float low = table.Of(gates.words[w] & 0xffffu);
+    const float high = table.Of(gates.words[w] >> 16);
+    if constexpr (kToF32) {
+      result.words[2 * w] = __float_as_uint(low * __uint_as_float(ups.words[w] << 16));
+      result.words[2 * w + 1] = __float_as_uint(high * __uint_as_float(ups.words[w] & 0xffff0000u));
+    } else {
+      result.words[w] = MulPairBF16(PairOfFloats<BF16Element>(low, high), ups.words[w]);
+    }
+  }
+  return result;
+}
+
+// SiluMul of bf16 with a table. Where not `wanted` gates and ups must be zeros; so are the
+// products.
+template <bool kToF32>
+__device__ __forceinline__ SiluMulVector<BF16Element, kToF32> SiluMulByTable(
+    const SiluTable<kToF32>& table, bool wanted, LaneVector<BF16Element, 8> gates,
+    LaneVector<BF16Element, 8> ups, float limit) {
+  if (limit < std::numeric_limits<float>::infinity()) {
+    Limit<BF16Element, false>(gates, limit);
+    Limit<BF16Element, true>(ups, limit);
+  }
+  uint32_t places[4];
+  uint32_t any = 0;
+  uint32_t all = 0xffffffffu;
+#pragma unroll
+  for (int w = 0; w < 4; ++w) places[w] = SiluTable<kToF32>::Places(gates.words[w], &any, &all);
+  if (wanted && !SiluTable<kToF32>::Holds(any, all)) [[unlikely]]
+    return SiluMulBesideTable<kToF32>(table, gates, ups);
+  SiluMulVector<BF16Element, kToF32> result;
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+    const auto low = table.At(places[w] & 0xffffu);
+    const auto high = table.At(places[w] >> 16);
+    if constexpr (kToF32) {
+      result.words[2 * w] = __float_as_uint(low * __uint_as_float(ups.words[w] << 16));
+      result.words[2 * w + 1] = __float_as_uint(high * __uint_as_float(ups.words[w] & 0xffff0000u));
+    } else {
+      result.words[w] = MulPairBF16(low | static_cast<uint32_t>(high) << 16, ups.words[w]);
+    }
+  }
+  return result;
 }
 
 }  // namespace moe_ep::cuda
