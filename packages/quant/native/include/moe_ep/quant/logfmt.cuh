@@ -37,19 +37,7 @@ struct Log2Table {
   }
 };
 
-// How a group's elements become codes.
-struct LogEncoding {
-  float low;
-  float inverse;
-  float rounding;
-
-  static __device__ __forceinline__ LogEncoding Of(uint16_t smallest, uint16_t largest) {
-    const auto scale = moe_ep::detail::LogScale::Of(smallest, largest);
-    if (!(scale.step > 0.0f)) return {scale.low, 0.0f, 1.0f};
-    const float inverse = 1.0f / scale.step;
-    return {scale.low, inverse, 2.0f - Log2((1.0f + Exp2(scale.step)) * 0.5f) * inverse};
-  }
-};
+using moe_ep::detail::LogEncoding;
 
 // The code of an element, given its 16 bits. kFinite: it is neither infinite nor NaN.
 template <bool kFinite>
@@ -204,7 +192,7 @@ EncodeLogItems(const LaneVector<BF16Element, 8> (&items)[kItems], const float* t
   const uint16_t largest = Peak<BF16Element>::Bits(most[0]);
   const uint16_t smallest =
       static_cast<uint16_t>(largest == 0 ? 0u : min(least[0] & 0xffffu, least[0] >> 16) + 1u);
-  const LogEncoding own = LogEncoding::Of(smallest, largest);
+  const LogEncoding own = LogEncoding::Of(moe_ep::detail::LogScale::Of(smallest, largest));
   const auto encode = [&](auto known) {
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {

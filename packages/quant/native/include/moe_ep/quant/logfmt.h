@@ -103,11 +103,9 @@ struct LogEncoding {
   float rounding;  // the border between two codes is the arithmetic middle of what they stand for
 
   static MOE_EP_LANE LogEncoding Of(LogScale scale) {
-    const uint32_t varied = MaskOf(scale.step > 0.0f);
-    const float inverse = FloatOfBits(BitsOfFloat(1.0f / scale.step) & varied);
-    const float rounding = 2.0f - Log2((1.0f + Exp2(scale.step)) * 0.5f) * inverse;
-    return {scale.low, inverse,
-            FloatOfBits((BitsOfFloat(rounding) & varied) | (BitsOfFloat(1.0f) & ~varied))};
+    if (!(scale.step > 0.0f)) return {scale.low, 0.0f, 1.0f};
+    const float inverse = 1.0f / scale.step;
+    return {scale.low, inverse, 2.0f - Log2((1.0f + Exp2(scale.step)) * 0.5f) * inverse};
   }
 };
 
