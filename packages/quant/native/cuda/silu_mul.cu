@@ -33,12 +33,8 @@ __global__ void __launch_bounds__(kThreads)
   StartBehindPrevious();
   const UsedStrips<kRows> strips(m.batch, memory);
   const bool failed = Failed(m.record);
-  const int64_t tiles = strips.count() * column_tiles;
-#pragma unroll 1
-  for (int64_t tile = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32; tile < tiles;
-       tile += static_cast<int64_t>(gridDim.x) * kWarps) {
-    const Strip strip = strips.At(tile / column_tiles);
-    const int64_t column = (tile % column_tiles * 32 + LaneOfWarp()) * kElements;
+  strips.template ForTiles<kWarps>(column_tiles, [&](const Strip& strip, int64_t column_tile) {
+    const int64_t column = (column_tile * 32 + LaneOfWarp()) * kElements;
     const int64_t row = strip.matrix * m.batch.rows + strip.first_row;
     const auto* x =
         static_cast<const typename Element::Storage*>(m.x) + row * 2 * m.hidden + column;
@@ -51,13 +47,14 @@ __global__ void __launch_bounds__(kThreads)
       gates[r] = Vector::LoadIf(inside, x + r * 2 * m.hidden);
       ups[r] = Vector::LoadIf(inside, x + (r * 2 + 1) * m.hidden);
     }
-    if (failed) return;
+    if (failed) return false;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       const Vector product = SiluMul<Element, false>(gates[r], ups[r], m.limit);
       if (strip.first_row + r < strip.rows && column < m.hidden) product.Store(out + r * m.hidden);
     }
-  }
+    return true;
+  });
 }
 
 // One product after the other, for rows without the alignment for vectors.

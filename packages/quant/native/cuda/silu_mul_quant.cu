@@ -90,16 +90,13 @@ __global__ void __launch_bounds__(kTileThreads)
   StartBehindPrevious();
   const UsedStrips<kRows> strips(m.batch, memory);
   const bool failed = Failed(m.record);
-  const int64_t tiles = strips.count() * columns;
-#pragma unroll 1
-  for (int64_t tile = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32; tile < tiles;
-       tile += static_cast<int64_t>(gridDim.x) * kWarps) {
+  strips.template ForTiles<kWarps>(columns, [&](const Strip& strip, int64_t column) {
     SiluMulQuantizeTile<Element, kToF32, kEncoding, kRows>(
-        m, strips.At(tile / columns), tile % columns, failed,
-        [&](bool, const auto& gates, const auto& ups) {
+        m, strip, column, failed, [&](bool, const auto& gates, const auto& ups) {
           return SiluMul<Element, kToF32>(gates, ups, m.limit);
         });
-  }
+    return true;
+  });
 }
 
 constexpr uint64_t kScratchKey = 0x7175616e74000002;  // of this addon
@@ -167,7 +164,7 @@ void LaunchGated(const Exec& exec, const Gated& m) {
     const int64_t columns = CeilDiv(m.hidden, kTileColumns);
     const int64_t tiles = batch.batch * UsedStrips<kRows>::OfMatrix(batch) * columns;
     if constexpr (std::is_same_v<Element, BF16Element>) {
-      // A table takes a microsecond, and a few tiles of each warp to pay.
+      // A table takes a few tiles of each warp to pay.
       constexpr int kThreads = kTableThreads<kToF32>;
       const int blocks = Multiprocessors(exec.device());
       if (tiles >= int64_t{2} * blocks * (kThreads / 32)) {

@@ -54,6 +54,18 @@ class UsedStrips {
     return counted_ ? memory_.ends[batch_.batch - 1] : batch_.batch * OfMatrix(batch_);
   }
 
+  // Calls body(strip, column) for the tiles of a warp, until it returns false: strips fall into so
+  // many `columns`.
+  template <int kWarps, typename Body>
+  __device__ __forceinline__ void ForTiles(int64_t columns, const Body& body) const {
+    const int64_t tiles = count() * columns;
+#pragma unroll 1
+    for (int64_t tile = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32; tile < tiles;
+         tile += static_cast<int64_t>(gridDim.x) * kWarps) {
+      if (!body(At(tile / columns), tile % columns)) return;
+    }
+  }
+
   // Of a whole warp.
   __device__ __forceinline__ Strip At(int64_t strip) const {
     int64_t matrix = 0;
