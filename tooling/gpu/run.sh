@@ -57,6 +57,8 @@ logs=
 finish() {
   status=$?
   trap - EXIT INT TERM
+  # A part of a pipeline that is ended before it has become its program comes here too, and the logs are not its own.
+  [[ $BASHPID == "$$" ]] || exit "$status"
   if [[ -n $logs ]]; then
     summarise
     if grep -q 'SUMMARY: [1-9]' "$out/sanitizer.txt" && [[ $status -eq 0 ]]; then status=99; fi

@@ -8,6 +8,7 @@ import {
   readdirSync,
   readFileSync,
   rmSync,
+  statSync,
   writeFileSync,
 } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -48,9 +49,11 @@ function runUnderMemcheck() {
   return spawn('bash', args, { cwd: folder, env, detached: true, stdio: 'ignore' })
 }
 
+const log = () => join(folder, 'out', 'sanitizer-logs', '7.txt')
+
+/** A log is there before its first line is. */
 async function untilLogged() {
-  const logs = join(folder, 'out', 'sanitizer-logs')
-  while (!existsSync(logs) || readdirSync(logs).length === 0) await delay(20)
+  while (!existsSync(log()) || statSync(log()).size === 0) await delay(1)
 }
 
 const report = () => readFileSync(join(folder, 'out', 'sanitizer.txt'), 'utf8')
@@ -80,5 +83,5 @@ test('its logs are where results go even when the run is killed', async () => {
   await untilLogged()
   process.kill(-run.pid, 'SIGKILL')
   await exit
-  expect(readFileSync(join(folder, 'out', 'sanitizer-logs', '7.txt'), 'utf8')).toContain('found something')
+  expect(readFileSync(log(), 'utf8')).toContain('found something')
 })
