@@ -19,6 +19,7 @@ else()
 endif()
 # In the addon itself: no CUDA library is needed to load it, and without a driver its calls say so.
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+set(MOE_EP_CUDART CUDA::cudart_static)
 
 # Enables CUDA if it may be and can be, and tells in MOE_EP_CUDA. A macro: languages belong to the caller's folder.
 macro(moe_ep_enable_cuda)
@@ -81,7 +82,7 @@ function(moe_ep_add_addon name)
     target_include_directories(${name} SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
     set_target_properties(${name} PROPERTIES LINKER_LANGUAGE CXX)
     find_package(CUDAToolkit REQUIRED)
-    target_link_libraries(${name} PRIVATE CUDA::cudart_static)
+    target_link_libraries(${name} PRIVATE ${MOE_EP_CUDART})
   endif()
   if(APPLE)
     target_link_options(${name} PRIVATE -undefined dynamic_lookup)

@@ -50,7 +50,7 @@ export async function launch(options: Launch): Promise<RunningRank[]> {
 
 /** Of this process's environment: what finds programs, libraries and devices. */
 function inherited(): Record<string, string> {
-  const names = ['PATH', 'LD_LIBRARY_PATH', 'MOE_EP_DEVICE', 'CUDA_VISIBLE_DEVICES']
+  const names = ['PATH', 'LD_LIBRARY_PATH', 'NODE_OPTIONS', 'MOE_EP_DEVICE', 'CUDA_VISIBLE_DEVICES']
   return Object.fromEntries(names.flatMap((name) => (process.env[name] ? [[name, process.env[name]]] : [])))
 }
 

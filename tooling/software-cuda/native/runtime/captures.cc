@@ -1,0 +1,228 @@
+// Captures of streams, and the graphs that come of them.
+#include <algorithm>
+#include <set>
+#include <utility>
+
+#include "software_cuda.h"
+
+namespace software_cuda {
+namespace {
+
+thread_local cudaStreamCaptureMode thread_mode = cudaStreamCaptureModeGlobal;
+
+// That go on.
+std::vector<SessionPtr>& Sessions() {
+  static auto* const sessions = new std::vector<SessionPtr>;
+  return *sessions;
+}
+
+// Whether all work of the streams that joined comes before the end of the one that began.
+bool Joined(const Session& session) {
+  std::set<const Node*> before;
+  std::vector<const Node*> open(session.origin->ends.begin(), session.origin->ends.end());
+  while (!open.empty()) {
+    const Node* const node = open.back();
+    open.pop_back();
+    if (before.insert(node).second) open.insert(open.end(), node->after.begin(), node->after.end());
+  }
+  return std::all_of(session.graph->nodes.begin(), session.graph->nodes.end(),
+                     [&](const auto& node) { return before.contains(node.get()); });
+}
+
+}  // namespace
+
+std::mutex& CaptureMutex() {
+  static auto* const mutex = new std::mutex;
+  return *mutex;
+}
+
+bool ForbiddenByCapture() {
+  if (thread_mode == cudaStreamCaptureModeRelaxed) return false;
+  bool forbidden = false;
+  for (const SessionPtr& session : Sessions()) {
+    const bool own = session->thread == std::this_thread::get_id();
+    const bool reaches = session->mode == cudaStreamCaptureModeGlobal
+                             ? own || thread_mode == cudaStreamCaptureModeGlobal
+                             : own && session->mode == cudaStreamCaptureModeThreadLocal;
+    if (!reaches) continue;
+    session->valid = false;
+    forbidden = true;
+  }
+  return forbidden;
+}
+
+cudaError_t Refuse(Session& session) {
+  session.valid = false;
+  return cudaErrorStreamCaptureUnsupported;
+}
+
+cudaError_t Submit(cudaStream_t handle, cudaGraphNodeType type, std::function<void()> work) {
+  CUstream_st& stream = StreamOf(handle);
+  std::lock_guard lock(CaptureMutex());
+  if (stream.session == nullptr) {
+    stream.Push(std::move(work));
+    return cudaSuccess;
+  }
+  if (!stream.session->valid) return cudaErrorStreamCaptureInvalidated;
+  CUgraph_st& graph = *stream.session->graph;
+  graph.nodes.push_back(std::make_unique<Node>(Node{type, std::move(work), nullptr, stream.ends}));
+  stream.ends = {graph.nodes.back().get()};
+  return cudaSuccess;
+}
+
+}  // namespace software_cuda
+
+using software_cuda::Call;
+using software_cuda::CaptureMutex;
+using software_cuda::MomentPtr;
+using software_cuda::Node;
+using software_cuda::SessionPtr;
+using software_cuda::StreamOf;
+
+struct CUgraphExec_st {
+  // Launches that are queued keep it.
+  struct Step {
+    std::function<void()> work;
+    cudaEvent_t event;
+  };
+  std::shared_ptr<const std::vector<Step>> steps;
+  MomentPtr last;  // end of its newest launch; with the mutex of captures
+  bool destroyed = false;
+};
+
+extern "C" {
+
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
+  const Call call("cudaThreadExchangeStreamCaptureMode");
+  std::swap(*mode, software_cuda::thread_mode);
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t handle, cudaStreamCaptureMode mode) {
+  const Call call("cudaStreamBeginCapture");
+  if (handle == nullptr) return call.End(cudaErrorStreamCaptureUnsupported);
+  CUstream_st& stream = StreamOf(handle);
+  std::lock_guard lock(CaptureMutex());
+  if (stream.session != nullptr) return call.End(cudaErrorIllegalState);
+  stream.session = std::make_shared<software_cuda::Session>(software_cuda::Session{
+      mode, std::this_thread::get_id(), handle, std::make_unique<CUgraph_st>()});
+  stream.ends.clear();
+  software_cuda::Sessions().push_back(stream.session);
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t handle, cudaGraph_t* graph) {
+  const Call call("cudaStreamEndCapture");
+  *graph = nullptr;
+  CUstream_st& stream = StreamOf(handle);
+  std::lock_guard lock(CaptureMutex());
+  const SessionPtr session = stream.session;
+  if (session == nullptr || session->origin != handle)
+    return call.End(cudaErrorStreamCaptureUnmatched);
+  if (session->mode != cudaStreamCaptureModeRelaxed &&
+      session->thread != std::this_thread::get_id())
+    return call.End(cudaErrorStreamCaptureWrongThread);
+  const bool joined = software_cuda::Joined(*session);
+  for (CUstream_st* const captured : software_cuda::AllStreams()) {
+    if (captured->session != session) continue;
+    captured->session = nullptr;
+    captured->ends.clear();
+  }
+  stream.session = nullptr;
+  std::erase(software_cuda::Sessions(), session);
+  session->ended = true;
+  if (!session->valid) return call.End(cudaErrorStreamCaptureInvalidated);
+  if (!joined) return call.End(cudaErrorStreamCaptureUnjoined);
+  *graph = session->graph.release();
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamIsCapturing(cudaStream_t handle, cudaStreamCaptureStatus* status) {
+  const Call call("cudaStreamIsCapturing");
+  CUstream_st& stream = StreamOf(handle);
+  std::lock_guard lock(CaptureMutex());
+  *status = stream.session == nullptr ? cudaStreamCaptureStatusNone
+            : stream.session->valid   ? cudaStreamCaptureStatusActive
+                                      : cudaStreamCaptureStatusInvalidated;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t* nodes, size_t* count) {
+  const Call call("cudaGraphGetNodes");
+  if (nodes != nullptr) {
+    *count = std::min(*count, graph->nodes.size());
+    for (size_t i = 0; i < *count; ++i) nodes[i] = graph->nodes[i].get();
+  } else {
+    *count = graph->nodes.size();
+  }
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphNodeGetType(cudaGraphNode_t node, cudaGraphNodeType* type) {
+  const Call call("cudaGraphNodeGetType");
+  *type = node->type;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  const Call call("cudaGraphDestroy");
+  delete graph;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
+                                 unsigned long long) {
+  const Call call("cudaGraphInstantiate");
+  auto steps = std::make_shared<std::vector<CUgraphExec_st::Step>>();
+  for (const auto& node : graph->nodes) steps->push_back({node->work, node->event});
+  *executable = new CUgraphExec_st{std::move(steps), nullptr};
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphUpload(cudaGraphExec_t executable, cudaStream_t) {
+  const Call call("cudaGraphUpload");
+  if (executable->destroyed) software_cuda::Misuse("a graph is uploaded after it was destroyed");
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
+  const Call call("cudaGraphExecDestroy");
+  std::lock_guard lock(CaptureMutex());
+  if (std::exchange(executable->destroyed, true))
+    software_cuda::Misuse("a graph is destroyed twice");
+  executable->steps = nullptr;
+  return cudaSuccess;
+}
+
+// One step after the other, and one launch of a graph after the other.
+cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t handle) {
+  const Call call("cudaGraphLaunch");
+  CUstream_st& stream = StreamOf(handle);
+  std::lock_guard lock(CaptureMutex());
+  if (executable->destroyed) software_cuda::Misuse("a graph is launched after it was destroyed");
+  if (stream.session != nullptr) return call.End(Refuse(*stream.session));
+  std::vector<MomentPtr> moments;
+  for (const CUgraphExec_st::Step& step : *executable->steps) {
+    if (step.event == nullptr) continue;
+    moments.push_back(std::make_shared<software_cuda::Moment>());
+    step.event->moment = moments.back();
+    step.event->session = nullptr;
+  }
+  const MomentPtr before = executable->last;
+  const MomentPtr end = executable->last = std::make_shared<software_cuda::Moment>();
+  stream.Push([steps = executable->steps, moments = std::move(moments), before, end] {
+    if (before != nullptr) before->Wait();
+    auto moment = moments.begin();
+    for (const CUgraphExec_st::Step& step : *steps) {
+      if (step.event != nullptr) {
+        (*moment++)->Finish();
+      } else {
+        step.work();
+      }
+    }
+    end->Finish();
+  });
+  return cudaSuccess;
+}
+
+}  // extern "C"
