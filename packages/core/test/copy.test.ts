@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest'
-import { copyTensor, getDefaultDevice, getDevice, Graph, Tensor } from '../src/index.js'
+import { copyTensor, type CudaDevice, getDefaultDevice, getDevice, Graph, Tensor } from '../src/index.js'
 
 const device = getDefaultDevice()
 const cpu = getDevice('cpu')
@@ -61,6 +61,24 @@ describe('copies', () => {
       graph.launch(stream)
       expect([...(await there.read({ stream }))]).toEqual([value])
     }
+  })
+
+  test('between two places of the host happen when the stream gets there, and keep nobody waiting', async () => {
+    await using stream = device.createStream()
+    const pinned = device.kind === 'cuda' ? (device as CudaDevice).allocatePinned(cpu, 4) : cpu.allocate(4)
+    const [from, between, to] = [
+      Tensor.from([1], [1], 'i32', cpu),
+      new Tensor({ memory: pinned, dtype: 'i32', shape: [1] }),
+      Tensor.zeros([1], 'i32', cpu),
+    ]
+    stream.delay(300_000)
+    copyTensor(from, between, { stream })
+    copyTensor(between, to, { stream })
+    const end = stream.record()
+    expect(end.query()).toBe(false)
+    from.data[0] = 2
+    await stream.synchronize()
+    expect([between.data[0], to.data[0]]).toEqual([2, 2])
   })
 
   // Native threads that tell of completions also give memory back. What is enqueued at that very moment must not lose its own.

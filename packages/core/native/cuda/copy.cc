@@ -30,38 +30,49 @@ struct ByteCopy::Piece {
 
   static void Copy(void* self) {
     const auto* piece = static_cast<const Piece*>(self);
-    std::memcpy(piece->to, piece->from, piece->bytes);
+    std::memmove(piece->to, piece->from, piece->bytes);
   }
 };
 
-// The buffer, used for one piece after the other: the stream's order keeps them apart.
-struct ByteCopy::Staging {
+struct ByteCopy::HostPart {
   Device& device;
-  uint8_t* buffer;
+  // Used for one piece after the other: the stream's order keeps them apart. Null between two
+  // places of the host, which need none.
+  uint8_t* buffer = nullptr;
   std::vector<Piece> pieces;
 
-  ~Staging() {
-    device.Retire([&device = device, buffer = buffer] { device.FreePinned(buffer); });
+  ~HostPart() {
+    if (buffer != nullptr)
+      device.Retire([&device = device, buffer = buffer] { device.FreePinned(buffer); });
   }
 };
 
 ByteCopy::ByteCopy(int device, void* to, bool to_host, const void* from, bool from_host,
                    uint64_t bytes)
-    : to_(to),
-      from_(from),
-      bytes_(bytes),
-      to_host_(to_host && !IsPinned(to)),
-      from_host_(from_host && !IsPinned(from)) {
-  if ((!to_host_ && !from_host_) || bytes == 0) return;
+    : to_(to), from_(from), bytes_(bytes), way_(Way::kDirect) {
+  // Between two places of the host the runtime would make the caller wait for the stream.
+  if (to_host && from_host) {
+    way_ = Way::kOnHost;
+  } else if (to_host && !IsPinned(to)) {
+    way_ = Way::kToHost;
+  } else if (from_host && !IsPinned(from)) {
+    way_ = Way::kFromHost;
+  }
+  if (way_ == Way::kDirect || bytes == 0) return;
   Device& owner = Device::Get(device);
-  auto* buffer = static_cast<uint8_t*>(owner.AllocatePinned(std::min(bytes, kStagingBytes)));
-  staging_.reset(new Staging{owner, buffer, {}});
+  host_.reset(new HostPart{owner, nullptr, {}});
+  if (way_ == Way::kOnHost) {
+    host_->pieces.push_back({to, from, bytes});
+    return;
+  }
+  uint8_t* const buffer = host_->buffer =
+      static_cast<uint8_t*>(owner.AllocatePinned(std::min(bytes, kStagingBytes)));
   for (uint64_t at = 0; at < bytes; at += kStagingBytes) {
     const uint64_t count = std::min(kStagingBytes, bytes - at);
-    if (to_host_) {
-      staging_->pieces.push_back({static_cast<uint8_t*>(to) + at, buffer, count});
+    if (way_ == Way::kToHost) {
+      host_->pieces.push_back({static_cast<uint8_t*>(to) + at, buffer, count});
     } else {
-      staging_->pieces.push_back({buffer, static_cast<const uint8_t*>(from) + at, count});
+      host_->pieces.push_back({buffer, static_cast<const uint8_t*>(from) + at, count});
     }
   }
 }
@@ -69,26 +80,19 @@ ByteCopy::ByteCopy(int device, void* to, bool to_host, const void* from, bool fr
 void ByteCopy::Run(const Exec& exec) const {
   if (bytes_ == 0) return;
   auto* const stream = static_cast<cudaStream_t>(exec.cuda_stream());
-  if (staging_ == nullptr) {
-    Check(cudaMemcpyAsync(to_, from_, bytes_, cudaMemcpyDefault, stream), "cudaMemcpyAsync");
-    return;
-  }
+  const auto copy = [stream](void* to, const void* from, uint64_t bytes) {
+    Check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream), "cudaMemcpyAsync");
+  };
+  if (way_ == Way::kDirect) return copy(to_, from_, bytes_);
   uint64_t at = 0;
-  for (Piece& piece : staging_->pieces) {
-    uint8_t* const buffer = staging_->buffer;
-    if (to_host_) {
-      const void* from = static_cast<const uint8_t*>(from_) + at;
-      Check(cudaMemcpyAsync(buffer, from, piece.bytes, cudaMemcpyDefault, stream),
-            "cudaMemcpyAsync");
-      Check(cudaLaunchHostFunc(stream, Piece::Copy, &piece), "cudaLaunchHostFunc");
-    } else {
-      void* to = static_cast<uint8_t*>(to_) + at;
-      Check(cudaLaunchHostFunc(stream, Piece::Copy, &piece), "cudaLaunchHostFunc");
-      Check(cudaMemcpyAsync(to, buffer, piece.bytes, cudaMemcpyDefault, stream), "cudaMemcpyAsync");
-    }
+  for (Piece& piece : host_->pieces) {
+    if (way_ == Way::kToHost)
+      copy(host_->buffer, static_cast<const uint8_t*>(from_) + at, piece.bytes);
+    Check(cudaLaunchHostFunc(stream, Piece::Copy, &piece), "cudaLaunchHostFunc");
+    if (way_ == Way::kFromHost) copy(static_cast<uint8_t*>(to_) + at, host_->buffer, piece.bytes);
     at += piece.bytes;
   }
-  exec.KeepUntilDone(staging_);
+  exec.KeepUntilDone(host_);
 }
 
 void Upload(int device, void* to, const void* from, uint64_t bytes) {

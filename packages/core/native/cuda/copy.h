@@ -20,14 +20,14 @@ class ByteCopy {
 
  private:
   struct Piece;
-  struct Staging;
+  struct HostPart;
+  enum class Way { kDirect, kToHost, kFromHost, kOnHost };
 
   void* to_;
   const void* from_;
   uint64_t bytes_;
-  bool to_host_;  // through the staging buffer
-  bool from_host_;
-  std::shared_ptr<Staging> staging_;
+  Way way_;
+  std::shared_ptr<HostPart> host_;  // of all ways but the direct one
 };
 
 // Puts bytes of the host into device memory that no work uses yet; done when it returns.
