@@ -44,10 +44,11 @@ export class CudaDevice extends Device {
 
   /**
    * A stream over a `cudaStream_t` that somebody else made and keeps until this one was closed and awaited; 0n is CUDA's default
-   * stream. Work may be captured by its owner too: then operations become part of that graph, and what they use must outlive it.
+   * stream, 2n (a stream of each thread, which others cannot wait for) is refused. Work may be captured by its owner too: then operations become part of that graph, and what they use must outlive it.
    */
   wrapStream(handle: bigint): Stream {
-    if (typeof handle !== 'bigint' || handle < 0n) throw argumentError('handle', 'a cudaStream_t as a bigint', handle)
+    if (typeof handle !== 'bigint' || handle < 0n || handle === 2n)
+      throw argumentError('handle', 'a cudaStream_t of all threads as a bigint', handle)
     return new Stream(this, 1, native().cudaWrapStream(this.ordinal, handle))
   }
 

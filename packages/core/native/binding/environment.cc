@@ -1,5 +1,6 @@
 #include "binding/environment.h"
 
+#include <atomic>
 #include <utility>
 
 #include "binding/handles.h"
@@ -14,18 +15,22 @@ Mailbox::Mailbox(Napi::Env env) {
 }
 
 Mailbox::Pending Mailbox::Open(Napi::Env env) {
-  auto deferred = std::make_shared<Napi::Promise::Deferred>(env);
+  struct Open {
+    Napi::Promise::Deferred deferred;
+    std::atomic_flag settled = ATOMIC_FLAG_INIT;
+  };
+  auto opened = std::make_shared<Open>(Napi::Promise::Deferred(env));
   if (open_++ == 0) wake_.Ref(env);
   std::weak_ptr<Mailbox> weak = weak_from_this();
-  return {deferred->Promise(), [weak, deferred](MaybeFailure failure) {
+  return {opened->deferred.Promise(), [weak, opened](MaybeFailure failure) {
             const std::shared_ptr<Mailbox> self = weak.lock();
-            if (self == nullptr) return;
-            self->Post([self = self.get(), deferred, failure = std::move(failure)](Napi::Env env) {
+            if (self == nullptr || opened->settled.test_and_set()) return;
+            self->Post([self = self.get(), opened, failure = std::move(failure)](Napi::Env env) {
               if (--self->open_ == 0) self->wake_.Unref(env);
               if (failure) {
-                deferred->Reject(CodedError(env, failure->code, failure->message).Value());
+                opened->deferred.Reject(CodedError(env, failure->code, failure->message).Value());
               } else {
-                deferred->Resolve(env.Undefined());
+                opened->deferred.Resolve(env.Undefined());
               }
             });
           }};

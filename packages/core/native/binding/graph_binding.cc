@@ -3,6 +3,7 @@
 #include <chrono>
 
 #include "binding/handles.h"
+#include "runtime/device_work.h"
 
 namespace moe_ep {
 namespace {
@@ -11,6 +12,13 @@ const GraphHandle& GraphArgument(const Napi::Value& value) {
   const auto& graph = Unwrap<GraphHandle>(value, kGraphTag, "graph");
   if (graph == nullptr) Throw(value.Env(), "ERR_MOE_EP_RELEASED", "the graph was closed");
   return graph;
+}
+
+// Launches that are queued use what a graph holds. Those of the cpu hold the graph themselves.
+void LetGo(GraphHandle graph) {
+  if (graph == nullptr || graph->device_graph == nullptr) return;
+  const int device = graph->device;
+  RunWhenDeviceIsDone(device, [graph = std::move(graph)] {});
 }
 
 Napi::Value BeginCapture(const Napi::CallbackInfo& info) {
@@ -22,7 +30,10 @@ Napi::Value EndCapture(const Napi::CallbackInfo& info) {
   auto graph = std::make_shared<Graph>();
   Require(info.Env(), StreamArgument(info[0]).EndCapture(graph.get()));
   return Wrap<GraphHandle>(info.Env(), kGraphTag, new GraphHandle(std::move(graph)),
-                           [](Napi::Env, GraphHandle* held) { delete held; });
+                           [](Napi::Env, GraphHandle* held) {
+                             LetGo(std::move(*held));
+                             delete held;
+                           });
 }
 
 Napi::Value GraphSize(const Napi::CallbackInfo& info) {
@@ -48,9 +59,8 @@ Napi::Value GraphLaunch(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
-// Launches that are queued keep what they need.
 Napi::Value GraphClose(const Napi::CallbackInfo& info) {
-  Unwrap<GraphHandle>(info[0], kGraphTag, "graph").reset();
+  LetGo(std::move(Unwrap<GraphHandle>(info[0], kGraphTag, "graph")));
   return info.Env().Undefined();
 }
 

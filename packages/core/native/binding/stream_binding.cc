@@ -1,4 +1,6 @@
 // Streams, events, and the promises that wait for them.
+#include <exception>
+#include <new>
 #include <string>
 #include <system_error>
 
@@ -13,6 +15,22 @@ const EventHandle& EventArgument(const Napi::Value& value) {
 
 void RequireOpen(Napi::Env env, bool open) {
   if (!open) Throw(env, "ERR_MOE_EP_RELEASED", "the stream was closed");
+}
+
+// Calls `begin`, which sees to it that the promise settles. Where it fails the promise says so: one
+// that stays open keeps the process alive.
+template <typename Begin>
+void SettleBy(const Mailbox::Pending& pending, const Begin& begin) {
+  try {
+    begin();
+  } catch (const std::bad_alloc&) {
+    pending.settle(Failure{"ERR_MOE_EP_OUT_OF_MEMORY", "there is no memory to wait with"});
+  } catch (const std::system_error& error) {
+    pending.settle(Failure{"ERR_MOE_EP_OUT_OF_MEMORY",
+                           std::string("cannot start a thread that waits: ") + error.what()});
+  } catch (const std::exception& error) {
+    pending.settle(Failure{"ERR_MOE_EP_INTERNAL", error.what()});
+  }
 }
 
 Napi::Value CreateStream(const Napi::CallbackInfo& info) {
@@ -47,8 +65,10 @@ Napi::Value StreamSynchronize(const Napi::CallbackInfo& info) {
   if (stream.capturing())
     Throw(env, "ERR_MOE_EP_CAPTURE", "a stream cannot be awaited while it is captured");
   Mailbox::Pending pending = Environment::Of(env).mailbox()->Open(env);
-  if (!stream.WhenDone(pending.settle))
-    pending.settle(Failure{"ERR_MOE_EP_RELEASED", "the stream was closed"});
+  SettleBy(pending, [&] {
+    if (!stream.WhenDone(pending.settle))
+      pending.settle(Failure{"ERR_MOE_EP_RELEASED", "the stream was closed"});
+  });
   return pending.promise;
 }
 
@@ -99,11 +119,13 @@ Napi::Value EventSynchronize(const Napi::CallbackInfo& info) {
           "an event that was recorded in a capture cannot be awaited before the capture ends");
   }
   Mailbox::Pending pending = Environment::Of(env).mailbox()->Open(env);
-  if (const std::shared_ptr<Recording>& newest = event->newest()) {
-    newest->WhenComplete(pending.settle);
-  } else {
-    pending.settle(std::nullopt);
-  }
+  SettleBy(pending, [&] {
+    if (const std::shared_ptr<Recording>& newest = event->newest()) {
+      newest->WhenComplete(pending.settle);
+    } else {
+      pending.settle(std::nullopt);
+    }
+  });
   return pending.promise;
 }
 

@@ -1,6 +1,7 @@
 #include "cuda/completion_thread.h"
 
 #include <chrono>
+#include <exception>
 #include <string>
 #include <utility>
 
@@ -18,6 +19,7 @@ cudaError_t WaitFor(cudaEvent_t event, const Aborts& aborts) {
   while (true) {
     {
       const DriverUse use;
+      const RelaxedCaptures relaxed;
       const cudaError_t status = cudaEventQuery(event);
       if (status != cudaErrorNotReady) return status;
       if (AnyAborted(aborts)) return cudaSuccess;
@@ -43,22 +45,39 @@ MaybeFailure OutcomeOf(cudaError_t status, const moe_ep_failure_record* failure,
 void CompletionThread::Add(Item item) {
   {
     std::lock_guard lock(state_->mutex);
+    if (!state_->running) {
+      if (thread_.joinable()) thread_.join();  // it has ended, but for its last steps
+      // Before there is an item: where it cannot start nobody must find one.
+      thread_ = std::thread([state = state_] { Loop(state); });
+      state_->running = true;
+    }
     state_->items.push_back(std::move(item));
-    if (!thread_.joinable()) thread_ = std::thread([state = state_] { Loop(state); });
   }
   state_->changed.notify_one();
 }
 
-void CompletionThread::Stop() {
+// Tells the thread to end, and gives it away.
+std::thread CompletionThread::TakeThread() {
+  std::thread thread;
   {
     std::lock_guard lock(state_->mutex);
     state_->stop = true;
+    thread.swap(thread_);
   }
   state_->changed.notify_one();
-  if (!thread_.joinable()) return;
-  // The thread itself may let go of the last thing that kept this: it ends soon by itself then.
-  if (thread_.get_id() == std::this_thread::get_id()) return thread_.detach();
-  thread_.join();
+  return thread;
+}
+
+CompletionThread::~CompletionThread() {
+  if (std::thread thread = TakeThread(); thread.joinable()) thread.detach();
+}
+
+void CompletionThread::Stop() {
+  std::thread thread = TakeThread();
+  if (!thread.joinable()) return;
+  // The thread itself may let go of the last thing that kept a stream: it ends soon by itself then.
+  if (thread.get_id() == std::this_thread::get_id()) return thread.detach();
+  thread.join();
 }
 
 void CompletionThread::Loop(const std::shared_ptr<State>& state) {
@@ -71,7 +90,10 @@ void CompletionThread::Loop(const std::shared_ptr<State>& state) {
     {
       std::unique_lock lock(state->mutex);
       state->changed.wait(lock, [&] { return state->stop || !state->items.empty(); });
-      if (state->items.empty()) return;
+      if (state->items.empty()) {
+        state->running = false;
+        return;
+      }
       item = std::move(state->items.front());
       state->items.pop_front();
     }
@@ -79,7 +101,11 @@ void CompletionThread::Loop(const std::shared_ptr<State>& state) {
     const DriverUse use;
     item.then(OutcomeOf(status, item.failure.get(), item.aborts));
     item = {};
-    state->device.Poll();
+    try {
+      state->device.Poll();
+    } catch (const std::exception&) {
+      // The device or its memory has failed: whoever uses it next is told.
+    }
   }
 }
 

@@ -21,7 +21,9 @@ MaybeFailure OutcomeOf(cudaError_t status, const moe_ep_failure_record* failure,
 class CompletionThread {
  public:
   explicit CompletionThread(Device& device) : state_(std::make_shared<State>(device)) {}
-  ~CompletionThread() { Stop(); }
+  // The thread ends by itself when its items are done: whoever lets go of this may be another such
+  // thread, which must not wait.
+  ~CompletionThread();
 
   struct Item {
     EventPtr event;
@@ -30,10 +32,10 @@ class CompletionThread {
     std::function<void(MaybeFailure)> then;
   };
   // Items of one stream complete in the order in which they are added. The thread starts with the
-  // first.
+  // first, also with one that comes after a stop.
   void Add(Item item);
 
-  // Ends the thread when all items are done.
+  // Ends the thread when all items are done, and waits for that.
   void Stop();
 
  private:
@@ -44,8 +46,10 @@ class CompletionThread {
     std::condition_variable changed;
     std::deque<Item> items;
     bool stop = false;
+    bool running = false;  // the thread will look at the items again
   };
   static void Loop(const std::shared_ptr<State>& state);
+  std::thread TakeThread();
 
   const std::shared_ptr<State> state_;
   std::thread thread_;

@@ -46,16 +46,23 @@ CudaStream::CudaStream(const moe_ep_core_api* api, Device& device, cudaStream_t 
       failure_(static_cast<moe_ep_failure_record*>(
           device.AllocateZeroed(sizeof(moe_ep_failure_record)))),
       abort_(std::make_shared<Abort>(device)),
+      abort_failure_(NewPinned<moe_ep_failure_record>(device)),
       completions_(std::make_shared<CompletionThread>(device)),
       scratch_(device),
       shared_(!owned) {
+  *abort_failure_ = RecordOfAbort();
   device.Add(*this);
 }
 
 CudaStream::~CudaStream() {
-  Close(/*abort=*/false);
+  MarkClosed();
   Join();
-  device_.Remove(*this);  // until here what it had queued may still have been running
+  EventPtr last;
+  {
+    std::lock_guard lock(marker_mutex_);
+    last = marker_;
+  }
+  device_.Remove(*this, std::move(last));
   if (owned_) cudaStreamDestroy(stream_);
   device_.Retire([&device = device_, failure = failure_] { device.Free(failure); });
 }
@@ -229,22 +236,30 @@ bool CudaStream::WhenDone(std::function<void(MaybeFailure)> then) {
   CudaRecording::Parts parts = {};
   // A stream that was waited for may be aborted yet, which fails this one.
   if (!awaited_.empty()) may_fail_ = true;
-  parts.aborts = std::exchange(awaited_, {});
+  parts.aborts = awaited_;
   parts.aborts.insert(abort_);
   if (MaybeFailure failure = std::exchange(host_failure_, std::nullopt)) {
     may_fail_ = true;  // whatever is on the device is taken with the next await
+    awaited_.clear();
     then(std::move(failure));
     return true;
   }
   device_.MakeCurrent();
   const Submission submission(*this);
   snapshot_ = nullptr;
-  if (std::exchange(may_fail_, false)) {
+  EventPtr done = device_.NewEvent();
+  if (may_fail_) {
     ++takes_;
     parts.failure = NewPinned<moe_ep_failure_record>(device_);
     LaunchTakeFailure(stream_, failure_, parts.failure.get());
   }
-  completions_->Add({RecordEvent(), parts.failure, parts.aborts, std::move(then)});
+  Check(cudaEventRecord(done.get(), stream_), "cudaEventRecord");
+  // It may complete at once, and what was launched here must be counted then.
+  CountSubmission();
+  completions_->Add({std::move(done), parts.failure, parts.aborts, std::move(then)});
+  // Not before: where something above throws the next await has it all to tell.
+  may_fail_ = false;
+  awaited_.clear();
   return true;
 }
 
@@ -262,19 +277,33 @@ CommandPtr CudaStream::FailCommand(Failure failure) {
 
 void CudaStream::Close(bool abort) {
   MarkClosed();
+  if (!owned_) {
+    // Its owner may end the stream once it was closed and awaited: it is not touched again.
+    std::lock_guard lock(marker_mutex_);
+    left_ = true;
+  }
   if (!abort || abort_->set()) return;
   abort_->Set();
   Skip();
+}
+
+void CudaStream::MarkForeign() noexcept {
+  if (owned_) return;
+  try {
+    std::lock_guard lock(marker_mutex_);
+    if (captured_ == nullptr && !ended() && !left_) RecordMarker();
+  } catch (const std::exception&) {
+    // No event is to be had; whoever asks for a marker tries again.
+  }
 }
 
 // Kernels that are queued look at the record before they begin. A copy, because kernels that wait
 // may hold all multiprocessors.
 void CudaStream::Skip() {
   device_.MakeCurrent();
-  const auto record = NewPinned<moe_ep_failure_record>(device_);
-  *record = RecordOf(AbortFailure());
   const cudaStream_t stream = device_.auxiliary();
-  cudaMemcpyAsync(failure_, record.get(), sizeof(*record), cudaMemcpyDefault, stream);
+  cudaMemcpyAsync(failure_, abort_failure_.get(), sizeof(*failure_), cudaMemcpyDefault, stream);
+  device_.CountAuxiliary();
   // It takes microseconds. A device that is so busy that it takes longer must not hold up an abort.
   const auto patience = std::chrono::steady_clock::now() + std::chrono::milliseconds(20);
   while (cudaStreamQuery(stream) == cudaErrorNotReady &&
@@ -283,8 +312,19 @@ void CudaStream::Skip() {
   cudaGetLastError();  // where the device itself has failed nothing of the queue runs
 }
 
+// With marker_mutex_.
+bool CudaStream::MarkerPassed() const {
+  return marker_ == nullptr || cudaEventQuery(marker_.get()) != cudaErrorNotReady;
+}
+
 bool CudaStream::Idle() {
   device_.MakeCurrent();
+  std::lock_guard lock(marker_mutex_);
+  if (left_) {
+    const bool passed = MarkerPassed();
+    cudaGetLastError();
+    return passed;
+  }
   const bool idle = cudaStreamQuery(stream_) != cudaErrorNotReady;
   cudaGetLastError();
   return idle;
@@ -298,26 +338,37 @@ void CudaStream::Join() {
   ended_.store(true, std::memory_order_release);
 }
 
-EventPtr CudaStream::Marker() {
-  std::lock_guard lock(marker_mutex_);
-  if (captured_ != nullptr || ended()) return marker_;
+bool CudaStream::RecordMarker() {
   const uint64_t submitted = submitted_.load(std::memory_order_acquire);
-  if (submitted == marked_ && !shared_) return marker_;
+  if (submitted == marked_ && !shared_) return true;
+  // What a stream's owner captures is no work of the stream, and runs in graphs unknown here.
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  if (shared_ && (cudaStreamIsCapturing(stream_, &status) != cudaSuccess ||
+                  status != cudaStreamCaptureStatusNone)) {
+    cudaGetLastError();
+    return true;
+  }
   EventPtr event = device_.NewEvent();
   if (cudaEventRecord(event.get(), stream_) != cudaSuccess) {
     cudaGetLastError();
-    return nullptr;
+    return false;
   }
   marked_ = submitted;
-  marker_ = event;
-  return event;
+  marker_ = std::move(event);
+  return true;
+}
+
+EventPtr CudaStream::Marker() {
+  std::lock_guard lock(marker_mutex_);
+  const bool stands = captured_ != nullptr || ended() || left_;
+  return stands || RecordMarker() ? marker_ : nullptr;
 }
 
 bool CudaStream::Busy() {
   std::lock_guard lock(marker_mutex_);
   bool busy = true;
-  if (captured_ != nullptr || ended()) {
-    busy = marker_ != nullptr && cudaEventQuery(marker_.get()) == cudaErrorNotReady;
+  if (captured_ != nullptr || ended() || left_) {
+    busy = !MarkerPassed();
   } else {
     // A query would end a capture by the stream's owner.
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;

@@ -70,6 +70,7 @@ class CudaStream final : public Stream, public Submitter, public Dependent {
     explicit Submission(CudaStream& stream) : stream_(stream) { stream.device_.BeginLaunch(); }
     ~Submission() {
       stream_.CountSubmission();
+      stream_.MarkForeign();
       stream_.device_.EndLaunch();
     }
     Submission(const Submission&) = delete;
@@ -78,6 +79,13 @@ class CudaStream final : public Stream, public Submitter, public Dependent {
    private:
     CudaStream& stream_;
   };
+  // Of a stream that is not owned the marker is kept up to date: when somebody asks its owner may
+  // capture it, or have ended it.
+  void MarkForeign() noexcept;
+  // With marker_mutex_. False where the device refuses; throws.
+  bool RecordMarker();
+  bool MarkerPassed() const;
+
   void CountSubmission() { submitted_.fetch_add(1, std::memory_order_release); }
 
   void Run(const Command& command);
@@ -95,6 +103,7 @@ class CudaStream final : public Stream, public Submitter, public Dependent {
   const bool owned_;
   moe_ep_failure_record* const failure_;
   const AbortPtr abort_;
+  const std::shared_ptr<moe_ep_failure_record> abort_failure_;  // what an abort says
   const std::shared_ptr<CompletionThread> completions_;
   Scratch scratch_;
 
@@ -111,6 +120,7 @@ class CudaStream final : public Stream, public Submitter, public Dependent {
   uint64_t marked_ = 0;
   EventPtr marker_;
   bool shared_;
+  bool left_ = false;
 };
 
 }  // namespace moe_ep::cuda

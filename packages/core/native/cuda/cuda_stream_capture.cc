@@ -74,7 +74,10 @@ MaybeFailure CudaStream::CaptureEnded(Capture& capture, bool valid) {
   captured->joins.clear();
   if (status == cudaSuccess && valid) {
     status = captured->Instantiate(graph);
-    if (status == cudaSuccess) cudaGraphUpload(captured->executable, device_.auxiliary());
+    if (status == cudaSuccess) {
+      cudaGraphUpload(captured->executable, device_.auxiliary());
+      device_.CountAuxiliary();
+    }
   }
   cudaGetLastError();
   if (graph != nullptr) cudaGraphDestroy(graph);

@@ -4,6 +4,7 @@
 #include <array>
 #include <chrono>
 #include <cstdlib>
+#include <iterator>
 #include <utility>
 
 #include "cuda/driver_use.h"
@@ -79,6 +80,15 @@ std::string TextOf(const cudaUUID_t& uuid) {
     text += "0123456789abcdef"[byte & 15];
   }
   return text;
+}
+
+bool Passed(const EventPtr& marker) {
+  const cudaError_t status = cudaEventQuery(marker.get());
+  cudaGetLastError();
+  // During a capture there may be no answer. Where the device has failed nothing runs any more.
+  const bool unknown =
+      status >= cudaErrorStreamCaptureUnsupported && status <= cudaErrorStreamCaptureWrongThread;
+  return status != cudaErrorNotReady && !unknown;
 }
 
 }  // namespace
@@ -162,7 +172,12 @@ void* Device::AllocateOrMakeRoom(Attempt allocate) {
   if (void* memory = allocate()) return memory;
   // What was given back may only wait for the device: that is worth waiting for, once.
   Poll();
-  Check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+  // Graphs hold commands, which hold tensors, which hold memory: each gives back the next.
+  for (int round = 0; round < 4; ++round) {
+    Seal();
+    Check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+    if (!ReleaseDone()) break;
+  }
   Poll();
   if (void* memory = allocate()) return memory;
   memory_.Trim();
@@ -215,9 +230,10 @@ void Device::Add(Submitter& submitter) {
   submitters_.insert(&submitter);
 }
 
-void Device::Remove(Submitter& submitter) {
+void Device::Remove(Submitter& submitter, EventPtr last) {
   std::lock_guard lock(submitters_mutex_);
   submitters_.erase(&submitter);
+  if (last != nullptr) last_markers_.push_back(std::move(last));
 }
 
 void Device::Retire(std::function<void()> then) {
@@ -230,38 +246,74 @@ void Device::RetireWhenIdle(std::function<void()> then) {
   when_idle_.push_back(std::move(then));
 }
 
+// The present ends of all streams.
+std::vector<EventPtr> Device::Markers() {
+  std::lock_guard lock(submitters_mutex_);
+  const uint64_t submitted = auxiliary_submitted_.load(std::memory_order_acquire);
+  if (submitted != auxiliary_marked_) {
+    EventPtr marker = NewEvent();
+    if (cudaEventRecord(marker.get(), auxiliary_) == cudaSuccess) {
+      auxiliary_marker_ = std::move(marker);
+      auxiliary_marked_ = submitted;
+    }
+    cudaGetLastError();
+  }
+  std::erase_if(last_markers_, Passed);
+  std::vector<EventPtr> markers = last_markers_;
+  if (auxiliary_marker_ != nullptr && Passed(auxiliary_marker_)) auxiliary_marker_ = nullptr;
+  if (auxiliary_marker_ != nullptr) markers.push_back(auxiliary_marker_);
+  for (Submitter* const submitter : submitters_) {
+    if (EventPtr marker = submitter->Marker()) markers.push_back(std::move(marker));
+  }
+  return markers;
+}
+
 // What is pending becomes a batch that goes when every stream has passed its present end.
 void Device::Seal() {
-  Batch batch;
+  std::vector<std::function<void()>> releases;
   {
     std::lock_guard lock(mutex_);
     if (pending_.empty()) return;
-    batch.releases.swap(pending_);
+    releases.swap(pending_);
   }
-  {
-    std::lock_guard lock(submitters_mutex_);
-    for (Submitter* const submitter : submitters_) {
-      if (EventPtr marker = submitter->Marker()) batch.markers.push_back(std::move(marker));
-    }
+  std::vector<EventPtr> markers;
+  try {
+    markers = Markers();
+  } catch (...) {
+    // They wait for the next time.
+    std::lock_guard lock(mutex_);
+    pending_.insert(pending_.begin(), std::make_move_iterator(releases.begin()),
+                    std::make_move_iterator(releases.end()));
+    throw;
   }
   std::lock_guard lock(mutex_);
-  batches_.push_back(std::move(batch));
+  batches_.push_back({std::move(markers), std::move(releases)});
+}
+
+size_t Device::Pending() {
+  std::lock_guard lock(mutex_);
+  return pending_.size();
 }
 
 void Device::Poll() {
   MakeCurrent();
+  const RelaxedCaptures relaxed;
   bool seal = false;
   {
     std::lock_guard lock(mutex_);
     seal = batches_.empty() || pending_.size() >= kPendingLimit;
   }
   if (seal) Seal();
-  ReleaseDone();
+  const size_t pending = Pending();
+  // What goes may give back what it held itself: that need not wait for the next look.
+  if (ReleaseDone() && Pending() > pending) Seal();
   ReleaseIdle();
 }
 
 bool Device::Idle() {
   std::lock_guard lock(submitters_mutex_);
+  std::erase_if(last_markers_, Passed);
+  if (!last_markers_.empty()) return false;
   return std::none_of(submitters_.begin(), submitters_.end(),
                       [](Submitter* submitter) { return submitter->Busy(); });
 }
@@ -287,31 +339,34 @@ void Device::ReleaseIdle() {
     if (launching_ > 0 || releasing_) return;
     releasing_ = true;
   }
+  struct Gate {
+    Device& device;
+    ~Gate() {
+      {
+        std::lock_guard lock(device.launches_mutex_);
+        device.releasing_ = false;
+      }
+      device.released_.notify_all();
+    }
+  };
+  const Gate gate{*this};
   std::vector<std::function<void()>> releases;
   if (Idle()) {
     std::lock_guard lock(mutex_);
     releases.swap(when_idle_);
   }
   for (const auto& release : releases) release();
-  {
-    std::lock_guard lock(launches_mutex_);
-    releasing_ = false;
-  }
-  released_.notify_all();
 }
 
-void Device::ReleaseDone() {
-  while (true) {
+// Whether something was released.
+bool Device::ReleaseDone() {
+  for (bool released = false;; released = true) {
     Batch done;
     {
       std::lock_guard lock(mutex_);
-      if (batches_.empty()) return;
-      std::erase_if(batches_.front().markers, [](const EventPtr& marker) {
-        const bool passed = cudaEventQuery(marker.get()) != cudaErrorNotReady;
-        cudaGetLastError();
-        return passed;
-      });
-      if (!batches_.front().markers.empty()) return;
+      if (batches_.empty()) return released;
+      std::erase_if(batches_.front().markers, Passed);
+      if (!batches_.front().markers.empty()) return released;
       done = std::move(batches_.front());
       batches_.pop_front();
     }

@@ -49,6 +49,19 @@ struct Properties {
 };
 Properties PropertiesOf(int ordinal);
 
+// While somebody captures, a thread that asks for events would end that capture. While one of these
+// lives its thread does not.
+class RelaxedCaptures {
+ public:
+  RelaxedCaptures() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~RelaxedCaptures() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  RelaxedCaptures(const RelaxedCaptures&) = delete;
+  RelaxedCaptures& operator=(const RelaxedCaptures&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
 class Device {
  public:
   // A device that ProbeDevices() counts. Lives as long as the process. Throws.
@@ -59,6 +72,8 @@ class Device {
   void MakeCurrent() const noexcept;
   // A stream for short work of the library itself, past the work of others.
   cudaStream_t auxiliary() const { return auxiliary_; }
+  // After work on it that nobody waits for: what is given back waits for that, too.
+  void CountAuxiliary() { auxiliary_submitted_.fetch_add(1, std::memory_order_release); }
 
   // Not zeroed; throws std::bad_alloc.
   void* Allocate(uint64_t bytes);
@@ -90,7 +105,8 @@ class Device {
 
   // Between these two calls its work is waited for.
   void Add(Submitter& submitter);
-  void Remove(Submitter& submitter);
+  // `last`, unless null, is an event behind work that may still be running.
+  void Remove(Submitter& submitter, EventPtr last);
 
   // The host's monotonic nanoseconds at which a completed event was reached. `base` is what
   // CurrentBase() gave when it was recorded.
@@ -102,7 +118,9 @@ class Device {
   template <typename Attempt>
   void* AllocateOrMakeRoom(Attempt allocate);
   void Seal();
-  void ReleaseDone();
+  std::vector<EventPtr> Markers();
+  size_t Pending();
+  bool ReleaseDone();
   void ReleaseIdle();
   bool Idle();
 
@@ -124,9 +142,13 @@ class Device {
   Arena memory_;
   Arena pinned_;
   std::atomic<uint64_t> pinned_allocations_ = 0;
+  std::atomic<uint64_t> auxiliary_submitted_ = 0;
 
   std::mutex submitters_mutex_;  // held while they are asked, so that none goes meanwhile
   std::set<Submitter*> submitters_;
+  std::vector<EventPtr> last_markers_;  // of those that are gone
+  uint64_t auxiliary_marked_ = 0;
+  EventPtr auxiliary_marker_;
 
   std::mutex mutex_;
   std::vector<std::function<void()>> pending_;

@@ -5,6 +5,8 @@
 #include <mutex>
 #include <utility>
 
+#include "cuda/cuda_recording.h"
+
 namespace moe_ep::cuda {
 namespace {
 
@@ -38,7 +40,17 @@ void DescribeHostFailure(const int64_t* values, moe_ep_failure_text* text) {
   Put(text->message, known ? texts.failures[index].message : "an operation failed long ago");
 }
 
+void DescribeAbort(const int64_t*, moe_ep_failure_text* text) {
+  const Failure abort = AbortFailure();
+  Put(text->code, abort.code);
+  Put(text->message, abort.message);
+}
+
 }  // namespace
+
+moe_ep_failure_record RecordOfAbort() {
+  return {.failed = 1, .reserved = 0, .describe = DescribeAbort, .values = {}};
+}
 
 moe_ep_failure_record RecordOf(Failure failure) {
   Texts& texts = KnownTexts();

@@ -7,6 +7,8 @@
 namespace moe_ep::cuda {
 
 moe_ep_failure_record RecordOf(Failure failure);
+// What an aborted stream says, for as long as anybody asks.
+moe_ep_failure_record RecordOfAbort();
 // What a record says; nothing when it has not failed.
 MaybeFailure FailureOf(const moe_ep_failure_record& record);
 
