@@ -1,3 +1,3 @@
 import { onSoftwareCuda } from '../project.js'
 
-export default onSoftwareCuda('transport', ['test/rendezvous/**'])
+export default onSoftwareCuda('transport', { exclude: ['test/rendezvous/**'] })

@@ -117,8 +117,15 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   std::strcpy(properties->name, "software");
   properties->uuid.bytes[15] = static_cast<char>(device);
   properties->totalGlobalMem = software_cuda::kDeviceBytes;
-  properties->multiProcessorCount = 4;
+  properties->multiProcessorCount = software_cuda::kMultiprocessors;
   properties->major = 9;
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  const Call call("cudaDeviceGetAttribute");
+  if (attribute != cudaDevAttrMultiProcessorCount) return call.End(cudaErrorInvalidValue);
+  *value = software_cuda::kMultiprocessors;
   return cudaSuccess;
 }
 

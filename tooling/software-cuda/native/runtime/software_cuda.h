@@ -102,6 +102,7 @@ uint64_t AllocatedBytes(int device);
 // A descriptor of so many zeroed bytes; -1 when there are none.
 int NewBytes(uint64_t bytes);
 
+inline constexpr int kMultiprocessors = 4;
 inline constexpr uint64_t kDeviceBytes = uint64_t{3} << 30;
 
 }  // namespace software_cuda

@@ -1,0 +1,3 @@
+import { onSoftwareCuda } from '../project.js'
+
+export default onSoftwareCuda('layout')

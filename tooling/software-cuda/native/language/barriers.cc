@@ -1,0 +1,99 @@
+// Barriers of threads, and meetings of lanes.
+#include <algorithm>
+
+#include "grid_state.h"
+#include "software_cuda.h"
+
+namespace software_cuda {
+namespace {
+
+void Complete(Barrier& barrier) {
+  barrier.arrived = 0;
+  ++barrier.generation;
+  NoteProgress();
+}
+
+void CompleteMeeting(const Warp& warp, Meeting& meeting) {
+  if (meeting.arrived == 0 || (meeting.mask & warp.lanes & ~(meeting.arrived | warp.ended)) != 0)
+    return;
+  meeting.arrived = 0;
+  ++meeting.generation;
+  NoteProgress();
+}
+
+void CompleteAll(Block& block) {
+  if (block.all.arrived == 0 || block.all.arrived < block.alive) return;
+  Complete(block.all);
+  const uint32_t next = block.all.generation & 1;
+  block.any_true[next] = false;
+  block.all_true[next] = true;
+}
+
+void CompleteEverywhere(Grid& grid) {
+  if (grid.everywhere.arrived > 0 && grid.everywhere.arrived == grid.alive)
+    Complete(grid.everywhere);
+}
+
+}  // namespace
+
+void LeaveBarriers(Thread& thread) {
+  Block& block = *thread.block;
+  --block.alive;
+  --block.grid->alive;
+  thread.warp->ended |= 1u << thread.lane;
+  for (Meeting& meeting : thread.warp->meetings) CompleteMeeting(*thread.warp, meeting);
+  CompleteAll(block);
+  CompleteEverywhere(*block.grid);
+}
+
+int SyncThreads(bool value, bool all) {
+  Block& block = *Self().block;
+  const uint32_t generation = block.all.generation;
+  const uint32_t now = generation & 1;
+  block.any_true[now] |= value;
+  block.all_true[now] &= value;
+  ++block.all.arrived;
+  CompleteAll(block);
+  if (block.all.generation == generation) WaitForOther(&block.all.generation, generation);
+  return all ? block.all_true[now] : block.any_true[now];
+}
+
+void SyncNamed(int barrier, int threads) {
+  Block& block = *Self().block;
+  Barrier& named = block.named.at(barrier);
+  const uint32_t generation = named.generation;
+  if (++named.arrived == threads) {
+    Complete(named);
+  } else {
+    WaitForOther(&named.generation, generation);
+  }
+}
+
+void SyncGrid() {
+  Grid& grid = *Self().block->grid;
+  if (grid.blocks.x * grid.blocks.y * grid.blocks.z > 8) Misuse("a cluster of more than 8 blocks");
+  const uint32_t generation = grid.everywhere.generation;
+  ++grid.everywhere.arrived;
+  CompleteEverywhere(grid);
+  if (grid.everywhere.generation == generation)
+    WaitForOther(&grid.everywhere.generation, generation);
+}
+
+const std::array<uint64_t, kWarp>& Exchange(uint32_t mask, uint64_t value) {
+  Thread& thread = Self();
+  Warp& warp = *thread.warp;
+  if ((mask >> thread.lane & 1) == 0) Misuse("a lane is not in the mask that it meets by");
+  auto found = std::find_if(warp.meetings.begin(), warp.meetings.end(),
+                            [&](const Meeting& meeting) { return meeting.mask == mask; });
+  if (found == warp.meetings.end()) found = warp.meetings.insert(found, Meeting{mask});
+  Meeting& meeting = *found;
+  const uint32_t generation = meeting.generation;
+  std::array<uint64_t, kWarp>& values = meeting.values[generation & 1];
+  values[thread.lane] = value;
+  meeting.arrived |= 1u << thread.lane;
+  CompleteMeeting(warp, meeting);
+  if (meeting.generation == generation) WaitForOther(&meeting.generation, generation);
+  return values;
+}
+
+}  // namespace software_cuda

@@ -1,0 +1,95 @@
+// What the parts of a grid share.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "grid.h"
+
+namespace software_cuda {
+
+// Lanes of one mask that meet.
+struct Meeting {
+  uint32_t mask;
+  uint32_t arrived = 0;
+  uint32_t generation = 0;
+  std::array<uint64_t, kWarp> values[2] = {};
+};
+
+struct Warp {
+  uint32_t lanes = 0;  // that there are
+  uint32_t ended = 0;
+  std::deque<Meeting> meetings;
+};
+
+struct Barrier {
+  int arrived = 0;
+  uint32_t generation = 0;
+};
+
+struct BulkCopy {
+  void* to;
+  const void* from;
+  uint32_t bytes;
+  uint64_t* barrier;     // null: a store
+  const Thread* thread;  // that started it
+  uint32_t group;        // of that thread's stores
+};
+
+struct Block {
+  Grid* grid;
+  uint3 index;
+  std::vector<Thread> threads;
+  std::vector<Warp> warps;
+  int alive = 0;
+  Barrier all;
+  bool any_true[2] = {false, false};
+  bool all_true[2] = {true, true};
+  std::array<Barrier, 16> named;
+  std::unique_ptr<uint8_t[]> memory;
+  uint8_t* shared = nullptr;
+  std::vector<BulkCopy> copies;
+  size_t first_stack = 0;
+
+  bool HasShared(const void* pointer, uint64_t bytes) const;
+};
+
+struct Grid {
+  dim3 blocks;
+  dim3 block;
+  uint64_t dynamic_bytes;
+  const std::function<void()>* body;
+  std::vector<std::pair<const void*, uint64_t>> statics;  // offsets
+  uint64_t static_bytes = 0;
+  std::vector<std::unique_ptr<Block>> resident;
+  Barrier everywhere;
+  int alive = 0;  // threads of resident blocks
+};
+
+// Of kernels' own declarations, in a block.
+inline constexpr uint64_t kStaticBytes = uint64_t{48} << 10;
+
+inline bool Block::HasShared(const void* pointer, uint64_t bytes) const {
+  const auto* const at = static_cast<const uint8_t*>(pointer);
+  return at >= shared && at + bytes <= shared + grid->dynamic_bytes + kStaticBytes;
+}
+
+// Something has happened that others may have waited for.
+void NoteProgress();
+// The calling thread goes on when the number is another one.
+void WaitForOther(const uint32_t* number, uint32_t value);
+
+// Whoever may go on because a thread has ended.
+void LeaveBarriers(Thread& thread);
+
+// Some of the copies that go on, in any order. Whether there was one.
+bool MakeCopies(Block& block);
+// Of a thread that ends: its shared memory may be another's soon.
+void CheckBulkStoresDone(const Thread& thread);
+
+}  // namespace software_cuda
