@@ -121,4 +121,37 @@ describe('things that nobody holds any more', () => {
       await captured()
     },
   )
+
+  test.skipIf(!hasGpu)(
+    'what a stream uses stays while somebody else captures that stream, and goes back afterwards',
+    async () => {
+      const gpu = getDevice('cuda:0') as CudaDevice
+      await using own = gpu.createStream()
+      await using other = gpu.wrapStream(own.cudaHandle)
+      const count = 100_000
+      const to = Tensor.zeros([count], 'i32', gpu)
+      const { usedBytes } = gpu.memoryUse
+      const from = Tensor.copyOf(counting(count), [count], 'i32', gpu)
+      own.delay(300_000)
+      copyTensor(from, to, { stream: own })
+      from.memory.close()
+      let refusal: Promise<unknown> | undefined
+      using graph = Graph.capture(other, () => {
+        other.delay(1)
+        for (let i = 0; i < 200; i++) Tensor.zeros([count], 'i32', gpu).memory.close()
+      })
+      using second = Graph.capture(own, () => {
+        own.delay(1)
+        refusal = other.synchronize().catch((error: unknown) => error)
+      })
+      expect(await refusal).toMatchObject({ code: 'ERR_MOE_EP_CAPTURE' })
+      expect([graph.operations, second.operations]).toEqual([1, 1])
+      expect(await to.read({ stream: own })).toEqual(counting(count))
+      for (let looks = 0; looks < 100 && gpu.memoryUse.usedBytes > usedBytes; looks++) {
+        Tensor.zeros([1], 'i32', gpu).memory.close()
+        await own.synchronize()
+      }
+      expect(gpu.memoryUse.usedBytes).toBeLessThan(usedBytes + 4 * count)
+    },
+  )
 })

@@ -60,7 +60,12 @@ Napi::Value GraphLaunch(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value GraphClose(const Napi::CallbackInfo& info) {
-  LetGo(std::move(Unwrap<GraphHandle>(info[0], kGraphTag, "graph")));
+  GraphHandle& graph = Unwrap<GraphHandle>(info[0], kGraphTag, "graph");
+  if (graph == nullptr) return info.Env().Undefined();
+  const int device = graph->device;
+  LetGo(std::move(graph));
+  // Nobody else may look for a long time, and what it holds may be much.
+  if (device >= 0) LookWhatIsDone(device);
   return info.Env().Undefined();
 }
 

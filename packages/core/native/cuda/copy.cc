@@ -61,19 +61,19 @@ ByteCopy::ByteCopy(int device, void* to, bool to_host, const void* from, bool fr
   if (way_ == Way::kDirect || bytes == 0) return;
   Device& owner = Device::Get(device);
   host_.reset(new HostPart{owner, nullptr, {}});
-  if (way_ == Way::kOnHost) {
-    host_->pieces.push_back({to, from, bytes});
-    return;
-  }
-  uint8_t* const buffer = host_->buffer =
-      static_cast<uint8_t*>(owner.AllocatePinned(std::min(bytes, kStagingBytes)));
-  for (uint64_t at = 0; at < bytes; at += kStagingBytes) {
-    const uint64_t count = std::min(kStagingBytes, bytes - at);
-    if (way_ == Way::kToHost) {
-      host_->pieces.push_back({static_cast<uint8_t*>(to) + at, buffer, count});
-    } else {
-      host_->pieces.push_back({buffer, static_cast<const uint8_t*>(from) + at, count});
-    }
+  if (way_ != Way::kOnHost)
+    host_->buffer = static_cast<uint8_t*>(owner.AllocatePinned(std::min(bytes, kStagingBytes)));
+  // In pieces, also on the host alone, for one thread makes such copies for all streams; but not
+  // where the places overlap.
+  const bool overlap = way_ == Way::kOnHost &&
+                       static_cast<uint8_t*>(to) < static_cast<const uint8_t*>(from) + bytes &&
+                       static_cast<const uint8_t*>(from) < static_cast<uint8_t*>(to) + bytes;
+  const uint64_t most = overlap ? bytes : kStagingBytes;
+  for (uint64_t at = 0; at < bytes; at += most) {
+    void* const piece_to = way_ == Way::kFromHost ? host_->buffer : static_cast<uint8_t*>(to) + at;
+    const void* const piece_from =
+        way_ == Way::kToHost ? host_->buffer : static_cast<const uint8_t*>(from) + at;
+    host_->pieces.push_back({piece_to, piece_from, std::min(most, bytes - at)});
   }
 }
 
@@ -85,12 +85,17 @@ void ByteCopy::Run(const Exec& exec) const {
   };
   if (way_ == Way::kDirect) return copy(to_, from_, bytes_);
   uint64_t at = 0;
-  for (Piece& piece : host_->pieces) {
-    if (way_ == Way::kToHost)
-      copy(host_->buffer, static_cast<const uint8_t*>(from_) + at, piece.bytes);
-    Check(cudaLaunchHostFunc(stream, Piece::Copy, &piece), "cudaLaunchHostFunc");
-    if (way_ == Way::kFromHost) copy(static_cast<uint8_t*>(to_) + at, host_->buffer, piece.bytes);
-    at += piece.bytes;
+  try {
+    for (Piece& piece : host_->pieces) {
+      if (way_ == Way::kToHost)
+        copy(host_->buffer, static_cast<const uint8_t*>(from_) + at, piece.bytes);
+      Check(cudaLaunchHostFunc(stream, Piece::Copy, &piece), "cudaLaunchHostFunc");
+      if (way_ == Way::kFromHost) copy(static_cast<uint8_t*>(to_) + at, host_->buffer, piece.bytes);
+      at += piece.bytes;
+    }
+  } catch (...) {
+    exec.KeepUntilDone(host_);  // pieces that are queued already use it
+    throw;
   }
   exec.KeepUntilDone(host_);
 }

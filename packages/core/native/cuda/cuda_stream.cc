@@ -245,6 +245,10 @@ bool CudaStream::WhenDone(std::function<void(MaybeFailure)> then) {
     return true;
   }
   device_.MakeCurrent();
+  if (shared_ && ForeignCapture()) {
+    then(Failure{"ERR_MOE_EP_CAPTURE", "the stream's owner captures it: it cannot be awaited"});
+    return true;
+  }
   const Submission submission(*this);
   snapshot_ = nullptr;
   EventPtr done = device_.NewEvent();
@@ -277,24 +281,29 @@ CommandPtr CudaStream::FailCommand(Failure failure) {
 
 void CudaStream::Close(bool abort) {
   MarkClosed();
-  if (!owned_) {
-    // Its owner may end the stream once it was closed and awaited: it is not touched again.
-    std::lock_guard lock(marker_mutex_);
-    left_ = true;
+  // First, for it ends what a lock below may wait for.
+  if (abort && !abort_->set()) {
+    abort_->Set();
+    Skip();
   }
-  if (!abort || abort_->set()) return;
-  abort_->Set();
-  Skip();
+  if (owned_) return;
+  // Its owner may end the stream once it was closed and awaited: it is not touched again.
+  std::lock_guard lock(marker_mutex_);
+  if (left_) return;
+  try {
+    marked_at_end_ = captured_ == nullptr && !ended() && RecordMarker();
+  } catch (const std::exception&) {
+    // No event is to be had. The end of its awaits tells.
+  }
+  left_ = true;
 }
 
-void CudaStream::MarkForeign() noexcept {
-  if (owned_) return;
-  try {
-    std::lock_guard lock(marker_mutex_);
-    if (captured_ == nullptr && !ended() && !left_) RecordMarker();
-  } catch (const std::exception&) {
-    // No event is to be had; whoever asks for a marker tries again.
-  }
+// Whether the stream is part of a capture that is not this library's, or nobody can tell.
+bool CudaStream::ForeignCapture() const {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  const cudaError_t result = cudaStreamIsCapturing(stream_, &status);
+  if (result != cudaSuccess) cudaGetLastError();
+  return result != cudaSuccess || status != cudaStreamCaptureStatusNone;
 }
 
 // Kernels that are queued look at the record before they begin. A copy, because kernels that wait
@@ -314,17 +323,22 @@ void CudaStream::Skip() {
 
 // With marker_mutex_.
 bool CudaStream::MarkerPassed() const {
-  return marker_ == nullptr || cudaEventQuery(marker_.get()) != cudaErrorNotReady;
+  if (left_ && !marked_at_end_ && !ended()) return false;
+  if (marker_ == nullptr) return true;
+  const cudaError_t status = cudaEventQuery(marker_.get());
+  cudaGetLastError();
+  // Also while a capture forbids to ask.
+  const bool ahead = status == cudaErrorNotReady || (status >= cudaErrorStreamCaptureUnsupported &&
+                                                     status <= cudaErrorStreamCaptureWrongThread);
+  return !ahead;
 }
 
 bool CudaStream::Idle() {
   device_.MakeCurrent();
-  std::lock_guard lock(marker_mutex_);
-  if (left_) {
-    const bool passed = MarkerPassed();
-    cudaGetLastError();
-    return passed;
-  }
+  // Who holds it may be waiting for the stream itself.
+  const std::unique_lock lock(marker_mutex_, std::try_to_lock);
+  if (!lock.owns_lock()) return false;
+  if (left_) return MarkerPassed();
   const bool idle = cudaStreamQuery(stream_) != cudaErrorNotReady;
   cudaGetLastError();
   return idle;
@@ -338,44 +352,36 @@ void CudaStream::Join() {
   ended_.store(true, std::memory_order_release);
 }
 
+// With marker_mutex_. False where it cannot be done now: an event that is recorded while somebody
+// captures is part of that, and tells of nothing.
 bool CudaStream::RecordMarker() {
   const uint64_t submitted = submitted_.load(std::memory_order_acquire);
   if (submitted == marked_ && !shared_) return true;
-  // What a stream's owner captures is no work of the stream, and runs in graphs unknown here.
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  if (shared_ && (cudaStreamIsCapturing(stream_, &status) != cudaSuccess ||
-                  status != cudaStreamCaptureStatusNone)) {
-    cudaGetLastError();
-    return true;
-  }
+  if (ForeignCapture()) return false;
   EventPtr event = device_.NewEvent();
-  if (cudaEventRecord(event.get(), stream_) != cudaSuccess) {
-    cudaGetLastError();
-    return false;
-  }
+  const cudaError_t status = cudaEventRecord(event.get(), stream_);
+  cudaGetLastError();
+  if (status != cudaSuccess || ForeignCapture()) return false;
   marked_ = submitted;
   marker_ = std::move(event);
   return true;
 }
 
-EventPtr CudaStream::Marker() {
+bool CudaStream::Marker(EventPtr* marker) {
   std::lock_guard lock(marker_mutex_);
+  if (left_ && !marked_at_end_ && !ended()) return false;
   const bool stands = captured_ != nullptr || ended() || left_;
-  return stands || RecordMarker() ? marker_ : nullptr;
+  if (!stands && !RecordMarker()) return false;
+  *marker = marker_;
+  return true;
 }
 
 bool CudaStream::Busy() {
   std::lock_guard lock(marker_mutex_);
-  bool busy = true;
-  if (captured_ != nullptr || ended() || left_) {
-    busy = !MarkerPassed();
-  } else {
-    // A query would end a capture by the stream's owner.
-    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-    if (cudaStreamIsCapturing(stream_, &status) == cudaSuccess &&
-        status == cudaStreamCaptureStatusNone)
-      busy = cudaStreamQuery(stream_) == cudaErrorNotReady;
-  }
+  if (captured_ != nullptr || ended() || left_) return !MarkerPassed();
+  // A query would end a capture by the stream's owner.
+  if (ForeignCapture()) return true;
+  const bool busy = cudaStreamQuery(stream_) == cudaErrorNotReady;
   cudaGetLastError();
   return busy;
 }

@@ -35,7 +35,7 @@ class CudaStream final : public Stream, public Submitter, public Dependent {
   const uint32_t* abort_word() const override { return abort_->word(); }
   bool Idle() override;
 
-  EventPtr Marker() override;
+  bool Marker(EventPtr* marker) override;
   bool Busy() override;
   void Skip() override;
 
@@ -70,7 +70,6 @@ class CudaStream final : public Stream, public Submitter, public Dependent {
     explicit Submission(CudaStream& stream) : stream_(stream) { stream.device_.BeginLaunch(); }
     ~Submission() {
       stream_.CountSubmission();
-      stream_.MarkForeign();
       stream_.device_.EndLaunch();
     }
     Submission(const Submission&) = delete;
@@ -81,10 +80,10 @@ class CudaStream final : public Stream, public Submitter, public Dependent {
   };
   // Of a stream that is not owned the marker is kept up to date: when somebody asks its owner may
   // capture it, or have ended it.
-  void MarkForeign() noexcept;
   // With marker_mutex_. False where the device refuses; throws.
   bool RecordMarker();
   bool MarkerPassed() const;
+  bool ForeignCapture() const;
 
   void CountSubmission() { submitted_.fetch_add(1, std::memory_order_release); }
 
@@ -92,7 +91,7 @@ class CudaStream final : public Stream, public Submitter, public Dependent {
   EventPtr RecordEvent();
   CudaRecording::Parts PartsOfMark();
   moe_ep_failure_record* failure() const;
-  void EnterCapture(std::shared_ptr<CudaGraph> graph);
+  bool EnterCapture(std::shared_ptr<CudaGraph> graph);
   void LeaveCapture();
   void ShareAborts(const CudaRecording& recording);
   void AwaitDevice(const CudaRecording& recording, bool take_failure);
@@ -120,7 +119,8 @@ class CudaStream final : public Stream, public Submitter, public Dependent {
   uint64_t marked_ = 0;
   EventPtr marker_;
   bool shared_;
-  bool left_ = false;
+  bool left_ = false;           // a wrapped stream that was closed
+  bool marked_at_end_ = false;  // its marker is behind all of its work
 };
 
 }  // namespace moe_ep::cuda

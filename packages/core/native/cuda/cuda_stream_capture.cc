@@ -9,11 +9,14 @@
 namespace moe_ep::cuda {
 
 // Markers cannot be recorded while the stream is captured: this one stands for what came before.
-void CudaStream::EnterCapture(std::shared_ptr<CudaGraph> graph) {
-  Marker();
+// False where somebody else captures it.
+bool CudaStream::EnterCapture(std::shared_ptr<CudaGraph> graph) {
+  EventPtr marker;
+  if (!Marker(&marker)) return false;
   graph->aborts.insert(abort_);
   std::lock_guard lock(marker_mutex_);
   captured_ = std::move(graph);
+  return true;
 }
 
 void CudaStream::LeaveCapture() {
@@ -25,7 +28,7 @@ MaybeFailure CudaStream::CaptureBegun(Capture& capture) {
   try {
     device_.MakeCurrent();
     auto graph = std::make_shared<CudaGraph>(device_);
-    EnterCapture(graph);
+    if (!EnterCapture(graph)) return Misused("somebody else captures the stream");
     // Relaxed: making a tensor inside of a capture is allowed, as on the cpu.
     Check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed), "cudaStreamBeginCapture");
     capture.device_graph = std::move(graph);
@@ -40,7 +43,7 @@ MaybeFailure CudaStream::CaptureJoined(Capture& capture) {
   const auto graph = std::dynamic_pointer_cast<CudaGraph>(capture.device_graph);
   if (graph == nullptr || &graph->device() != &device_)
     return Misused("a stream of another device cannot join a capture");
-  EnterCapture(graph);
+  if (!EnterCapture(graph)) return Misused("somebody else captures the stream");
   return std::nullopt;
 }
 

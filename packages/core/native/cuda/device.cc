@@ -22,6 +22,8 @@ void RunWhenDeviceIsIdle(int device, std::function<void()> then) {
   cuda::Device::Get(device).RetireWhenIdle(std::move(then));
 }
 
+void LookWhatIsDone(int device) { cuda::Device::Get(device).Poll(); }
+
 namespace cuda {
 namespace {
 
@@ -82,14 +84,20 @@ std::string TextOf(const cudaUUID_t& uuid) {
   return text;
 }
 
-bool Passed(const EventPtr& marker) {
+enum class Passage { kPassed, kAhead, kUnknown };
+
+Passage PassageOf(const EventPtr& marker) {
   const cudaError_t status = cudaEventQuery(marker.get());
   cudaGetLastError();
+  // It became part of somebody's capture between two looks at its stream, and will never tell.
+  if (status == cudaErrorCapturedEvent) return Passage::kUnknown;
   // During a capture there may be no answer. Where the device has failed nothing runs any more.
-  const bool unknown =
+  const bool later =
       status >= cudaErrorStreamCaptureUnsupported && status <= cudaErrorStreamCaptureWrongThread;
-  return status != cudaErrorNotReady && !unknown;
+  return status == cudaErrorNotReady || later ? Passage::kAhead : Passage::kPassed;
 }
+
+bool Passed(const EventPtr& marker) { return PassageOf(marker) != Passage::kAhead; }
 
 }  // namespace
 
@@ -246,26 +254,35 @@ void Device::RetireWhenIdle(std::function<void()> then) {
   when_idle_.push_back(std::move(then));
 }
 
-// The present ends of all streams.
-std::vector<EventPtr> Device::Markers() {
+// The present ends of all streams; false where one cannot tell.
+bool Device::Markers(std::vector<EventPtr>* markers) {
   std::lock_guard lock(submitters_mutex_);
   const uint64_t submitted = auxiliary_submitted_.load(std::memory_order_acquire);
   if (submitted != auxiliary_marked_) {
     EventPtr marker = NewEvent();
-    if (cudaEventRecord(marker.get(), auxiliary_) == cudaSuccess) {
-      auxiliary_marker_ = std::move(marker);
-      auxiliary_marked_ = submitted;
-    }
+    const cudaError_t status = cudaEventRecord(marker.get(), auxiliary_);
     cudaGetLastError();
+    if (status != cudaSuccess) return false;
+    auxiliary_marker_ = std::move(marker);
+    auxiliary_marked_ = submitted;
   }
   std::erase_if(last_markers_, Passed);
-  std::vector<EventPtr> markers = last_markers_;
+  *markers = last_markers_;
   if (auxiliary_marker_ != nullptr && Passed(auxiliary_marker_)) auxiliary_marker_ = nullptr;
-  if (auxiliary_marker_ != nullptr) markers.push_back(auxiliary_marker_);
+  if (auxiliary_marker_ != nullptr) markers->push_back(auxiliary_marker_);
   for (Submitter* const submitter : submitters_) {
-    if (EventPtr marker = submitter->Marker()) markers.push_back(std::move(marker));
+    EventPtr marker;
+    if (!submitter->Marker(&marker)) return false;
+    if (marker != nullptr) markers->push_back(std::move(marker));
   }
-  return markers;
+  return true;
+}
+
+// They wait for the next time.
+void Device::PutBack(std::vector<std::function<void()>> releases) {
+  std::lock_guard lock(mutex_);
+  pending_.insert(pending_.begin(), std::make_move_iterator(releases.begin()),
+                  std::make_move_iterator(releases.end()));
 }
 
 // What is pending becomes a batch that goes when every stream has passed its present end.
@@ -278,12 +295,9 @@ void Device::Seal() {
   }
   std::vector<EventPtr> markers;
   try {
-    markers = Markers();
+    if (!Markers(&markers)) return PutBack(std::move(releases));
   } catch (...) {
-    // They wait for the next time.
-    std::lock_guard lock(mutex_);
-    pending_.insert(pending_.begin(), std::make_move_iterator(releases.begin()),
-                    std::make_move_iterator(releases.end()));
+    PutBack(std::move(releases));
     throw;
   }
   std::lock_guard lock(mutex_);
@@ -362,13 +376,22 @@ void Device::ReleaseIdle() {
 bool Device::ReleaseDone() {
   for (bool released = false;; released = true) {
     Batch done;
+    bool unknown = false;
     {
       std::lock_guard lock(mutex_);
       if (batches_.empty()) return released;
-      std::erase_if(batches_.front().markers, Passed);
-      if (!batches_.front().markers.empty()) return released;
+      std::erase_if(batches_.front().markers, [&](const EventPtr& marker) {
+        const Passage passage = PassageOf(marker);
+        unknown = unknown || passage == Passage::kUnknown;
+        return passage == Passage::kPassed;
+      });
+      if (!unknown && !batches_.front().markers.empty()) return released;
       done = std::move(batches_.front());
       batches_.pop_front();
+    }
+    if (unknown) {
+      PutBack(std::move(done.releases));
+      return released;
     }
     for (const auto& release : done.releases) release();
   }

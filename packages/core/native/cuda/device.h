@@ -26,8 +26,9 @@ using EventPtr = std::shared_ptr<CUevent_st>;
 class Submitter {
  public:
   virtual ~Submitter() = default;
-  // An event behind all work enqueued so far; null when there was none.
-  virtual EventPtr Marker() = 0;
+  // An event behind all work enqueued so far; null when there was none. False where nobody can tell
+  // now, because somebody captures.
+  virtual bool Marker(EventPtr* marker) = 0;
   // Whether something of it may be running.
   virtual bool Busy() = 0;
 };
@@ -53,13 +54,16 @@ Properties PropertiesOf(int ordinal);
 // lives its thread does not.
 class RelaxedCaptures {
  public:
-  RelaxedCaptures() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-  ~RelaxedCaptures() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  RelaxedCaptures() : exchanged_(cudaThreadExchangeStreamCaptureMode(&mode_) == cudaSuccess) {}
+  ~RelaxedCaptures() {
+    if (exchanged_) cudaThreadExchangeStreamCaptureMode(&mode_);
+  }
   RelaxedCaptures(const RelaxedCaptures&) = delete;
   RelaxedCaptures& operator=(const RelaxedCaptures&) = delete;
 
  private:
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+  const bool exchanged_;
 };
 
 class Device {
@@ -118,7 +122,8 @@ class Device {
   template <typename Attempt>
   void* AllocateOrMakeRoom(Attempt allocate);
   void Seal();
-  std::vector<EventPtr> Markers();
+  bool Markers(std::vector<EventPtr>* markers);
+  void PutBack(std::vector<std::function<void()>> releases);
   size_t Pending();
   bool ReleaseDone();
   void ReleaseIdle();

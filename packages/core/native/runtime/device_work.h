@@ -12,4 +12,7 @@ void RunWhenDeviceIsDone(int device, std::function<void()> then);
 // Calls `then`, on any thread, at a moment when nothing runs on the CUDA device.
 void RunWhenDeviceIsIdle(int device, std::function<void()> then);
 
+// Looks now whether something of that can be called.
+void LookWhatIsDone(int device);
+
 }  // namespace moe_ep
