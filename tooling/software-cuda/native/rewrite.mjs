@@ -2,8 +2,8 @@
 //
 // Three things cannot be said by a macro: declarations of shared memory, the clusters of a kernel, and PTX. Lines stay where they
 // are, so that messages of the compiler name the right ones.
-import { mkdirSync, readFileSync } from 'node:fs'
-import { dirname, join } from 'node:path'
+import { mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { dirname, join, relative } from 'node:path'
 import { writeIfChanged } from '../../native/write-if-changed.mjs'
 
 const [from, to, ...files] = process.argv.slice(2)
@@ -47,9 +47,12 @@ function nameOf(text) {
     .split(/[;\n]/)
     .map((line) => line.trim())
     .filter((line) => line !== '' && !/^(\{|\}|\.reg|setp|selp|mov)/.test(line))
-  if (instructions.length === 0) return 'nothing'
-  const [, conditional, opcode] = /^(@\w+ )?([\w.:]+)/.exec(instructions[0])
-  return (conditional ? 'if_' : '') + opcode.replace(/\.|::/g, '_')
+  if (text.trim() === '') return 'nothing'
+  const [, conditional, opcode, operands] = /^(@\w+ )?([\w.:]+)(.*)/s.exec(instructions[0] ?? '') ?? []
+  if (opcode === undefined) throw new Error(`no name for ${JSON.stringify(text)}`)
+  // Numbers that the text itself has are part of what it does.
+  const numbers = [...operands.matchAll(/(?<=[ ,])\d+(?=\s*(?:,|$))/g)].map(([number]) => `_${number}`)
+  return (conditional ? 'if_' : '') + opcode.replace(/\.|::/g, '_') + numbers.join('')
 }
 
 function rewritePtx(source) {
@@ -85,7 +88,16 @@ function rewritePtx(source) {
 for (const file of files) {
   const source = readFileSync(join(from, file), 'utf8')
   const cpp = rewritePtx(rewriteShared(source)).replace(/__cluster_dims__\([^)]*\) ?/g, '')
+  // To the compiler of C++ it would be an attribute that it does not know.
+  if (/\b__shared__\b/.test(cpp)) throw new Error(`${file}: a declaration of shared memory that is not understood`)
   const path = join(to, file)
   mkdirSync(dirname(path), { recursive: true })
   writeIfChanged(path, `#line 1 "${join(from, file)}"\n${cpp}`)
+}
+
+// What was written for files that are gone.
+const written = new Set(files)
+for (const entry of readdirSync(to, { recursive: true, withFileTypes: true })) {
+  const path = join(entry.parentPath ?? entry.path, entry.name)
+  if (entry.isFile() && !written.has(relative(to, path))) rmSync(path)
 }

@@ -1,5 +1,7 @@
 // Barriers of threads, and meetings of lanes.
 #include <algorithm>
+#include <cstring>
+#include <string>
 
 #include "grid_state.h"
 #include "software_cuda.h"
@@ -16,6 +18,7 @@ void Complete(Barrier& barrier) {
 void CompleteMeeting(const Warp& warp, Meeting& meeting) {
   if (meeting.arrived == 0 || (meeting.mask & warp.lanes & ~(meeting.arrived | warp.ended)) != 0)
     return;
+  meeting.given[meeting.generation & 1].lanes = meeting.arrived;
   meeting.arrived = 0;
   ++meeting.generation;
   NoteProgress();
@@ -46,8 +49,15 @@ void LeaveBarriers(Thread& thread) {
   CompleteEverywhere(*block.grid);
 }
 
-int SyncThreads(bool value, bool all) {
+// All who arrive at a barrier do it in the same way.
+void CheckKind(Barrier& barrier, int kind) {
+  if (barrier.arrived == 0) barrier.kind = kind;
+  if (barrier.kind != kind) Misuse("threads meet at a barrier in different ways");
+}
+
+int SyncThreads(bool value, Join join) {
   Block& block = *Self().block;
+  CheckKind(block.all, static_cast<int>(join));
   const uint32_t generation = block.all.generation;
   const uint32_t now = generation & 1;
   block.any_true[now] |= value;
@@ -55,12 +65,14 @@ int SyncThreads(bool value, bool all) {
   ++block.all.arrived;
   CompleteAll(block);
   if (block.all.generation == generation) WaitForOther(&block.all.generation, generation);
-  return all ? block.all_true[now] : block.any_true[now];
+  return join == Join::kAll ? block.all_true[now] : block.any_true[now];
 }
 
 void SyncNamed(int barrier, int threads) {
   Block& block = *Self().block;
   Barrier& named = block.named.at(barrier);
+  if (threads % kWarp != 0) Misuse("a named barrier of parts of warps");
+  CheckKind(named, threads);
   const uint32_t generation = named.generation;
   if (++named.arrived == threads) {
     Complete(named);
@@ -79,7 +91,7 @@ void SyncGrid() {
     WaitForOther(&grid.everywhere.generation, generation);
 }
 
-const std::array<uint64_t, kWarp>& Exchange(uint32_t mask, uint64_t value) {
+const Given& Exchange(uint32_t mask, uint64_t value, const char* kind) {
   Thread& thread = Self();
   Warp& warp = *thread.warp;
   if ((mask >> thread.lane & 1) == 0) Misuse("a lane is not in the mask that it meets by");
@@ -87,13 +99,16 @@ const std::array<uint64_t, kWarp>& Exchange(uint32_t mask, uint64_t value) {
                             [&](const Meeting& meeting) { return meeting.mask == mask; });
   if (found == warp.meetings.end()) found = warp.meetings.insert(found, Meeting{mask});
   Meeting& meeting = *found;
+  if (meeting.arrived == 0) meeting.kind = kind;
+  if (std::strcmp(meeting.kind, kind) != 0)
+    Misuse(std::string("lanes meet for ") + meeting.kind + " and for " + kind);
   const uint32_t generation = meeting.generation;
-  std::array<uint64_t, kWarp>& values = meeting.values[generation & 1];
-  values[thread.lane] = value;
+  Given& given = meeting.given[generation & 1];
+  given.values[thread.lane] = value;
   meeting.arrived |= 1u << thread.lane;
   CompleteMeeting(warp, meeting);
   if (meeting.generation == generation) WaitForOther(&meeting.generation, generation);
-  return values;
+  return given;
 }
 
 }  // namespace software_cuda

@@ -1,4 +1,5 @@
 // Bulk copies, and the barriers in shared memory that tell of them.
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -31,8 +32,8 @@ struct BarrierWord {
 };
 static_assert(sizeof(BarrierWord) == sizeof(uint64_t));
 
-void Make(BulkCopy copy) {
-  std::memcpy(copy.to, copy.from, copy.bytes);
+void Make(const BulkCopy& copy) {
+  std::memcpy(copy.to, copy.read.empty() ? copy.from : copy.read.data(), copy.bytes);
   NoteProgress();
   if (copy.barrier == nullptr) return;
   BarrierWord word = BarrierWord::Of(copy.barrier);
@@ -40,9 +41,11 @@ void Make(BulkCopy copy) {
   word.To(copy.barrier);
 }
 
-void CheckBulk(const void* to, const void* from, uint32_t bytes) {
+void CheckBulk(const void* to, const void* from, const void* global, uint32_t bytes) {
   const auto all = reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from) | bytes;
   if (all % 16 != 0 || bytes == 0) Misuse("a bulk copy is not of whole 16 bytes");
+  Allocation allocation;
+  if (!FindAllocation(global, bytes, &allocation)) Misuse("a bulk copy of no memory");
 }
 
 }  // namespace
@@ -55,7 +58,7 @@ bool MakeCopies(Block& block) {
       continue;
     }
     std::swap(block.copies[i], block.copies.back());
-    const BulkCopy copy = block.copies.back();
+    const BulkCopy copy = std::move(block.copies.back());
     block.copies.pop_back();
     Make(copy);
     made = true;
@@ -63,46 +66,59 @@ bool MakeCopies(Block& block) {
   return made;
 }
 
-void CheckBulkStoresDone(const Thread& thread) {
-  for (const BulkCopy& copy : thread.block->copies) {
-    if (copy.barrier == nullptr && copy.thread == &thread)
-      Misuse("a thread ends before its bulk stores have read shared memory");
+void MakeLastCopies(Block& block) {
+  for (const BulkCopy& copy : block.copies) {
+    if (copy.barrier != nullptr) Misuse("a block ends before its bulk loads have come");
+    Make(copy);
   }
+}
+
+void CheckBulkStoresDone(const Thread& thread) {
+  if (thread.stored_until > thread.waited_until)
+    Misuse("a thread ends before its bulk stores have read shared memory");
 }
 
 void StartBulkLoad(void* to, const void* from, uint32_t bytes, uint64_t* barrier) {
   Thread& thread = Self();
-  CheckBulk(to, from, bytes);
+  CheckBulk(to, from, from, bytes);
   if (!thread.block->HasShared(to, bytes)) Misuse("a bulk load passes the end of shared memory");
-  thread.block->copies.push_back({to, from, bytes, barrier, &thread, 0});
+  thread.block->copies.push_back({to, from, bytes, barrier, {}, &thread, 0});
 }
 
 void StartBulkStore(void* to, const void* from, uint32_t bytes) {
   Thread& thread = Self();
-  CheckBulk(to, from, bytes);
+  CheckBulk(to, from, to, bytes);
   if (!thread.block->HasShared(from, bytes)) Misuse("a bulk store passes the end of shared memory");
-  thread.block->copies.push_back({to, from, bytes, nullptr, &thread, thread.bulk_groups});
+  thread.block->copies.push_back({to, from, bytes, nullptr, {}, &thread, thread.bulk_groups});
+  thread.stored_until = thread.bulk_groups + 1;
 }
 
 void CommitBulkStores() { ++Self().bulk_groups; }
 
-void WaitBulkStores(uint32_t groups_left) {
+void WaitBulkStores(uint32_t groups_left, bool read) {
   Thread& thread = Self();
+  const uint32_t done = thread.bulk_groups > groups_left ? thread.bulk_groups - groups_left : 0;
+  thread.waited_until = std::max(thread.waited_until, done);
   std::vector<BulkCopy>& copies = thread.block->copies;
   for (size_t i = 0; i < copies.size();) {
-    if (copies[i].barrier != nullptr || copies[i].thread != &thread ||
-        copies[i].group + groups_left >= thread.bulk_groups) {
+    BulkCopy& copy = copies[i];
+    if (copy.barrier != nullptr || copy.thread != &thread || copy.group >= done) {
       ++i;
-      continue;
+    } else if (read) {
+      const auto* const from = static_cast<const uint8_t*>(copy.from);
+      if (copy.read.empty()) copy.read.assign(from, from + copy.bytes);
+      ++i;
+    } else {
+      const BulkCopy made = std::move(copy);
+      copies.erase(copies.begin() + static_cast<ptrdiff_t>(i));
+      Make(made);
     }
-    const BulkCopy copy = copies[i];
-    copies.erase(copies.begin() + static_cast<ptrdiff_t>(i));
-    Make(copy);
   }
 }
 
 void InitBarrier(uint64_t* barrier, uint32_t arrivals) {
   BarrierWord word = {};
+  if (arrivals == 0 || arrivals > 0x7fff) Misuse("a barrier of no, or too many, arrivals");
   word.arrivals = static_cast<uint16_t>(arrivals);
   word.left = static_cast<uint16_t>(arrivals & 0x7fff);
   std::memcpy(barrier, &word, sizeof(word));
@@ -116,7 +132,11 @@ void ArriveAtBarrier(uint64_t* barrier, int64_t expected_bytes) {
   word.To(barrier);
 }
 
-bool BarrierPassed(const uint64_t* barrier, uint32_t parity) {
+bool TryBarrier(const uint64_t* barrier, uint32_t parity) {
+  if (BarrierWord::Of(barrier).phase != parity) return true;
+  // Changes with every arrival and every phase.
+  const auto* const changing = reinterpret_cast<const uint32_t*>(barrier);
+  WaitForOther(changing, *changing);
   return BarrierWord::Of(barrier).phase != parity;
 }
 

@@ -67,10 +67,16 @@ inline void cudaTriggerProgrammaticLaunchCompletion() {}
 
 // ---- barriers and warps
 
-inline void __syncthreads() { software_cuda::SyncThreads(true, false); }
-inline int __syncthreads_or(int value) { return software_cuda::SyncThreads(value != 0, false); }
-inline int __syncthreads_and(int value) { return software_cuda::SyncThreads(value != 0, true); }
-inline void __syncwarp(uint32_t mask = 0xffffffffu) { software_cuda::Exchange(mask, 0); }
+inline void __syncthreads() { software_cuda::SyncThreads(true, software_cuda::Join::kNone); }
+inline int __syncthreads_or(int value) {
+  return software_cuda::SyncThreads(value != 0, software_cuda::Join::kAny);
+}
+inline int __syncthreads_and(int value) {
+  return software_cuda::SyncThreads(value != 0, software_cuda::Join::kAll);
+}
+inline void __syncwarp(uint32_t mask = 0xffffffffu) {
+  software_cuda::Exchange(mask, 0, "syncwarp");
+}
 inline void __threadfence() { software_cuda::MaybeYield(); }
 inline void __threadfence_system() { software_cuda::MaybeYield(); }
 inline void __nanosleep(unsigned) { software_cuda::Yield(); }
@@ -90,76 +96,83 @@ T FromWord(uint64_t word) {
   std::memcpy(&value, &word, sizeof(T));
   return value;
 }
-inline uint32_t LanesWhere(uint32_t mask, bool value) {
-  const auto& values = Exchange(mask, value ? 1 : 0);
+inline uint32_t LanesWhere(uint32_t mask, bool value, const char* kind) {
+  const Given& given = Exchange(mask, value ? 1 : 0, kind);
   uint32_t lanes = 0;
   for (int i = 0; i < kWarp; ++i) {
-    if ((mask >> i & 1) != 0 && values[i] != 0) lanes |= 1u << i;
+    if ((given.lanes >> i & 1) != 0 && given.values[i] != 0) lanes |= 1u << i;
   }
   return lanes;
 }
 template <typename T, typename Combine>
-T Reduce(uint32_t mask, T value, const Combine& combine) {
-  const auto& values = Exchange(mask, ToWord(value));
+T Reduce(uint32_t mask, T value, const char* kind, const Combine& combine) {
+  const Given& given = Exchange(mask, ToWord(value), kind);
   T sum = value;
   for (int i = 0; i < kWarp; ++i) {
-    if ((mask >> i & 1) != 0 && i != Self().lane) sum = combine(sum, FromWord<T>(values[i]));
+    if ((given.lanes >> i & 1) != 0 && i != Self().lane)
+      sum = combine(sum, FromWord<T>(given.values[i]));
   }
   return sum;
 }
-// What a lane gave, where there is such a lane in the mask; else this lane's own.
 template <typename T>
-T OfLane(uint32_t mask, T value, int lane) {
-  const auto& values = Exchange(mask, ToWord(value));
-  return lane >= 0 && lane < kWarp && (mask >> lane & 1) != 0 ? FromWord<T>(values[lane]) : value;
+T OfLane(uint32_t mask, T value, int lane, const char* kind) {
+  const Given& given = Exchange(mask, ToWord(value), kind);
+  if (lane < 0 || lane >= kWarp || (given.lanes >> lane & 1) == 0)
+    Misuse("a shuffle reads a lane that does not take part");
+  return FromWord<T>(given.values[lane]);
 }
 
 }  // namespace software_cuda
 
 inline uint32_t __ballot_sync(uint32_t mask, int value) {
-  return software_cuda::LanesWhere(mask, value != 0);
+  return software_cuda::LanesWhere(mask, value != 0, "ballot");
 }
-inline int __any_sync(uint32_t mask, int value) { return __ballot_sync(mask, value) != 0; }
-inline int __all_sync(uint32_t mask, int value) { return __ballot_sync(mask, value == 0) == 0; }
+inline int __any_sync(uint32_t mask, int value) {
+  return software_cuda::LanesWhere(mask, value != 0, "any") != 0;
+}
+inline int __all_sync(uint32_t mask, int value) {
+  return software_cuda::LanesWhere(mask, value == 0, "all") == 0;
+}
 template <typename T>
 uint32_t __match_any_sync(uint32_t mask, T value) {
-  const auto& values = software_cuda::Exchange(mask, software_cuda::ToWord(value));
+  const auto& given = software_cuda::Exchange(mask, software_cuda::ToWord(value), "match");
   uint32_t lanes = 0;
   for (int i = 0; i < software_cuda::kWarp; ++i) {
-    if ((mask >> i & 1) != 0 && values[i] == software_cuda::ToWord(value)) lanes |= 1u << i;
+    if ((given.lanes >> i & 1) != 0 && given.values[i] == software_cuda::ToWord(value))
+      lanes |= 1u << i;
   }
   return lanes;
 }
 template <typename T>
 T __shfl_sync(uint32_t mask, T value, int lane, int width = 32) {
   const int first = software_cuda::Self().lane & ~(width - 1);
-  return software_cuda::OfLane(mask, value, first + (lane & (width - 1)));
+  return software_cuda::OfLane(mask, value, first + (lane & (width - 1)), "shfl");
 }
 template <typename T>
 T __shfl_xor_sync(uint32_t mask, T value, int bits) {
-  return software_cuda::OfLane(mask, value, software_cuda::Self().lane ^ bits);
+  return software_cuda::OfLane(mask, value, software_cuda::Self().lane ^ bits, "shfl_xor");
 }
 template <typename T>
 T __shfl_up_sync(uint32_t mask, T value, unsigned count, int width = 32) {
   const int lane = software_cuda::Self().lane;
   const bool has = (lane & (width - 1)) >= static_cast<int>(count);
-  return software_cuda::OfLane(mask, value, has ? lane - static_cast<int>(count) : lane);
+  return software_cuda::OfLane(mask, value, has ? lane - static_cast<int>(count) : lane, "shfl_up");
 }
 template <typename T>
 T __reduce_add_sync(uint32_t mask, T value) {
-  return software_cuda::Reduce(mask, value, [](T a, T b) { return a + b; });
+  return software_cuda::Reduce(mask, value, "reduce_add", [](T a, T b) { return a + b; });
 }
 template <typename T>
 T __reduce_or_sync(uint32_t mask, T value) {
-  return software_cuda::Reduce(mask, value, [](T a, T b) { return a | b; });
+  return software_cuda::Reduce(mask, value, "reduce_or", [](T a, T b) { return a | b; });
 }
 template <typename T>
 T __reduce_max_sync(uint32_t mask, T value) {
-  return software_cuda::Reduce(mask, value, [](T a, T b) { return std::max(a, b); });
+  return software_cuda::Reduce(mask, value, "reduce_max", [](T a, T b) { return std::max(a, b); });
 }
 template <typename T>
 T __reduce_min_sync(uint32_t mask, T value) {
-  return software_cuda::Reduce(mask, value, [](T a, T b) { return std::min(a, b); });
+  return software_cuda::Reduce(mask, value, "reduce_min", [](T a, T b) { return std::min(a, b); });
 }
 
 // ---- memory

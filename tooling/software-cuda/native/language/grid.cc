@@ -4,9 +4,12 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <thread>
 
 #include "grid_state.h"
 #include "software_cuda.h"
@@ -66,6 +69,7 @@ struct Stacks {
       void* const made = mmap(nullptr, kStackBytes * kResidentThreads, PROT_READ | PROT_WRITE,
                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
       if (made == MAP_FAILED) Misuse("no memory for the stacks of a grid");
+      madvise(made, kStackBytes * kResidentThreads, MADV_NOHUGEPAGE);
       base = static_cast<uint8_t*>(made);
     }
     return base + number * kStackBytes;
@@ -73,14 +77,22 @@ struct Stacks {
 };
 thread_local Stacks stacks;
 
-uint64_t FirstLot() {
+uint64_t ReadSeed() {
   const char* const seed = std::getenv("MOE_EP_SOFTWARE_SEED");
-  return seed == nullptr ? 1 : std::strtoull(seed, nullptr, 10) * 2 + 1;
+  return seed == nullptr ? 0 : std::strtoull(seed, nullptr, 10);
 }
-thread_local uint64_t lot = FirstLot();
+// Read when the library is loaded, for the environment may change later.
+const uint64_t first_seed = ReadSeed();
+std::atomic<uint64_t> drawing_threads = 0;
+thread_local uint64_t lot =
+    (first_seed * 0x9e3779b97f4a7c15 + ++drawing_threads * 0xbf58476d1ce4e5b9) | 1;
 
 void Suspend() {
   Thread& thread = *self;
+  // Deeper than this a thread would write into the stack of the next.
+  const auto depth = reinterpret_cast<uintptr_t>(__builtin_frame_address(0)) -
+                     reinterpret_cast<uintptr_t>(stacks.Of(0));
+  if (depth % kStackBytes < 2048) Misuse("a kernel takes more stack than there is");
   software_cuda_switch(&thread.stack_pointer, scheduler_stack);
 }
 
@@ -217,6 +229,7 @@ void RunGrid(dim3 blocks, dim3 block, uint64_t dynamic_bytes, const std::functio
   std::vector<size_t> free_stacks;
   for (uint64_t i = most; i > 0; --i) free_stacks.push_back((i - 1) * threads);
   uint64_t next = 0;
+  int idle_rounds = 0;
   while (next < count || !grid.resident.empty()) {
     while (next < count && !free_stacks.empty()) {
       grid.resident.push_back(NewBlock(grid, next++, free_stacks.back()));
@@ -224,14 +237,20 @@ void RunGrid(dim3 blocks, dim3 block, uint64_t dynamic_bytes, const std::functio
     }
     const uint64_t before = progress;
     bool ran = false;
+    const size_t first = grid.resident.empty() ? 0 : Draw() % grid.resident.size();
     for (size_t i = 0; i < grid.resident.size(); ++i) {
-      Block& resident = *grid.resident[i];
+      if (grid.resident.size() > 1 && Draw() % 8 == 0) {
+        ran = true;  // another time
+        continue;
+      }
+      Block& resident = *grid.resident[(first + i) % grid.resident.size()];
       ran |= MakeCopies(resident);
       ran |= TakeTurns(resident);
     }
     bool ended = false;
     std::erase_if(grid.resident, [&](const std::unique_ptr<Block>& resident) {
       if (resident->alive > 0) return false;
+      MakeLastCopies(*resident);
       CheckStacks(*resident);
       free_stacks.push_back(resident->first_stack);
       ended = true;
@@ -242,7 +261,13 @@ void RunGrid(dim3 blocks, dim3 block, uint64_t dynamic_bytes, const std::functio
                     [](const auto& resident) { return !resident->copies.empty(); });
     if (!ran && !ended && !waits_for_copies)
       Misuse("the threads of a grid wait for one another for ever");
-    if (progress == before) sched_yield();  // they look for what other streams write
+    // They look for what other streams write.
+    idle_rounds = progress == before ? idle_rounds + 1 : 0;
+    if (idle_rounds > 64) {
+      std::this_thread::sleep_for(std::chrono::microseconds(30));
+    } else if (idle_rounds > 0) {
+      sched_yield();
+    }
   }
 }
 

@@ -30,7 +30,9 @@ struct Thread {
   // It waits until this is another number than that.
   const uint32_t* wait_on = nullptr;
   uint32_t wait_value = 0;
-  uint32_t bulk_groups = 0;  // of bulk stores, that were committed
+  uint32_t bulk_groups = 0;   // of bulk stores, that were committed
+  uint32_t stored_until = 0;  // the group behind the last that has stores
+  uint32_t waited_until = 0;  // the group behind the last that was waited for
 };
 
 // The one that runs; misuse outside of kernels.
@@ -51,12 +53,18 @@ uint3 BlockIndex();
 uint3 BlockDim();
 uint3 GridDim();
 
-// Barriers. Threads that have ended are not waited for.
-int SyncThreads(bool value, bool all);
+// Barriers. Threads that have ended are not waited for, but by a named one, which counts.
+enum class Join { kNone, kAny, kAll };
+int SyncThreads(bool value, Join join);
 void SyncNamed(int barrier, int threads);
 void SyncGrid();  // of a cluster, which is a whole grid
-// What each lane of the mask gave; valid until the lane's second exchange after this one.
-const std::array<uint64_t, kWarp>& Exchange(uint32_t mask, uint64_t value);
+// What lanes gave, and which did: those of the mask that have not ended. Valid until the lane's
+// second exchange after this one. `kind` is the same for all who meet.
+struct Given {
+  std::array<uint64_t, kWarp> values;
+  uint32_t lanes;
+};
+const Given& Exchange(uint32_t mask, uint64_t value, const char* kind);
 
 // Memory of the block. `key` tells variables apart.
 void* DynamicShared();
@@ -77,11 +85,13 @@ T& Shared() {
 void StartBulkLoad(void* to, const void* from, uint32_t bytes, uint64_t* barrier);
 void StartBulkStore(void* to, const void* from, uint32_t bytes);
 void CommitBulkStores();
-void WaitBulkStores(uint32_t groups_left);
+// `read`: shared memory may be written again, though nothing may have got there yet.
+void WaitBulkStores(uint32_t groups_left, bool read);
 
 // A barrier in shared memory.
 void InitBarrier(uint64_t* barrier, uint32_t arrivals);
 void ArriveAtBarrier(uint64_t* barrier, int64_t expected_bytes);
-bool BarrierPassed(const uint64_t* barrier, uint32_t parity);
+// False after a wait, where it had not.
+bool TryBarrier(const uint64_t* barrier, uint32_t parity);
 
 }  // namespace software_cuda

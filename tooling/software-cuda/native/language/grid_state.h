@@ -18,7 +18,8 @@ struct Meeting {
   uint32_t mask;
   uint32_t arrived = 0;
   uint32_t generation = 0;
-  std::array<uint64_t, kWarp> values[2] = {};
+  const char* kind = "";
+  Given given[2] = {};
 };
 
 struct Warp {
@@ -30,15 +31,17 @@ struct Warp {
 struct Barrier {
   int arrived = 0;
   uint32_t generation = 0;
+  int kind = 0;  // of those who have arrived
 };
 
 struct BulkCopy {
   void* to;
   const void* from;
   uint32_t bytes;
-  uint64_t* barrier;     // null: a store
-  const Thread* thread;  // that started it
-  uint32_t group;        // of that thread's stores
+  uint64_t* barrier;          // null: a store
+  std::vector<uint8_t> read;  // what a store has read already
+  const Thread* thread;       // that started it
+  uint32_t group;             // of that thread's stores
 };
 
 struct Block {
@@ -76,7 +79,9 @@ inline constexpr uint64_t kStaticBytes = uint64_t{48} << 10;
 
 inline bool Block::HasShared(const void* pointer, uint64_t bytes) const {
   const auto* const at = static_cast<const uint8_t*>(pointer);
-  return at >= shared && at + bytes <= shared + grid->dynamic_bytes + kStaticBytes;
+  const uint8_t* const dynamic_end = shared + grid->dynamic_bytes;
+  const uint8_t* const end = at < dynamic_end ? dynamic_end : dynamic_end + kStaticBytes;
+  return at >= shared && at + bytes <= end;
 }
 
 // Something has happened that others may have waited for.
@@ -89,6 +94,8 @@ void LeaveBarriers(Thread& thread);
 
 // Some of the copies that go on, in any order. Whether there was one.
 bool MakeCopies(Block& block);
+// All that are left of a block that has ended.
+void MakeLastCopies(Block& block);
 // Of a thread that ends: its shared memory may be another's soon.
 void CheckBulkStoresDone(const Thread& thread);
 

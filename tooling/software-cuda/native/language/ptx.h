@@ -144,8 +144,7 @@ inline void mbarrier_arrive_expect_tx_shared_cta_b64(uint32_t barrier, uint32_t 
 }
 template <typename V>
 void mbarrier_try_wait_parity_shared_cta_b64(V& passed, uint32_t barrier, uint32_t parity) {
-  passed = BarrierPassed(BarrierAt(barrier), parity);
-  if (!passed) Yield();
+  passed = TryBarrier(BarrierAt(barrier), parity);
 }
 inline void cp_async_bulk_shared_cluster_global_mbarrier_complete_tx_bytes(uint32_t to,
                                                                            const void* from,
@@ -157,10 +156,14 @@ inline void cp_async_bulk_global_shared_cta_bulk_group(void* to, uint32_t from, 
   StartBulkStore(to, PointerToShared(from), bytes);
 }
 inline void cp_async_bulk_commit_group() { CommitBulkStores(); }
-inline void cp_async_bulk_wait_group(int left) { WaitBulkStores(static_cast<uint32_t>(left)); }
-inline void cp_async_bulk_wait_group_read(int left) { WaitBulkStores(static_cast<uint32_t>(left)); }
-// Of 4 bytes, and made at once.
-inline void cp_async_ca_shared_global(uint32_t to, const void* from) {
+inline void cp_async_bulk_wait_group(int left) {
+  WaitBulkStores(static_cast<uint32_t>(left), /*read=*/false);
+}
+inline void cp_async_bulk_wait_group_read(int left) {
+  WaitBulkStores(static_cast<uint32_t>(left), /*read=*/true);
+}
+// Made at once.
+inline void cp_async_ca_shared_global_4(uint32_t to, const void* from) {
   std::memcpy(PointerToShared(to), from, 4);
 }
 inline void cp_async_wait_all() {}
@@ -168,9 +171,7 @@ inline void fence_mbarrier_init_release_cluster() {}
 inline void fence_proxy_async_global() {}
 inline void fence_proxy_async_shared_cta() {}
 inline void bar_sync(int barrier, int threads) { SyncNamed(barrier, threads); }
-inline void bar_sync(int threads) {
-  SyncNamed(1, threads);
-}  // the one that kernels name by a number
+inline void bar_sync_1(int threads) { SyncNamed(1, threads); }
 
 template <typename V>
 void globaltimer(V& now) {
@@ -259,13 +260,5 @@ void max_NaN_f16x2(V& word, uint32_t least) {
 
 // The nearest one, which kernels count on for one number; see QuotientForSilu.
 inline void rcp_approx_f32(float& result, float value) { result = 1.0f / value; }
-// As far off as it may be, one way or the other.
-inline void ex2_approx_ftz_f32(float& result, float value) {
-  constexpr double kError = 1.7263349150062194e-07;  // 2^-22.5
-  const float exponent = std::fpclassify(value) == FP_SUBNORMAL ? 0.0f : value;
-  const double lot = static_cast<double>(Draw()) / 4294967295.0 * 2 - 1;
-  const auto power = static_cast<float>(std::exp2(double{exponent}) * (1 + lot * kError));
-  result = std::fpclassify(power) == FP_SUBNORMAL ? 0.0f : power;
-}
 
 }  // namespace software_cuda::ptx

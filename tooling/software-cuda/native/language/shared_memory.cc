@@ -39,7 +39,7 @@ void* PointerToShared(uint32_t address) { return Self().block->shared + (address
 void* SharedOf(const void* pointer, unsigned number) {
   const Block& block = *Self().block;
   for (const std::unique_ptr<Block>& other : block.grid->resident) {
-    if (other->index.x == number)
+    if (other->index.x == number && other->alive > 0)
       return other->shared + (static_cast<const uint8_t*>(pointer) - block.shared);
   }
   Misuse("shared memory is read of a block that has ended");

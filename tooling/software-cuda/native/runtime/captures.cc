@@ -1,8 +1,10 @@
 // Captures of streams, and the graphs that come of them.
 #include <algorithm>
+#include <map>
 #include <set>
 #include <utility>
 
+#include "../language/grid.h"
 #include "software_cuda.h"
 
 namespace software_cuda {
@@ -63,9 +65,14 @@ cudaError_t Submit(cudaStream_t handle, cudaGraphNodeType type, std::function<vo
     stream.Push(std::move(work));
     return cudaSuccess;
   }
+  return AddNode(stream, type, std::move(work), nullptr);
+}
+
+cudaError_t AddNode(CUstream_st& stream, cudaGraphNodeType type, std::function<void()> work,
+                    cudaEvent_t event) {
   if (!stream.session->valid) return cudaErrorStreamCaptureInvalidated;
   CUgraph_st& graph = *stream.session->graph;
-  graph.nodes.push_back(std::make_unique<Node>(Node{type, std::move(work), nullptr, stream.ends}));
+  graph.nodes.push_back(std::make_unique<Node>(Node{type, std::move(work), event, stream.ends}));
   stream.ends = {graph.nodes.back().get()};
   return cudaSuccess;
 }
@@ -80,15 +87,52 @@ using software_cuda::SessionPtr;
 using software_cuda::StreamOf;
 
 struct CUgraphExec_st {
-  // Launches that are queued keep it.
   struct Step {
+    cudaGraphNodeType type;
     std::function<void()> work;
     cudaEvent_t event;
+    std::vector<size_t> after;
   };
+  // Launches that are queued keep them.
   std::shared_ptr<const std::vector<Step>> steps;
   MomentPtr last;  // end of its newest launch; with the mutex of captures
   bool destroyed = false;
 };
+
+namespace {
+
+void RunStep(const CUgraphExec_st::Step& step, const MomentPtr& moment) {
+  if (step.type == cudaGraphNodeTypeEventRecord) {
+    moment->Finish();
+  } else if (step.type == cudaGraphNodeTypeWaitEvent) {
+    if (moment != nullptr) moment->Wait();
+  } else {
+    step.work();
+  }
+}
+
+void RunSteps(const std::vector<CUgraphExec_st::Step>& steps,
+              const std::vector<MomentPtr>& moments) {
+  std::vector<std::vector<size_t>> then(steps.size());
+  std::vector<size_t> awaited(steps.size());
+  std::vector<size_t> ready;
+  for (size_t i = 0; i < steps.size(); ++i) {
+    for (const size_t before : steps[i].after) then[before].push_back(i);
+    awaited[i] = steps[i].after.size();
+    if (awaited[i] == 0) ready.push_back(i);
+  }
+  while (!ready.empty()) {
+    std::swap(ready[software_cuda::Draw() % ready.size()], ready.back());
+    const size_t step = ready.back();
+    ready.pop_back();
+    RunStep(steps[step], moments[step]);
+    for (const size_t next : then[step]) {
+      if (--awaited[next] == 0) ready.push_back(next);
+    }
+  }
+}
+
+}  // namespace
 
 extern "C" {
 
@@ -174,7 +218,12 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
                                  unsigned long long) {
   const Call call("cudaGraphInstantiate");
   auto steps = std::make_shared<std::vector<CUgraphExec_st::Step>>();
-  for (const auto& node : graph->nodes) steps->push_back({node->work, node->event});
+  std::map<const Node*, size_t> numbers;
+  for (const auto& node : graph->nodes) {
+    numbers[node.get()] = steps->size();
+    steps->push_back({node->type, node->work, node->event, {}});
+    for (const Node* const before : node->after) steps->back().after.push_back(numbers.at(before));
+  }
   *executable = new CUgraphExec_st{std::move(steps), nullptr};
   return cudaSuccess;
 }
@@ -194,32 +243,30 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
   return cudaSuccess;
 }
 
-// One step after the other, and one launch of a graph after the other.
+// One step at a time, in an order of the moment that the graph allows, and one launch of a graph
+// after the other.
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t handle) {
   const Call call("cudaGraphLaunch");
   CUstream_st& stream = StreamOf(handle);
   std::lock_guard lock(CaptureMutex());
   if (executable->destroyed) software_cuda::Misuse("a graph is launched after it was destroyed");
   if (stream.session != nullptr) return call.End(Refuse(*stream.session));
-  std::vector<MomentPtr> moments;
-  for (const CUgraphExec_st::Step& step : *executable->steps) {
-    if (step.event == nullptr) continue;
-    moments.push_back(std::make_shared<software_cuda::Moment>());
-    step.event->moment = moments.back();
-    step.event->session = nullptr;
+  const std::vector<CUgraphExec_st::Step>& steps = *executable->steps;
+  std::vector<MomentPtr> moments(steps.size());
+  for (size_t i = 0; i < steps.size(); ++i) {
+    if (steps[i].type == cudaGraphNodeTypeWaitEvent) moments[i] = steps[i].event->moment;
+  }
+  for (size_t i = 0; i < steps.size(); ++i) {
+    if (steps[i].type != cudaGraphNodeTypeEventRecord) continue;
+    moments[i] = std::make_shared<software_cuda::Moment>();
+    steps[i].event->moment = moments[i];
+    steps[i].event->session = nullptr;
   }
   const MomentPtr before = executable->last;
   const MomentPtr end = executable->last = std::make_shared<software_cuda::Moment>();
   stream.Push([steps = executable->steps, moments = std::move(moments), before, end] {
     if (before != nullptr) before->Wait();
-    auto moment = moments.begin();
-    for (const CUgraphExec_st::Step& step : *steps) {
-      if (step.event != nullptr) {
-        (*moment++)->Finish();
-      } else {
-        step.work();
-      }
-    }
+    RunSteps(*steps, moments);
     end->Finish();
   });
   return cudaSuccess;

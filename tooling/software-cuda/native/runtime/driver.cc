@@ -6,6 +6,8 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <map>
+#include <mutex>
 
 #include "software_cuda.h"
 
@@ -33,21 +35,57 @@ CUresult Granularity(size_t* granule, const CUmemAllocationProp*,
   return CUDA_SUCCESS;
 }
 
-// A handle of memory is its file descriptor, and one more so that none is zero.
-int DescriptorOf(CUmemGenericAllocationHandle handle) { return static_cast<int>(handle) - 1; }
+// What a handle stands for. Numbers are not used again.
+struct Handle {
+  int descriptor;
+  int device;  // that made it; -1: of another process
+  uint64_t bytes;
+};
+struct Handles {
+  std::mutex mutex;
+  std::map<CUmemGenericAllocationHandle, Handle> live;
+  CUmemGenericAllocationHandle next = 1;
+};
+Handles& TheHandles() {
+  static auto* const handles = new Handles;
+  return *handles;
+}
 
-CUresult MemCreate(CUmemGenericAllocationHandle* handle, size_t bytes, const CUmemAllocationProp*,
-                   unsigned long long) {
+CUmemGenericAllocationHandle NewHandle(const Handle& handle) {
+  Handles& handles = TheHandles();
+  std::lock_guard lock(handles.mutex);
+  handles.live[handles.next] = handle;
+  return handles.next++;
+}
+
+Handle HandleOf(CUmemGenericAllocationHandle number, bool release) {
+  Handles& handles = TheHandles();
+  std::lock_guard lock(handles.mutex);
+  const auto found = handles.live.find(number);
+  if (found == handles.live.end()) software_cuda::Misuse("a handle of memory that was released");
+  const Handle handle = found->second;
+  if (release) handles.live.erase(found);
+  return handle;
+}
+
+CUresult MemCreate(CUmemGenericAllocationHandle* handle, size_t bytes,
+                   const CUmemAllocationProp* properties, unsigned long long) {
   if (bytes % kGranule != 0) return CUDA_ERROR_INVALID_VALUE;
-  if (bytes > software_cuda::kDeviceBytes) return CUDA_ERROR_OUT_OF_MEMORY;
+  const int device = properties->location.id;
+  if (software_cuda::AllocatedBytes(device) + bytes > software_cuda::kDeviceBytes)
+    return CUDA_ERROR_OUT_OF_MEMORY;
   const int descriptor = software_cuda::NewBytes(bytes);
   if (descriptor < 0) return CUDA_ERROR_OUT_OF_MEMORY;
-  *handle = static_cast<CUmemGenericAllocationHandle>(descriptor) + 1;
+  *handle = NewHandle({descriptor, device, bytes});
+  software_cuda::CountMappedBytes(device, static_cast<int64_t>(bytes));
   return CUDA_SUCCESS;
 }
 
-CUresult MemRelease(CUmemGenericAllocationHandle handle) {
-  if (close(DescriptorOf(handle)) != 0) software_cuda::Misuse("memory is released twice");
+CUresult MemRelease(CUmemGenericAllocationHandle number) {
+  const Handle handle = HandleOf(number, /*release=*/true);
+  close(handle.descriptor);
+  if (handle.device >= 0)
+    software_cuda::CountMappedBytes(handle.device, -static_cast<int64_t>(handle.bytes));
   return CUDA_SUCCESS;
 }
 
@@ -67,7 +105,7 @@ CUresult AddressFree(CUdeviceptr address, size_t bytes) {
 
 CUresult MemMap(CUdeviceptr address, size_t bytes, size_t, CUmemGenericAllocationHandle handle,
                 unsigned long long) {
-  const int descriptor = DescriptorOf(handle);
+  const int descriptor = HandleOf(handle, /*release=*/false).descriptor;
   struct stat file;
   if (fstat(descriptor, &file) != 0 || static_cast<size_t>(file.st_size) < bytes)
     return CUDA_ERROR_INVALID_VALUE;
@@ -79,14 +117,16 @@ CUresult MemMap(CUdeviceptr address, size_t bytes, size_t, CUmemGenericAllocatio
 CUresult MemSetAccess(CUdeviceptr address, size_t bytes, const CUmemAccessDesc* access, size_t) {
   mprotect(PointerOf(address), bytes, PROT_READ | PROT_WRITE);
   software_cuda::AddAllocation({static_cast<uint8_t*>(PointerOf(address)), bytes,
-                                cudaMemoryTypeDevice, access->location.id, -1});
+                                cudaMemoryTypeDevice, access->location.id, -1,
+                                software_cuda::Allocation::Origin::kMap});
   return CUDA_SUCCESS;
 }
 
 // Waits for all that runs, as the real one does.
 CUresult MemUnmap(CUdeviceptr address, size_t bytes) {
   software_cuda::WaitForDevices();
-  software_cuda::TakeAllocation(PointerOf(address), "cuMemUnmap");
+  software_cuda::TakeAllocation(PointerOf(address), software_cuda::Allocation::Origin::kMap,
+                                "cuMemUnmap");
   mmap(PointerOf(address), bytes, PROT_NONE,
        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
   return CUDA_SUCCESS;
@@ -94,7 +134,7 @@ CUresult MemUnmap(CUdeviceptr address, size_t bytes) {
 
 CUresult Export(void* shareable, CUmemGenericAllocationHandle handle, CUmemAllocationHandleType,
                 unsigned long long) {
-  const int descriptor = fcntl(DescriptorOf(handle), F_DUPFD_CLOEXEC, 0);
+  const int descriptor = fcntl(HandleOf(handle, /*release=*/false).descriptor, F_DUPFD_CLOEXEC, 0);
   std::memcpy(shareable, &descriptor, sizeof(descriptor));
   return descriptor < 0 ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
 }
@@ -103,7 +143,7 @@ CUresult Import(CUmemGenericAllocationHandle* handle, void* shareable, CUmemAllo
   const auto given = static_cast<int>(reinterpret_cast<uintptr_t>(shareable));
   const int descriptor = fcntl(given, F_DUPFD_CLOEXEC, 0);
   if (descriptor < 0) return CUDA_ERROR_INVALID_VALUE;
-  *handle = static_cast<CUmemGenericAllocationHandle>(descriptor) + 1;
+  *handle = NewHandle({descriptor, -1, 0});
   return CUDA_SUCCESS;
 }
 

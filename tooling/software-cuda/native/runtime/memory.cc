@@ -20,6 +20,7 @@ constexpr uint64_t kPoisonedBytes = uint64_t{64} << 20;
 struct Allocations {
   std::mutex mutex;
   std::map<const uint8_t*, Allocation> by_base;
+  std::map<int, uint64_t> mapped;  // bytes that the driver has made, by device
 };
 Allocations& TheAllocations() {
   static auto* const allocations = new Allocations;
@@ -46,17 +47,19 @@ cudaError_t Allocate(void** pointer, uint64_t bytes, cudaMemoryType type) {
     return cudaErrorMemoryAllocation;
   }
   std::memset(base, kPoison, std::min(bytes, kPoisonedBytes));
-  AddAllocation({static_cast<uint8_t*>(base), bytes, type, device, descriptor});
+  const auto origin =
+      type == cudaMemoryTypeDevice ? Allocation::Origin::kMalloc : Allocation::Origin::kHostAlloc;
+  AddAllocation({static_cast<uint8_t*>(base), bytes, type, device, descriptor, origin});
   *pointer = base;
   return cudaSuccess;
 }
 
 // Waits for all that runs, as the real ones do.
-cudaError_t Free(void* pointer, const char* who) {
+cudaError_t Free(void* pointer, Allocation::Origin origin, const char* who) {
   if (ForbiddenNow()) return cudaErrorStreamCaptureUnsupported;
   if (pointer == nullptr) return cudaSuccess;
   WaitForDevices();
-  const Allocation allocation = TakeAllocation(pointer, who);
+  const Allocation allocation = TakeAllocation(pointer, origin, who);
   munmap(allocation.base, allocation.bytes);
   close(allocation.descriptor);
   return cudaSuccess;
@@ -90,24 +93,30 @@ void AddAllocation(const Allocation& allocation) {
   TheAllocations().by_base[allocation.base] = allocation;
 }
 
-Allocation TakeAllocation(const void* base, const char* who) {
+Allocation TakeAllocation(const void* base, Allocation::Origin origin, const char* who) {
   Allocations& allocations = TheAllocations();
   std::lock_guard lock(allocations.mutex);
   const auto found = allocations.by_base.find(static_cast<const uint8_t*>(base));
   if (found == allocations.by_base.end()) Misuse(std::string(who) + " of memory that is not there");
   const Allocation taken = found->second;
+  if (taken.origin != origin) Misuse(std::string(who) + " of memory that something else made");
   allocations.by_base.erase(found);
   return taken;
 }
 
 uint64_t AllocatedBytes(int device) {
   std::lock_guard lock(TheAllocations().mutex);
-  uint64_t bytes = 0;
+  uint64_t bytes = TheAllocations().mapped[device];
   for (const auto& [base, allocation] : TheAllocations().by_base) {
-    if (allocation.type == cudaMemoryTypeDevice && allocation.device == device)
+    if (allocation.origin == Allocation::Origin::kMalloc && allocation.device == device)
       bytes += allocation.bytes;
   }
   return bytes;
+}
+
+void CountMappedBytes(int device, int64_t bytes) {
+  std::lock_guard lock(TheAllocations().mutex);
+  TheAllocations().mapped[device] += static_cast<uint64_t>(bytes);
 }
 
 int NewBytes(uint64_t bytes) {
@@ -134,7 +143,7 @@ cudaError_t cudaMalloc(void** pointer, size_t bytes) {
 
 cudaError_t cudaFree(void* pointer) {
   const Call call("cudaFree");
-  return call.End(software_cuda::Free(pointer, call.name()));
+  return call.End(software_cuda::Free(pointer, Allocation::Origin::kMalloc, call.name()));
 }
 
 cudaError_t cudaHostAlloc(void** pointer, size_t bytes, unsigned) {
@@ -144,17 +153,19 @@ cudaError_t cudaHostAlloc(void** pointer, size_t bytes, unsigned) {
 
 cudaError_t cudaFreeHost(void* pointer) {
   const Call call("cudaFreeHost");
-  return call.End(software_cuda::Free(pointer, call.name()));
+  return call.End(software_cuda::Free(pointer, Allocation::Origin::kHostAlloc, call.name()));
 }
 
 // Memory of the caller that kernels are to see, too.
 cudaError_t cudaHostRegister(void* pointer, size_t bytes, unsigned) {
   const Call call("cudaHostRegister");
+  if (software_cuda::ForbiddenNow()) return call.End(cudaErrorStreamCaptureUnsupported);
   Allocation allocation;
   if (FindAllocation(pointer, 1, &allocation))
     return call.End(cudaErrorHostMemoryAlreadyRegistered);
   software_cuda::AddAllocation({static_cast<uint8_t*>(pointer), bytes, cudaMemoryTypeHost,
-                                software_cuda::CurrentDevice(), -1});
+                                software_cuda::CurrentDevice(), -1,
+                                Allocation::Origin::kHostRegister});
   return cudaSuccess;
 }
 
@@ -162,7 +173,7 @@ cudaError_t cudaHostRegister(void* pointer, size_t bytes, unsigned) {
 cudaError_t cudaHostUnregister(void* pointer) {
   const Call call("cudaHostUnregister");
   software_cuda::WaitForDevices();
-  software_cuda::TakeAllocation(pointer, call.name());
+  software_cuda::TakeAllocation(pointer, Allocation::Origin::kHostRegister, call.name());
   return cudaSuccess;
 }
 
@@ -212,14 +223,18 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
   }
   const cudaError_t status = Submit(stream, cudaGraphNodeTypeMemcpy, std::move(work));
   // And may be looked at.
-  if (status == cudaSuccess && !to_known) software_cuda::StreamOf(stream).Wait();
+  if (status == cudaSuccess && !to_known) {
+    CUstream_st& waited = software_cuda::StreamOf(stream);
+    waited.WaitUntil(waited.Pushed());
+  }
   return call.End(status);
 }
 
 cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t* handle, void* pointer) {
   const Call call("cudaIpcGetMemHandle");
   Allocation allocation;
-  if (!FindAllocation(pointer, 1, &allocation) || allocation.base != pointer)
+  if (!FindAllocation(pointer, 1, &allocation) || allocation.base != pointer ||
+      allocation.origin != Allocation::Origin::kMalloc)
     return call.End(cudaErrorInvalidValue);
   const IpcHandle opened = {getpid(), allocation.descriptor, allocation.bytes};
   *handle = {};
@@ -242,14 +257,15 @@ cudaError_t cudaIpcOpenMemHandle(void** pointer, cudaIpcMemHandle_t handle, unsi
     return call.End(cudaErrorMapBufferObjectFailed);
   }
   software_cuda::AddAllocation({static_cast<uint8_t*>(base), opened.bytes, cudaMemoryTypeDevice,
-                                software_cuda::CurrentDevice(), descriptor});
+                                software_cuda::CurrentDevice(), descriptor,
+                                Allocation::Origin::kIpcOpen});
   *pointer = base;
   return cudaSuccess;
 }
 
 cudaError_t cudaIpcCloseMemHandle(void* pointer) {
   const Call call("cudaIpcCloseMemHandle");
-  return call.End(software_cuda::Free(pointer, call.name()));
+  return call.End(software_cuda::Free(pointer, Allocation::Origin::kIpcOpen, call.name()));
 }
 
 }  // extern "C"

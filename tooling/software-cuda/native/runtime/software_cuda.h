@@ -1,4 +1,4 @@
-// What the parts of the software CUDA runtime share. It stands in for cudart where core's tests run
+// What the parts of the software CUDA runtime share. It stands in for cudart where suites run
 // without a GPU: memory of the host, a thread for each stream, kernels as functions. It is stricter
 // than the real one: what is undefined there, such as using a stream that was destroyed, ends the
 // process here.
@@ -76,14 +76,18 @@ bool ForbiddenByCapture();
 // Nobody may ask for a captured stream's end. With the mutex; the session is lost.
 cudaError_t Refuse(Session& session);
 
-// Appends work to a stream or, while that is captured, to the graph. `event` is one that the graph
-// records.
+// Appends work to a stream or, while that is captured, to the graph.
 cudaError_t Submit(cudaStream_t stream, cudaGraphNodeType type, std::function<void()> work);
+// To the graph of a stream that is captured; with the mutex. `event` is one that the graph records
+// or waits for.
+cudaError_t AddNode(CUstream_st& stream, cudaGraphNodeType type, std::function<void()> work,
+                    cudaEvent_t event);
 
 // Null for the legacy stream gives the current device's. Misuse for a stream that was destroyed.
 CUstream_st& StreamOf(cudaStream_t stream);
 // Of all devices, also those that were destroyed.
 std::vector<CUstream_st*> AllStreams();
+// For all that was enqueued before on any of them.
 void WaitForDevices();
 
 // The allocation that a range lies in; misuse where it only begins in one.
@@ -93,11 +97,15 @@ struct Allocation {
   cudaMemoryType type;
   int device;
   int descriptor;  // of its bytes; -1: none
+  // What made it, and so what takes it back.
+  enum class Origin { kMalloc, kHostAlloc, kHostRegister, kIpcOpen, kMap } origin;
 };
 bool FindAllocation(const void* pointer, uint64_t bytes, Allocation* found);
 void AddAllocation(const Allocation& allocation);
-Allocation TakeAllocation(const void* base, const char* who);
+Allocation TakeAllocation(const void* base, Allocation::Origin origin, const char* who);
+// Of the device's own memory, not of what is mapped of others'.
 uint64_t AllocatedBytes(int device);
+void CountMappedBytes(int device, int64_t bytes);
 
 // A descriptor of so many zeroed bytes; -1 when there are none.
 int NewBytes(uint64_t bytes);
@@ -115,7 +123,9 @@ struct CUstream_st {
 
   void Push(std::function<void()> work);
   bool Idle();
-  void Wait();
+  // How much was, and until so much of it is done: nothing that comes later is waited for.
+  uint64_t Pushed();
+  void WaitUntil(uint64_t done);
   // What is queued still runs.
   void Destroy();
 
@@ -129,7 +139,8 @@ struct CUstream_st {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<std::function<void()>> works_;
-  bool running_ = false;
+  uint64_t pushed_ = 0;
+  uint64_t done_ = 0;
 };
 
 // Both with the mutex of captures.
@@ -142,7 +153,7 @@ struct CUevent_st {
 struct CUgraphNode_st {
   cudaGraphNodeType type;
   std::function<void()> work;
-  cudaEvent_t event = nullptr;  // recorded
+  cudaEvent_t event = nullptr;  // recorded, or waited for
   std::vector<CUgraphNode_st*> after;
 };
 

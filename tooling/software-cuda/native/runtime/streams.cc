@@ -54,11 +54,14 @@ std::vector<CUstream_st*> AllStreams() {
 }
 
 void WaitForDevices() {
-  for (CUstream_st* const stream : AllStreams()) stream->Wait();
+  std::vector<std::pair<CUstream_st*, uint64_t>> ends;
+  for (CUstream_st* const stream : AllStreams()) ends.emplace_back(stream, stream->Pushed());
+  for (const auto& [stream, end] : ends) stream->WaitUntil(end);
 }
 
 }  // namespace software_cuda
 
+using software_cuda::AddNode;
 using software_cuda::Call;
 using software_cuda::CaptureMutex;
 using software_cuda::ForbiddenByCapture;
@@ -75,6 +78,7 @@ void CUstream_st::Push(std::function<void()> work) {
   {
     std::lock_guard lock(mutex_);
     works_.push_back(std::move(work));
+    ++pushed_;
   }
   changed_.notify_all();
 }
@@ -84,7 +88,6 @@ void CUstream_st::Loop() {
   while (true) {
     changed_.wait(lock, [this] { return !works_.empty() || destroyed; });
     if (works_.empty()) return;
-    running_ = true;
     {
       const std::function<void()> work = std::move(works_.front());
       works_.pop_front();
@@ -93,19 +96,24 @@ void CUstream_st::Loop() {
       // What it holds goes before the stream counts as idle.
     }
     lock.lock();
-    running_ = false;
+    ++done_;
     changed_.notify_all();
   }
 }
 
 bool CUstream_st::Idle() {
   std::lock_guard lock(mutex_);
-  return works_.empty() && !running_;
+  return done_ == pushed_;
 }
 
-void CUstream_st::Wait() {
+uint64_t CUstream_st::Pushed() {
+  std::lock_guard lock(mutex_);
+  return pushed_;
+}
+
+void CUstream_st::WaitUntil(uint64_t done) {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [this] { return works_.empty() && !running_; });
+  changed_.wait(lock, [&] { return done_ >= done; });
 }
 
 void CUstream_st::Destroy() {
@@ -160,6 +168,9 @@ cudaError_t WaitFor(cudaStream_t handle, cudaEvent_t event, bool external) {
       stream.session->valid = false;
       return cudaErrorStreamCaptureIsolation;
     }
+    // What is waited for is known when the graph is launched.
+    if (stream.session != nullptr)
+      return AddNode(stream, cudaGraphNodeTypeWaitEvent, nullptr, event);
     moment = event->moment;
   }
   if (moment == nullptr) return cudaSuccess;
@@ -195,7 +206,8 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   const Call call("cudaStreamSynchronize");
   const cudaError_t status = QueryStream(stream);
   if (status != cudaErrorNotReady) return call.End(status);
-  StreamOf(stream).Wait();
+  CUstream_st& waited = StreamOf(stream);
+  waited.WaitUntil(waited.Pushed());
   return cudaSuccess;
 }
 
@@ -205,7 +217,9 @@ cudaError_t cudaDeviceSynchronize() {
     std::lock_guard lock(CaptureMutex());
     if (ForbiddenByCapture()) return call.End(cudaErrorStreamCaptureUnsupported);
   }
-  software_cuda::WaitForDevices();
+  for (CUstream_st* const stream : software_cuda::AllStreams()) {
+    if (stream->device == software_cuda::CurrentDevice()) stream->WaitUntil(stream->Pushed());
+  }
   return cudaSuccess;
 }
 
@@ -235,13 +249,8 @@ cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t handle, uns
     return cudaSuccess;
   }
   if (!stream.session->valid) return call.End(cudaErrorStreamCaptureInvalidated);
-  if (flags == cudaEventRecordExternal) {
-    CUgraph_st& graph = *stream.session->graph;
-    graph.nodes.push_back(std::make_unique<CUgraphNode_st>(
-        CUgraphNode_st{cudaGraphNodeTypeEventRecord, nullptr, event, stream.ends}));
-    stream.ends = {graph.nodes.back().get()};
-    return cudaSuccess;
-  }
+  if (flags == cudaEventRecordExternal)
+    return call.End(AddNode(stream, cudaGraphNodeTypeEventRecord, nullptr, event));
   event->session = stream.session;
   event->behind = stream.ends;
   return cudaSuccess;
