@@ -14,6 +14,10 @@
 #include "grid_state.h"
 #include "software_cuda.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 #if !defined(__x86_64__)
 #error "fibers are switched in the assembly of x86-64"
 #endif
@@ -111,6 +115,10 @@ void RunThread() {
 
 void Prepare(Thread& thread, size_t number) {
   uint8_t* const stack = stacks.Of(number);
+#if defined(__SANITIZE_ADDRESS__)
+  // The thread that had it before never returned from its functions.
+  ASAN_UNPOISON_MEMORY_REGION(stack, kStackBytes);
+#endif
   std::memcpy(stack, &kCanary, sizeof(kCanary));
   auto* top = reinterpret_cast<void**>(stack + kStackBytes);
   *--top = nullptr;  // nobody to return to
