@@ -324,13 +324,7 @@ void CudaStream::Skip() {
 // With marker_mutex_.
 bool CudaStream::MarkerPassed() const {
   if (left_ && !marked_at_end_ && !ended()) return false;
-  if (marker_ == nullptr) return true;
-  const cudaError_t status = cudaEventQuery(marker_.get());
-  cudaGetLastError();
-  // Also while a capture forbids to ask.
-  const bool ahead = status == cudaErrorNotReady || (status >= cudaErrorStreamCaptureUnsupported &&
-                                                     status <= cudaErrorStreamCaptureWrongThread);
-  return !ahead;
+  return marker_ == nullptr || PassageOf(marker_) != Passage::kAhead;
 }
 
 bool CudaStream::Idle() {

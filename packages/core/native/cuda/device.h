@@ -22,6 +22,11 @@ namespace moe_ep::cuda {
 // An event of the runtime, from the device's pool and back to it.
 using EventPtr = std::shared_ptr<CUevent_st>;
 
+// Whether work behind which an event was recorded is done. Unknown: never to be told, for
+// somebody's capture has taken the event in.
+enum class Passage { kPassed, kAhead, kUnknown };
+Passage PassageOf(const EventPtr& marker);
+
 // Whoever enqueues work on the device.
 class Submitter {
  public:
@@ -118,6 +123,9 @@ class Device {
   int64_t TimeOf(cudaEvent_t event, size_t base);
 
  private:
+  // Retired things that wait for a look at the device.
+  static constexpr size_t kPendingLimit = 64;
+
   explicit Device(int ordinal);
   template <typename Attempt>
   void* AllocateOrMakeRoom(Attempt allocate);
