@@ -44,7 +44,13 @@ export class CudaDevice extends Device {
 
   /**
    * A stream over a `cudaStream_t` that somebody else made and keeps until this one was closed and awaited; 0n is CUDA's default
-   * stream, 2n (a stream of each thread, which others cannot wait for) is refused. Work may be captured by its owner too: then operations become part of that graph, and what they use must outlive it.
+   * stream, 2n (a stream of each thread, which others cannot wait for) is refused.
+   *
+   * Its owner may capture it: then operations become part of the owner's graph, which keeps what they use (tensors, memory of the
+   * library) until it and all that was made of it are destroyed. An event that is recorded there stands for the newest launch, and
+   * until the first for the capture itself. A launch that fails fails the wrapped stream: await that to hear of it, for until then
+   * launches do nothing, and for ever where it was closed. Awaiting the stream, closing it and launching graphs on it during a
+   * capture is ERR_MOE_EP_CAPTURE.
    */
   wrapStream(handle: bigint): Stream {
     if (typeof handle !== 'bigint' || handle < 0n || handle === 2n)

@@ -44,15 +44,15 @@ export class Stream implements AsyncDisposable {
     return this.#closed
   }
 
-  /** Whether what is enqueued now is recorded into a graph, by {@link Graph.capture} of this stream or of one that it joined. */
+  /**
+   * Whether what is enqueued now is recorded into a graph: by {@link Graph.capture} of this stream or of one that it joined, or by the
+   * owner of a wrapped stream.
+   */
   get capturing(): boolean {
     return native().streamCapturing(this.handle)
   }
 
-  /**
-   * Whether what is enqueued now runs later and may run often: it is captured, or kept by {@link Plan.of}. What the owner of a wrapped
-   * stream captures is not known here.
-   */
+  /** Whether what is enqueued now runs later and may run often: it is captured, or kept by {@link Plan.of}. */
   get recording(): boolean {
     return native().streamRecording(this.handle)
   }
@@ -89,7 +89,8 @@ export class Stream implements AsyncDisposable {
   /**
    * Makes later work of this stream wait for the newest recording of `event`; no wait when there is none. In a capture, a stream joins
    * by waiting for an event that the capture recorded; a wait for any other recording becomes part of the graph.
-   * @throws ERR_MOE_EP_CAPTURE when another capture than this stream's recorded the event.
+   * @throws ERR_MOE_EP_CAPTURE when another capture than this stream's recorded the event, also one by the owner of a wrapped stream
+   * that still goes on.
    */
   wait(event: Event): void {
     this.#requireOpen()

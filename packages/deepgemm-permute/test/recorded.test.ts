@@ -1,4 +1,4 @@
-import { copyTensor, Graph, Plan, type Stream, Tensor } from '@moe-ep/core'
+import { copyTensor, CudaDevice, Graph, Plan, type Stream, Tensor } from '@moe-ep/core'
 import { expect, test } from 'vitest'
 import { moePermute, permute, permuteMasked } from '../src/index.js'
 import { device, onHost, randomBits } from './support.js'
@@ -22,9 +22,17 @@ async function numbersOf(tensors: Tensors, stream: Stream): Promise<Record<strin
   )
 }
 
-const record: Record<string, (stream: Stream, body: () => void) => Graph | Plan> = {
-  'a graph': (stream, body) => Graph.capture(stream, body),
-  'a plan': (stream, body) => Plan.of(stream, body),
+const record: Record<string, (stream: Stream, body: (on: Stream) => void) => Graph | Plan> = {
+  'a graph': (stream, body) => Graph.capture(stream, () => body(stream)),
+  'a plan': (stream, body) => Plan.of(stream, () => body(stream)),
+  ...(device instanceof CudaDevice && {
+    'a graph of the owner of its stream': (stream, body) => {
+      const wrapped = (device as CudaDevice).wrapStream(stream.cudaHandle)
+      const graph = Graph.capture(stream, () => body(wrapped))
+      void wrapped.close()
+      return graph
+    },
+  }),
 }
 const options = { scales, scaleLayout: 'column', numLocalExperts: 2 } as const
 const operations: Record<string, (call: Call) => Tensors> = {
@@ -43,7 +51,7 @@ test.each(Object.keys(record).flatMap((kind) => Object.keys(operations).map((nam
     const topkIdx = Tensor.zeros([3, 1], 'i32')
     const operation = operations[name]!
     let results!: Tensors
-    using recorded = record[kind]!(stream, () => void (results = operation({ topkIdx, stream })))
+    using recorded = record[kind]!(stream, (on) => void (results = operation({ topkIdx, stream: on })))
     for (const ids of [
       [0, 0, 1],
       [1, -1, -1],

@@ -114,14 +114,15 @@ Napi::Value StreamWait(const Napi::CallbackInfo& info) {
 Napi::Value EventSynchronize(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   const EventHandle& event = EventArgument(info[0]);
-  if (event->capture() != nullptr) {
+  if (event->capture() != nullptr || (event->newest() != nullptr && event->newest()->captured())) {
     Throw(env, "ERR_MOE_EP_CAPTURE",
           "an event that was recorded in a capture cannot be awaited before the capture ends");
   }
   Mailbox::Pending pending = Environment::Of(env).mailbox()->Open(env);
   SettleBy(pending, [&] {
     if (const std::shared_ptr<Recording>& newest = event->newest()) {
-      newest->WhenComplete(pending.settle);
+      const std::shared_ptr<Recording> now = newest->AsOfNow();
+      (now != nullptr ? now : newest)->WhenComplete(pending.settle);
     } else {
       pending.settle(std::nullopt);
     }

@@ -65,7 +65,9 @@ std::shared_ptr<Recording> CpuStream::Mark() {
   return submitted ? recording : nullptr;
 }
 
-bool CpuStream::Await(const std::shared_ptr<Recording>& recording, bool take_failure) {
+bool CpuStream::Await(const std::shared_ptr<Recording>& event, bool take_failure) {
+  const std::shared_ptr<Recording> now = event->AsOfNow();
+  const std::shared_ptr<Recording>& recording = now != nullptr ? now : event;
   // Through Enqueue: in a capture, a wait for work outside of it is a step of the graph.
   return Enqueue(Marker([recording, take_failure](moe_ep_exec* exec) {
     CpuStream* const stream = Running(exec);

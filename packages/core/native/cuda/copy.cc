@@ -104,6 +104,7 @@ void Upload(int device, void* to, const void* from, uint64_t bytes) {
   if (bytes == 0) return;
   Device& owner = Device::Get(device);
   owner.MakeCurrent();
+  const RelaxedCaptures relaxed;
   Check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, owner.auxiliary()), "cudaMemcpyAsync");
   Check(cudaStreamSynchronize(owner.auxiliary()), "cudaStreamSynchronize");
 }

@@ -1,6 +1,7 @@
 #include "cuda/cuda_graph.h"
 
 #include <new>
+#include <utility>
 
 namespace moe_ep::cuda {
 
@@ -32,11 +33,13 @@ CudaGraph::CudaGraph(Device& device)
           device.AllocateZeroed(sizeof(moe_ep_failure_record)))) {}
 
 CudaGraph::~CudaGraph() {
-  device_.Retire([&device = device_, executable = executable, failure = failure_] {
-    device.MakeCurrent();
-    if (executable != nullptr) cudaGraphExecDestroy(executable);
-    device.Free(failure);
-  });
+  device_.Retire(
+      [&device = device_, executable = executable, failure = failure_, at_end = std::move(at_end)] {
+        device.MakeCurrent();
+        if (executable != nullptr) cudaGraphExecDestroy(executable);
+        device.Free(failure);
+        for (const auto& then : at_end) then();
+      });
 }
 
 cudaError_t CudaGraph::Instantiate(cudaGraph_t graph) {

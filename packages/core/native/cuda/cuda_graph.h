@@ -4,6 +4,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <utility>
@@ -47,6 +48,8 @@ class CudaGraph final : public DeviceGraph {
   moe_ep_failure_record* failure() const { return failure_; }
   Scratch& ScratchOf(const Stream* stream);
   bool may_fail = false;
+  // Called once no launch of it runs any more.
+  std::vector<std::function<void()>> at_end;
 
   // Of the streams that were captured: kernels of the graph look at their words.
   Aborts aborts;

@@ -34,6 +34,7 @@ void Abort::AddDependent(std::weak_ptr<Dependent> dependent, EventPtr awaited) {
 }
 
 void Abort::DropFinished() {
+  const RelaxedCaptures relaxed;
   std::erase_if(waits_, [](const Wait& wait) {
     const bool finished = cudaEventQuery(wait.awaited.get()) != cudaErrorNotReady;
     cudaGetLastError();
@@ -48,10 +49,31 @@ bool AnyAborted(const Aborts& aborts) {
 
 Failure AbortFailure() { return {"ERR_MOE_EP_ABORTED", "the stream was aborted"}; }
 
+// Launches by the owner of a stream record the event anew, and may do so again and again before it
+// is reached: only a stream waits for the launch that is the newest now.
+std::shared_ptr<Recording> CudaRecording::AsOfNow() {
+  if (parts_.join == nullptr) return nullptr;
+  const DriverUse use;
+  const RelaxedCaptures relaxed;
+  parts_.device->MakeCurrent();
+  Parts now = parts_;
+  now.join = nullptr;
+  now.captured = nullptr;
+  now.done = parts_.device->NewEvent();
+  cudaStream_t side = nullptr;
+  Check(cudaStreamCreateWithFlags(&side, cudaStreamNonBlocking), "cudaStreamCreate");
+  cudaError_t status = cudaStreamWaitEvent(side, parts_.done.get(), cudaEventWaitDefault);
+  if (status == cudaSuccess) status = cudaEventRecord(now.done.get(), side);
+  cudaStreamDestroy(side);  // what is on it still comes
+  Check(status, "cudaStreamWaitEvent");
+  return std::make_shared<CudaRecording>(std::move(now));
+}
+
 MaybeFailure CudaRecording::Wait(const uint32_t* abort) {
   while (true) {
     {
       const DriverUse use;
+      const RelaxedCaptures relaxed;
       parts_.device->MakeCurrent();
       const cudaError_t status = cudaEventQuery(parts_.done.get());
       if (status != cudaErrorNotReady)
@@ -71,6 +93,7 @@ bool CudaRecording::completed() {
   const DriverUse use;
   // Of an aborted stream nobody waits for the rest.
   if (AnyAborted(parts_.aborts)) return true;
+  const RelaxedCaptures relaxed;
   parts_.device->MakeCurrent();
   const bool done = cudaEventQuery(parts_.done.get()) != cudaErrorNotReady;
   cudaGetLastError();
@@ -78,6 +101,7 @@ bool CudaRecording::completed() {
 }
 
 int64_t CudaRecording::completed_at() {
+  const RelaxedCaptures relaxed;
   parts_.device->MakeCurrent();
   const bool done = cudaEventQuery(parts_.done.get()) == cudaSuccess;
   cudaGetLastError();

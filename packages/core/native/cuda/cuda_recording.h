@@ -1,6 +1,7 @@
 // A point in the work of a cuda stream.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -69,6 +70,9 @@ class CudaRecording final : public Recording {
     EventPtr time;        // when the point was reached
     size_t base;          // of that time; see Device::TimeOf
     EventPtr done;        // everything that belongs to the point is there
+    EventPtr join;        // in a capture by the stream's owner: what that knows it by, else null
+    unsigned long long capture;                      // its id, and
+    std::function<bool()> captured;                  // whether it goes on; null where it was none
     std::shared_ptr<moe_ep_failure_record> failure;  // the stream's at the point; null: none
     Aborts aborts;                                   // of the stream and of those it waited for
     std::shared_ptr<CompletionThread> completions;
@@ -80,6 +84,8 @@ class CudaRecording final : public Recording {
   MaybeFailure Wait(const uint32_t* abort) override;
   void WhenComplete(std::function<void(MaybeFailure)> then) override;
   bool completed() override;
+  std::shared_ptr<Recording> AsOfNow() override;  // throws
+  bool captured() override { return parts_.captured != nullptr && parts_.captured(); }
   int64_t completed_at() override;
 
  private:

@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <exception>
+#include <optional>
 #include <utility>
 
 #include "cpu/host_recording.h"
@@ -43,8 +44,11 @@ CudaStream::CudaStream(const moe_ep_core_api* api, Device& device, cudaStream_t 
       device_(device),
       stream_(stream),
       owned_(owned),
-      failure_(static_cast<moe_ep_failure_record*>(
-          device.AllocateZeroed(sizeof(moe_ep_failure_record)))),
+      failure_(
+          static_cast<moe_ep_failure_record*>(device.AllocateZeroed(sizeof(moe_ep_failure_record))),
+          [&device](moe_ep_failure_record* record) {
+            device.Retire([&device, record] { device.Free(record); });
+          }),
       abort_(std::make_shared<Abort>(device)),
       abort_failure_(NewPinned<moe_ep_failure_record>(device)),
       completions_(std::make_shared<CompletionThread>(device)),
@@ -64,7 +68,6 @@ CudaStream::~CudaStream() {
   }
   device_.Remove(*this, std::move(last));
   if (owned_) cudaStreamDestroy(stream_);
-  device_.Retire([&device = device_, failure = failure_] { device.Free(failure); });
 }
 
 cudaStream_t CudaStream::Share() {
@@ -74,29 +77,40 @@ cudaStream_t CudaStream::Share() {
 }
 
 moe_ep_failure_record* CudaStream::failure() const {
-  return captured_ != nullptr ? captured_->failure() : failure_;
+  return captured_ != nullptr ? captured_->failure() : failure_.get();
 }
 
 bool CudaStream::Submit(CommandPtr command) {
-  Run(*command);
+  Run(command);
   return true;
 }
 
-void CudaStream::CaptureCommand(const CommandPtr& command) { Run(*command); }
+void CudaStream::CaptureCommand(const CommandPtr& command) { Run(command); }
 
-void CudaStream::Run(const Command& command) {
+void CudaStream::Run(const CommandPtr& command) {
   device_.MakeCurrent();
   const Submission submission(*this);
   snapshot_ = nullptr;
   moe_ep_exec exec{api_, static_cast<Stream*>(this), device(), stream_, failure()};
+  std::shared_ptr<OwnersGraph> owners;
   try {
-    command.Run(&exec);
+    std::optional<RelaxedCaptures> relaxed;
+    owners = OwnersCapture();
+    if (owners != nullptr) {
+      relaxed.emplace();
+      owners->Keep(command);
+      current_ = owners.get();
+    }
+    command->Run(&exec);
   } catch (const std::exception& error) {
     Fail(Broken(error));
   }
+  current_ = nullptr;
 }
 
 void CudaStream::Retire(std::function<void()> then) {
+  if (captured_ != nullptr) return captured_->at_end.push_back(std::move(then));
+  if (current_ != nullptr) return current_->CallAtEnd(std::move(then));
   CountSubmission();
   device_.Retire(std::move(then));
 }
@@ -116,18 +130,19 @@ void CudaStream::MayFail() {
     captured_->may_fail = true;
   } else {
     may_fail_ = true;
+    owner_may_fail_ = owner_may_fail_ || current_ != nullptr;
   }
 }
 
 moe_ep_failure_record* CudaStream::Snapshot() {
-  if (captured_ != nullptr) return nullptr;
+  if (captured_ != nullptr || current_ != nullptr) return nullptr;
   snapshot_ = NewPinned<moe_ep_failure_record>(device_);
   return snapshot_.get();
 }
 
 void* CudaStream::GetScratch(uint64_t key, uint64_t bytes) {
-  return captured_ != nullptr ? captured_->ScratchOf(this).Get(key, bytes)
-                              : scratch_.Get(key, bytes);
+  if (captured_ != nullptr) return captured_->ScratchOf(this).Get(key, bytes);
+  return (current_ != nullptr ? current_->scratch() : scratch_).Get(key, bytes);
 }
 
 EventPtr CudaStream::RecordEvent() {
@@ -145,12 +160,12 @@ CudaRecording::Parts CudaStream::PartsOfMark() {
   parts.takes = takes_;
   parts.base = device_.CurrentBase();
   parts.time = parts.done = RecordEvent();
-  if (may_fail_ && snapshot_ != nullptr) {
+  if (may_fail_ && snapshot_ != nullptr && !owner_may_fail_) {
     parts.failure = snapshot_;
   } else if (may_fail_) {
     // Behind the event that tells the time, so that work is not measured with it.
     parts.failure = NewPinned<moe_ep_failure_record>(device_);
-    LaunchCopyFailure(stream_, failure_, parts.failure.get());
+    LaunchCopyFailure(stream_, failure_.get(), parts.failure.get());
     parts.done = RecordEvent();
   }
   parts.aborts = awaited_;
@@ -160,6 +175,7 @@ CudaRecording::Parts CudaStream::PartsOfMark() {
 }
 
 std::shared_ptr<Recording> CudaStream::Mark() {
+  if (const auto owners = OwnersCapture()) return MarkIn(*owners);
   return std::make_shared<CudaRecording>(PartsOfMark());
 }
 
@@ -167,7 +183,8 @@ bool CudaStream::Await(const std::shared_ptr<Recording>& recording, bool take_fa
   if (const auto cuda = std::dynamic_pointer_cast<CudaRecording>(recording)) {
     // Of this stream itself: what comes after comes after. Only a graph may run elsewhere.
     const CudaRecording::Parts& parts = cuda->parts();
-    if (parts.stream == abort_.get() && parts.takes == takes_ && captured_ == nullptr)
+    if (parts.stream == abort_.get() && parts.takes == takes_ && captured_ == nullptr &&
+        parts.join == nullptr && !OwnerCaptures())
       return !closed();
     if (take_failure) ShareAborts(*cuda);
     return Enqueue(MarkerCommand([cuda, take_failure](moe_ep_exec* exec) {
@@ -198,8 +215,13 @@ void CudaStream::ShareAborts(const CudaRecording& recording) {
 }
 
 void CudaStream::AwaitDevice(const CudaRecording& recording, bool take_failure) {
-  const unsigned flags = captured_ != nullptr ? cudaEventWaitExternal : cudaEventWaitDefault;
-  Check(cudaStreamWaitEvent(stream_, recording.parts().done.get(), flags), "cudaStreamWaitEvent");
+  const CudaRecording::Parts& parts = recording.parts();
+  const bool joins =
+      current_ != nullptr && parts.join != nullptr && parts.capture == current_->id();
+  const bool external = !joins && (captured_ != nullptr || current_ != nullptr);
+  Check(cudaStreamWaitEvent(stream_, (joins ? parts.join : parts.done).get(),
+                            external ? cudaEventWaitExternal : cudaEventWaitDefault),
+        "cudaStreamWaitEvent");
   if (recording.parts().failure == nullptr || !take_failure) return;
   MayFail();
   LaunchMergeFailure(stream_, recording.parts().failure.get(), failure(), /*clear=*/false);
@@ -212,10 +234,10 @@ MaybeFailure CudaStream::Replay(const std::shared_ptr<const Graph>& graph) {
     const Submission submission(*this);
     snapshot_ = nullptr;
     // The kernels of a graph know its own record only, wherever it is launched.
-    if (captured.may_fail) LaunchCopyFailure(stream_, failure_, captured.failure());
+    if (captured.may_fail) LaunchCopyFailure(stream_, failure_.get(), captured.failure());
     Check(cudaGraphLaunch(captured.executable, stream_), "cudaGraphLaunch");
     if (captured.may_fail) {
-      LaunchMergeFailure(stream_, captured.failure(), failure_, /*clear=*/true);
+      LaunchMergeFailure(stream_, captured.failure(), failure_.get(), /*clear=*/true);
       may_fail_ = true;
     }
     if (captured.times.empty()) return std::nullopt;
@@ -255,14 +277,14 @@ bool CudaStream::WhenDone(std::function<void(MaybeFailure)> then) {
   if (may_fail_) {
     ++takes_;
     parts.failure = NewPinned<moe_ep_failure_record>(device_);
-    LaunchTakeFailure(stream_, failure_, parts.failure.get());
+    LaunchTakeFailure(stream_, failure_.get(), parts.failure.get());
   }
   Check(cudaEventRecord(done.get(), stream_), "cudaEventRecord");
   // It may complete at once, and what was launched here must be counted then.
   CountSubmission();
   completions_->Add({std::move(done), parts.failure, parts.aborts, std::move(then)});
   // Not before: where something above throws the next await has it all to tell.
-  may_fail_ = false;
+  may_fail_ = owner_may_fail_;
   awaited_.clear();
   return true;
 }
@@ -298,20 +320,14 @@ void CudaStream::Close(bool abort) {
   left_ = true;
 }
 
-// Whether the stream is part of a capture that is not this library's, or nobody can tell.
-bool CudaStream::ForeignCapture() const {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  const cudaError_t result = cudaStreamIsCapturing(stream_, &status);
-  if (result != cudaSuccess) cudaGetLastError();
-  return result != cudaSuccess || status != cudaStreamCaptureStatusNone;
-}
-
 // Kernels that are queued look at the record before they begin. A copy, because kernels that wait
 // may hold all multiprocessors.
 void CudaStream::Skip() {
   device_.MakeCurrent();
+  const RelaxedCaptures relaxed;
   const cudaStream_t stream = device_.auxiliary();
-  cudaMemcpyAsync(failure_, abort_failure_.get(), sizeof(*failure_), cudaMemcpyDefault, stream);
+  cudaMemcpyAsync(failure_.get(), abort_failure_.get(), sizeof(*abort_failure_), cudaMemcpyDefault,
+                  stream);
   device_.CountAuxiliary();
   // It takes microseconds. A device that is so busy that it takes longer must not hold up an abort.
   const auto patience = std::chrono::steady_clock::now() + std::chrono::milliseconds(20);
@@ -321,63 +337,13 @@ void CudaStream::Skip() {
   cudaGetLastError();  // where the device itself has failed nothing of the queue runs
 }
 
-// With marker_mutex_.
-bool CudaStream::MarkerPassed() const {
-  if (left_ && !marked_at_end_ && !ended()) return false;
-  return marker_ == nullptr || PassageOf(marker_) != Passage::kAhead;
-}
-
-bool CudaStream::Idle() {
-  device_.MakeCurrent();
-  // Who holds it may be waiting for the stream itself.
-  const std::unique_lock lock(marker_mutex_, std::try_to_lock);
-  if (!lock.owns_lock()) return false;
-  if (left_) return MarkerPassed();
-  const bool idle = cudaStreamQuery(stream_) != cudaErrorNotReady;
-  cudaGetLastError();
-  return idle;
-}
-
 void CudaStream::Join() {
   if (ended()) return;
   device_.MakeCurrent();
+  const RelaxedCaptures relaxed;
   if (owned_) cudaStreamSynchronize(stream_);
   completions_->Stop();
   ended_.store(true, std::memory_order_release);
-}
-
-// With marker_mutex_. False where it cannot be done now: an event that is recorded while somebody
-// captures is part of that, and tells of nothing.
-bool CudaStream::RecordMarker() {
-  const uint64_t submitted = submitted_.load(std::memory_order_acquire);
-  if (submitted == marked_ && !shared_) return true;
-  if (ForeignCapture()) return false;
-  EventPtr event = device_.NewEvent();
-  const cudaError_t status = cudaEventRecord(event.get(), stream_);
-  cudaGetLastError();
-  if (status != cudaSuccess || ForeignCapture()) return false;
-  marked_ = submitted;
-  marker_ = std::move(event);
-  return true;
-}
-
-bool CudaStream::Marker(EventPtr* marker) {
-  std::lock_guard lock(marker_mutex_);
-  if (left_ && !marked_at_end_ && !ended()) return false;
-  const bool stands = captured_ != nullptr || ended() || left_;
-  if (!stands && !RecordMarker()) return false;
-  *marker = marker_;
-  return true;
-}
-
-bool CudaStream::Busy() {
-  std::lock_guard lock(marker_mutex_);
-  if (captured_ != nullptr || ended() || left_) return !MarkerPassed();
-  // A query would end a capture by the stream's owner.
-  if (ForeignCapture()) return true;
-  const bool busy = cudaStreamQuery(stream_) == cudaErrorNotReady;
-  cudaGetLastError();
-  return busy;
 }
 
 }  // namespace moe_ep::cuda

@@ -11,6 +11,7 @@
 #include "cuda/cuda_graph.h"
 #include "cuda/cuda_recording.h"
 #include "cuda/device.h"
+#include "cuda/owners_graph.h"
 #include "runtime/stream.h"
 
 namespace moe_ep::cuda {
@@ -37,6 +38,7 @@ class CudaStream final : public Stream, public Submitter, public Dependent {
 
   bool Marker(EventPtr* marker) override;
   bool Busy() override;
+  bool Captured() override;
   void Skip() override;
 
   // For running commands.
@@ -52,6 +54,8 @@ class CudaStream final : public Stream, public Submitter, public Dependent {
   bool Submit(CommandPtr command) override;
   std::shared_ptr<Recording> Mark() override;
   bool Await(const std::shared_ptr<Recording>& recording, bool take_failure) override;
+  bool OwnerCaptures() override;
+  bool SharesCapture(Recording& recording) override;
   MaybeFailure Replay(const std::shared_ptr<const Graph>& graph) override;
   MaybeFailure CaptureBegun(Capture& capture) override;
   MaybeFailure CaptureJoined(Capture& capture) override;
@@ -87,9 +91,14 @@ class CudaStream final : public Stream, public Submitter, public Dependent {
 
   void CountSubmission() { submitted_.fetch_add(1, std::memory_order_release); }
 
-  void Run(const Command& command);
+  void Run(const CommandPtr& command);
   EventPtr RecordEvent();
+  EventPtr RecordInLaunches();
   CudaRecording::Parts PartsOfMark();
+  std::shared_ptr<Recording> MarkIn(OwnersGraph& owners);
+  // What work that goes to the owner's graph has to leave there; null where nobody captures.
+  // Throws.
+  std::shared_ptr<OwnersGraph> OwnersCapture();
   moe_ep_failure_record* failure() const;
   bool EnterCapture(std::shared_ptr<CudaGraph> graph);
   void LeaveCapture();
@@ -100,7 +109,7 @@ class CudaStream final : public Stream, public Submitter, public Dependent {
   Device& device_;
   cudaStream_t const stream_;
   const bool owned_;
-  moe_ep_failure_record* const failure_;
+  const std::shared_ptr<moe_ep_failure_record> failure_;
   const AbortPtr abort_;
   const std::shared_ptr<moe_ep_failure_record> abort_failure_;  // what an abort says
   const std::shared_ptr<CompletionThread> completions_;
@@ -110,8 +119,11 @@ class CudaStream final : public Stream, public Submitter, public Dependent {
   bool may_fail_ = false;
   uint64_t takes_ = 0;                               // how often the failure was taken
   std::shared_ptr<moe_ep_failure_record> snapshot_;  // made by the newest work; null: not made
-  Aborts awaited_;             // of streams that were waited for since the last await
-  MaybeFailure host_failure_;  // one that could not be brought to the device
+  Aborts awaited_;                     // of streams that were waited for since the last await
+  MaybeFailure host_failure_;          // one that could not be brought to the device
+  std::weak_ptr<OwnersGraph> owners_;  // of the newest capture by the owner
+  OwnersGraph* current_ = nullptr;     // while a command runs that goes there
+  bool owner_may_fail_ = false;        // launches that the owner makes may, at any time
 
   std::mutex marker_mutex_;  // guards what follows: other threads ask for markers
   std::shared_ptr<CudaGraph> captured_;

@@ -118,6 +118,7 @@ Device::Device(int ordinal)
           },
           [](void* segment) { cudaFreeHost(segment); }, kPinnedSegmentBytes) {
   MakeCurrent();
+  const RelaxedCaptures relaxed;
   int least = 0;
   int greatest = 0;
   size_t free_bytes = 0;
@@ -146,11 +147,13 @@ uint64_t Device::FreeBytes() const {
 template <typename Attempt>
 void* Device::AllocateOrMakeRoom(Attempt allocate) {
   MakeCurrent();
+  const RelaxedCaptures relaxed;
   if (void* memory = allocate()) return memory;
   // What was given back may only wait for the device: that is worth waiting for, once.
   Poll();
-  // Graphs hold commands, which hold tensors, which hold memory: each gives back the next.
-  for (int round = 0; round < 4; ++round) {
+  // Graphs hold commands, which hold tensors, which hold memory: each gives back the next. To wait
+  // for the device would end a capture.
+  for (int round = 0; round < 4 && !AnyCaptured(); ++round) {
     Seal();
     Check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
     if (!ReleaseDone()) break;
@@ -171,6 +174,7 @@ void* Device::Allocate(uint64_t bytes) {
 
 void* Device::AllocateZeroed(uint64_t bytes) {
   void* memory = Allocate(bytes);
+  const RelaxedCaptures relaxed;
   Check(cudaMemsetAsync(memory, 0, bytes, auxiliary_), "cudaMemsetAsync");
   Check(cudaStreamSynchronize(auxiliary_), "cudaStreamSynchronize");
   return memory;

@@ -36,6 +36,8 @@ class Submitter {
   virtual bool Marker(EventPtr* marker) = 0;
   // Whether something of it may be running.
   virtual bool Busy() = 0;
+  // Whether somebody captures it.
+  virtual bool Captured() = 0;
 };
 
 // What the driver says: `count` devices, or why there are none.
@@ -55,8 +57,8 @@ struct Properties {
 };
 Properties PropertiesOf(int ordinal);
 
-// While somebody captures, a thread that asks for events would end that capture. While one of these
-// lives its thread does not.
+// While somebody captures, a thread that makes memory, asks for events or waits would end that
+// capture. While one of these lives its thread does not.
 class RelaxedCaptures {
  public:
   RelaxedCaptures() : exchanged_(cudaThreadExchangeStreamCaptureMode(&mode_) == cudaSuccess) {}
@@ -136,6 +138,7 @@ class Device {
   bool ReleaseDone();
   void ReleaseIdle();
   bool Idle();
+  bool AnyCaptured();
 
   struct Batch {
     std::vector<EventPtr> markers;
@@ -163,10 +166,13 @@ class Device {
   uint64_t auxiliary_marked_ = 0;
   EventPtr auxiliary_marker_;
 
+  // Never held while the driver is called: its own threads come here, too.
   std::mutex mutex_;
   std::vector<std::function<void()>> pending_;
-  std::deque<Batch> batches_;
   std::vector<std::function<void()>> when_idle_;
+
+  std::mutex batches_mutex_;  // held while their markers are asked
+  std::deque<Batch> batches_;
 
   std::mutex launches_mutex_;
   std::condition_variable released_;

@@ -93,7 +93,7 @@ void Device::Seal() {
     PutBack(std::move(releases));
     throw;
   }
-  std::lock_guard lock(mutex_);
+  std::lock_guard lock(batches_mutex_);
   batches_.push_back({std::move(markers), std::move(releases)});
 }
 
@@ -105,12 +105,12 @@ size_t Device::Pending() {
 void Device::Poll() {
   MakeCurrent();
   const RelaxedCaptures relaxed;
-  bool seal = false;
+  bool none = false;
   {
-    std::lock_guard lock(mutex_);
-    seal = batches_.empty() || pending_.size() >= kPendingLimit;
+    std::lock_guard lock(batches_mutex_);
+    none = batches_.empty();
   }
-  if (seal) Seal();
+  if (none || Pending() >= kPendingLimit) Seal();
   const size_t pending = Pending();
   // What goes may give back what it held itself: that need not wait for the next look.
   if (ReleaseDone() && Pending() > pending) Seal();
@@ -123,6 +123,12 @@ bool Device::Idle() {
   if (!last_markers_.empty()) return false;
   return std::none_of(submitters_.begin(), submitters_.end(),
                       [](Submitter* submitter) { return submitter->Busy(); });
+}
+
+bool Device::AnyCaptured() {
+  std::lock_guard lock(submitters_mutex_);
+  return std::any_of(submitters_.begin(), submitters_.end(),
+                     [](Submitter* submitter) { return submitter->Captured(); });
 }
 
 void Device::BeginLaunch() {
@@ -171,7 +177,7 @@ bool Device::ReleaseDone() {
     Batch done;
     bool unknown = false;
     {
-      std::lock_guard lock(mutex_);
+      std::lock_guard lock(batches_mutex_);
       if (batches_.empty()) return released;
       std::erase_if(batches_.front().markers, [&](const EventPtr& marker) {
         const Passage passage = PassageOf(marker);

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 
 #include "runtime/failure.h"
 
@@ -21,6 +22,12 @@ class Recording {
   virtual void WhenComplete(std::function<void(MaybeFailure)> then) = 0;
 
   virtual bool completed() = 0;
+  // Whether the owner of its stream still captures what was recorded: nothing tells when that is
+  // reached.
+  virtual bool captured() { return false; }
+  // Where it is reached again and again: the recording that is the newest now. Null: it is one
+  // point for ever.
+  virtual std::shared_ptr<Recording> AsOfNow() { return nullptr; }
   // Monotonic nanoseconds of the host's clock; 0 until it is complete.
   virtual int64_t completed_at() = 0;
 };

@@ -58,6 +58,9 @@ MaybeFailure Stream::WaitFor(const std::shared_ptr<Event>& event, bool take_fail
   }
   const std::shared_ptr<Recording> recording = event->newest();
   if (recording == nullptr) return std::nullopt;
+  if (recording->captured() && !SharesCapture(*recording))
+    return Misused(
+        "the owner of the event's stream captures it, and this stream is no part of that");
   return Await(recording, take_failure) ? std::nullopt : MaybeFailure(Closed());
 }
 
@@ -104,11 +107,15 @@ MaybeFailure Stream::EndCapture(Graph* graph) {
   return std::nullopt;
 }
 
-bool Stream::capturing() { return CurrentCapture() != nullptr; }
+bool Stream::capturing() { return CurrentCapture() != nullptr || (!closed() && OwnerCaptures()); }
 
 bool Stream::recording() {
-  std::lock_guard lock(mutex_);
-  return capture_ != nullptr || plan_ != nullptr;
+  {
+    std::lock_guard lock(mutex_);
+    if (capture_ != nullptr || plan_ != nullptr) return true;
+    if (closed_) return false;
+  }
+  return OwnerCaptures();
 }
 
 std::shared_ptr<Capture> Stream::CurrentCapture() {

@@ -72,6 +72,11 @@ class Stream : public std::enable_shared_from_this<Stream> {
   virtual bool Await(const std::shared_ptr<Recording>& recording, bool take_failure) = 0;
   virtual MaybeFailure Replay(const std::shared_ptr<const Graph>& graph) = 0;
 
+  // Whether somebody whose stream this is, too, captures it: then work goes to a graph of theirs.
+  virtual bool OwnerCaptures() { return false; }
+  // Whether a recording of such a capture was made in the same one.
+  virtual bool SharesCapture(Recording&) { return false; }
+
   // What a device does when its stream is part of a capture, besides what the list notes. A capture
   // of the cpu is the list.
   virtual MaybeFailure CaptureBegun(Capture&) { return std::nullopt; }

@@ -93,13 +93,26 @@ struct CUgraphExec_st {
     cudaEvent_t event;
     std::vector<size_t> after;
   };
-  // Launches that are queued keep them.
+  // Launches that are queued keep both.
   std::shared_ptr<const std::vector<Step>> steps;
+  std::vector<std::shared_ptr<void>> objects;
   MomentPtr last;  // end of its newest launch; with the mutex of captures
   bool destroyed = false;
 };
 
 namespace {
+
+// Whoever lets go of the last one does not wait, and the user's function may not call the runtime.
+void LetGo(cudaUserObject_t object, unsigned count) {
+  const unsigned before = object->references.fetch_sub(count);
+  if (before < count) software_cuda::Misuse("more of a user object is released than was held");
+  if (before > count) return;
+  std::thread([object] {
+    const software_cuda::InHostFunction inside;
+    object->destroy(object->held);
+    delete object;
+  }).detach();
+}
 
 void RunStep(const CUgraphExec_st::Step& step, const MomentPtr& moment) {
   if (step.type == cudaGraphNodeTypeEventRecord) {
@@ -148,8 +161,9 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t handle, cudaStreamCaptureMode mo
   CUstream_st& stream = StreamOf(handle);
   std::lock_guard lock(CaptureMutex());
   if (stream.session != nullptr) return call.End(cudaErrorIllegalState);
+  static unsigned long long sessions = 0;
   stream.session = std::make_shared<software_cuda::Session>(software_cuda::Session{
-      mode, std::this_thread::get_id(), handle, std::make_unique<CUgraph_st>()});
+      mode, std::this_thread::get_id(), handle, ++sessions, std::make_unique<CUgraph_st>()});
   stream.ends.clear();
   software_cuda::Sessions().push_back(stream.session);
   return cudaSuccess;
@@ -191,6 +205,43 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t handle, cudaStreamCaptureStatus* 
   return cudaSuccess;
 }
 
+cudaError_t cudaStreamGetCaptureInfo(cudaStream_t handle, cudaStreamCaptureStatus* status,
+                                     unsigned long long* id, cudaGraph_t* graph,
+                                     const cudaGraphNode_t**, const cudaGraphEdgeData**, size_t*) {
+  const Call call("cudaStreamGetCaptureInfo");
+  const cudaError_t result = cudaStreamIsCapturing(handle, status);
+  std::lock_guard lock(CaptureMutex());
+  if (const SessionPtr session = StreamOf(handle).session; session != nullptr && session->valid) {
+    *id = session->id;
+    *graph = session->graph.get();
+  }
+  return call.End(result);
+}
+
+cudaError_t cudaUserObjectCreate(cudaUserObject_t* object, void* held, cudaHostFn_t destroy,
+                                 unsigned references, unsigned flags) {
+  const Call call("cudaUserObjectCreate");
+  if (references == 0 || flags != cudaUserObjectNoDestructorSync)
+    return call.End(cudaErrorInvalidValue);
+  *object = new CUuserObject_st{held, destroy, references};
+  return cudaSuccess;
+}
+
+cudaError_t cudaUserObjectRelease(cudaUserObject_t object, unsigned count) {
+  const Call call("cudaUserObjectRelease");
+  LetGo(object, count);
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphRetainUserObject(cudaGraph_t graph, cudaUserObject_t object, unsigned count,
+                                      unsigned flags) {
+  const Call call("cudaGraphRetainUserObject");
+  if (flags != cudaGraphUserObjectMove) object->references += count;
+  std::lock_guard lock(CaptureMutex());
+  graph->objects.emplace_back(object, [count](CUuserObject_st* kept) { LetGo(kept, count); });
+  return cudaSuccess;
+}
+
 cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t* nodes, size_t* count) {
   const Call call("cudaGraphGetNodes");
   if (nodes != nullptr) {
@@ -224,7 +275,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
     steps->push_back({node->type, node->work, node->event, {}});
     for (const Node* const before : node->after) steps->back().after.push_back(numbers.at(before));
   }
-  *executable = new CUgraphExec_st{std::move(steps), nullptr};
+  *executable = new CUgraphExec_st{std::move(steps), graph->objects, nullptr};
   return cudaSuccess;
 }
 
@@ -240,6 +291,7 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
   if (std::exchange(executable->destroyed, true))
     software_cuda::Misuse("a graph is destroyed twice");
   executable->steps = nullptr;
+  executable->objects.clear();
   return cudaSuccess;
 }
 
@@ -264,7 +316,8 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t handle) {
   }
   const MomentPtr before = executable->last;
   const MomentPtr end = executable->last = std::make_shared<software_cuda::Moment>();
-  stream.Push([steps = executable->steps, moments = std::move(moments), before, end] {
+  stream.Push([steps = executable->steps, objects = executable->objects,
+               moments = std::move(moments), before, end] {
     if (before != nullptr) before->Wait();
     RunSteps(*steps, moments);
     end->Finish();

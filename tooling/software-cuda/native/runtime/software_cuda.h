@@ -62,6 +62,7 @@ struct Session {
   cudaStreamCaptureMode mode;
   std::thread::id thread;  // that began it
   cudaStream_t origin;
+  unsigned long long id;
   std::unique_ptr<CUgraph_st> graph;
   bool valid = true;
   bool ended = false;
@@ -157,6 +158,15 @@ struct CUgraphNode_st {
   std::vector<CUgraphNode_st*> after;
 };
 
+// Something of the user's that graphs hold. The last reference to go has it destroyed.
+struct CUuserObject_st {
+  void* const held;
+  const cudaHostFn_t destroy;
+  std::atomic<unsigned> references;
+};
+
 struct CUgraph_st {
   std::vector<std::unique_ptr<CUgraphNode_st>> nodes;  // in an order they can run in
+  // Shared with what is made of the graph, and with launches of that.
+  std::vector<std::shared_ptr<void>> objects;
 };

@@ -215,7 +215,14 @@ cudaError_t cudaDeviceSynchronize() {
   const Call call("cudaDeviceSynchronize");
   {
     std::lock_guard lock(CaptureMutex());
-    if (ForbiddenByCapture()) return call.End(cudaErrorStreamCaptureUnsupported);
+    // It would wait for streams that are captured, too: that not even relaxed threads may.
+    bool forbidden = ForbiddenByCapture();
+    for (CUstream_st* const stream : software_cuda::AllStreams()) {
+      if (stream->session == nullptr || stream->device != software_cuda::CurrentDevice()) continue;
+      Refuse(*stream->session);
+      forbidden = true;
+    }
+    if (forbidden) return call.End(cudaErrorStreamCaptureUnsupported);
   }
   for (CUstream_st* const stream : software_cuda::AllStreams()) {
     if (stream->device == software_cuda::CurrentDevice()) stream->WaitUntil(stream->Pushed());
