@@ -18,10 +18,11 @@ __device__ inline void PlaceExperts(const NotifyArguments& a, const SharedWords&
     const int64_t begin = words.ranks + placement.BeginOf(destination);
     int32_t* const before = shared + words.before_rank() + begin;
     // Past 2^31 rows nothing is sent, for no buffer has room for them.
-    rows[destination] = ForEachStart(
+    const int64_t received = ForEachStart(
         shared + words.received() + begin, static_cast<int>(placement.CountOf(destination)),
         a.shared.expert_alignment, lane,
         [&](int expert, int64_t start, int32_t) { before[expert] += static_cast<int32_t>(start); });
+    if (lane == 0) rows[destination] = received;
   }
   __syncthreads();
 }
