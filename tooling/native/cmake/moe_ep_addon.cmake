@@ -90,7 +90,7 @@ function(moe_ep_add_addon name)
     # nodelete: what a GPU is done with later is freed by code of the addon, also when the worker thread that loaded it is gone.
     target_link_options(${name} PRIVATE -static-libstdc++ -static-libgcc -Wl,--gc-sections -Wl,-z,nodelete)
   endif()
-  if(CMAKE_BUILD_TYPE STREQUAL "Release" AND NOT APPLE)
+  if(CMAKE_BUILD_TYPE STREQUAL "Release" AND NOT APPLE AND NOT MOE_EP_KEEP_SYMBOLS)
     target_link_options(${name} PRIVATE -s)
   endif()
 endfunction()

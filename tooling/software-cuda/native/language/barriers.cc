@@ -12,6 +12,7 @@ namespace {
 void Complete(Barrier& barrier) {
   barrier.arrived = 0;
   ++barrier.generation;
+  barrier.gathering.Complete();
   NoteProgress();
 }
 
@@ -21,6 +22,7 @@ void CompleteMeeting(const Warp& warp, Meeting& meeting) {
   meeting.given[meeting.generation & 1].lanes = meeting.arrived;
   meeting.arrived = 0;
   ++meeting.generation;
+  meeting.gathering.Complete();
   NoteProgress();
 }
 
@@ -33,8 +35,9 @@ void CompleteAll(Block& block) {
 }
 
 void CompleteEverywhere(Grid& grid) {
-  if (grid.everywhere.arrived > 0 && grid.everywhere.arrived == grid.alive)
-    Complete(grid.everywhere);
+  if (grid.everywhere.arrived == 0 || grid.everywhere.arrived != grid.alive) return;
+  for (const std::unique_ptr<Block>& block : grid.resident) block->everywhere.Complete();
+  Complete(grid.everywhere);
 }
 
 }  // namespace
@@ -56,39 +59,48 @@ void CheckKind(Barrier& barrier, int kind) {
 }
 
 int SyncThreads(bool value, Join join) {
-  Block& block = *Self().block;
+  Thread& thread = Self();
+  Block& block = *thread.block;
   CheckKind(block.all, static_cast<int>(join));
   const uint32_t generation = block.all.generation;
   const uint32_t now = generation & 1;
   block.any_true[now] |= value;
   block.all_true[now] &= value;
   ++block.all.arrived;
+  block.all.gathering.Add(thread);
   CompleteAll(block);
   if (block.all.generation == generation) WaitForOther(&block.all.generation, generation);
+  block.all.gathering.Teach(thread, /*added=*/true);
   return join == Join::kAll ? block.all_true[now] : block.any_true[now];
 }
 
 void SyncNamed(int barrier, int threads) {
-  Block& block = *Self().block;
+  Thread& thread = Self();
+  Block& block = *thread.block;
   Barrier& named = block.named.at(barrier);
   if (threads % kWarp != 0) Misuse("a named barrier of parts of warps");
   CheckKind(named, threads);
   const uint32_t generation = named.generation;
+  named.gathering.Add(thread);
   if (++named.arrived == threads) {
     Complete(named);
   } else {
     WaitForOther(&named.generation, generation);
   }
+  named.gathering.Teach(thread, /*added=*/true);
 }
 
 void SyncGrid() {
-  Grid& grid = *Self().block->grid;
+  Thread& thread = Self();
+  Grid& grid = *thread.block->grid;
   if (grid.blocks.x * grid.blocks.y * grid.blocks.z > 8) Misuse("a cluster of more than 8 blocks");
   const uint32_t generation = grid.everywhere.generation;
   ++grid.everywhere.arrived;
+  thread.block->everywhere.Add(thread);
   CompleteEverywhere(grid);
   if (grid.everywhere.generation == generation)
     WaitForOther(&grid.everywhere.generation, generation);
+  thread.block->everywhere.Teach(thread, /*added=*/true);
 }
 
 const Given& Exchange(uint32_t mask, uint64_t value, const char* kind) {
@@ -106,8 +118,12 @@ const Given& Exchange(uint32_t mask, uint64_t value, const char* kind) {
   Given& given = meeting.given[generation & 1];
   given.values[thread.lane] = value;
   meeting.arrived |= 1u << thread.lane;
+  // Of all ways to meet only this one orders what lanes do with memory.
+  const bool orders = std::strcmp(kind, "syncwarp") == 0;
+  if (orders) meeting.gathering.Add(thread);
   CompleteMeeting(warp, meeting);
   if (meeting.generation == generation) WaitForOther(&meeting.generation, generation);
+  if (orders) meeting.gathering.Teach(thread, /*added=*/true);
   return given;
 }
 

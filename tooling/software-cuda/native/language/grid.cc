@@ -50,6 +50,8 @@ software_cuda_switch:
 
 namespace software_cuda {
 
+thread_local Thread* running_thread = nullptr;
+
 namespace {
 
 constexpr uint64_t kStackBytes = uint64_t{64} << 10;
@@ -58,7 +60,6 @@ constexpr uint64_t kMostShared = uint64_t{227} << 10;
 constexpr uint64_t kAlignment = 1024;
 constexpr int kResidentThreads = kMultiprocessors * 2048;
 
-thread_local Thread* self = nullptr;
 thread_local void* scheduler_stack = nullptr;
 thread_local uint64_t progress = 0;
 
@@ -92,7 +93,7 @@ thread_local uint64_t lot =
     (first_seed * 0x9e3779b97f4a7c15 + ++drawing_threads * 0xbf58476d1ce4e5b9) | 1;
 
 void Suspend() {
-  Thread& thread = *self;
+  Thread& thread = *running_thread;
   // Deeper than this a thread would write into the stack of the next.
   const auto depth = reinterpret_cast<uintptr_t>(__builtin_frame_address(0)) -
                      reinterpret_cast<uintptr_t>(stacks.Of(0));
@@ -102,7 +103,7 @@ void Suspend() {
 
 // Where a fiber begins.
 void RunThread() {
-  Thread& thread = *self;
+  Thread& thread = *running_thread;
   Block& block = *thread.block;
   (*block.grid->body)();
   thread.ended = true;
@@ -138,9 +139,10 @@ std::unique_ptr<Block> NewBlock(Grid& grid, uint64_t number, size_t first_stack)
   std::memset(block->memory.get(), 0xa5, bytes);
   const auto begin = reinterpret_cast<uintptr_t>(block->memory.get());
   block->shared = block->memory.get() + (kAlignment - begin % kAlignment);
+  if (LooksForHazards()) block->uses = std::make_unique<Uses>(grid.dynamic_bytes + kStaticBytes);
   const unsigned count = grid.block.x * grid.block.y * grid.block.z;
   block->threads.resize(count);
-  block->warps.resize((count + kWarp - 1) / kWarp);
+  block->warps = std::vector<Warp>((count + kWarp - 1) / kWarp);
   block->first_stack = first_stack;
   block->alive = static_cast<int>(count);
   grid.alive += static_cast<int>(count);
@@ -163,9 +165,9 @@ bool MayRun(const Thread& thread) {
 
 void Resume(Thread& thread) {
   thread.wait_on = nullptr;
-  self = &thread;
+  running_thread = &thread;
   software_cuda_switch(&scheduler_stack, thread.stack_pointer);
-  self = nullptr;
+  running_thread = nullptr;
 }
 
 // One turn for whoever may run, warps and lanes in an order of the moment. Whether there was one.
@@ -205,15 +207,15 @@ uint32_t Draw() {
 }
 
 Thread& Self() {
-  if (self == nullptr) Misuse("device code runs outside of a kernel");
-  return *self;
+  if (running_thread == nullptr) Misuse("device code runs outside of a kernel");
+  return *running_thread;
 }
 
 void NoteProgress() { ++progress; }
 
 void WaitForOther(const uint32_t* number, uint32_t value) {
-  self->wait_on = number;
-  self->wait_value = value;
+  running_thread->wait_on = number;
+  running_thread->wait_value = value;
   Suspend();
 }
 

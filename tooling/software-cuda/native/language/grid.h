@@ -9,7 +9,10 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <utility>
 #include <vector>
+
+#include "hazards.h"
 
 namespace software_cuda {
 
@@ -33,6 +36,10 @@ struct Thread {
   uint32_t bulk_groups = 0;   // of bulk stores, that were committed
   uint32_t stored_until = 0;  // the group behind the last that has stores
   uint32_t waited_until = 0;  // the group behind the last that was waited for
+  Knowledge knowledge;
+  // Of bulk stores that were not waited for: their groups and times.
+  std::vector<std::pair<uint32_t, uint32_t>> stores;
+  uint32_t words = 0;  // when the newest of its copies of words was started
 };
 
 // The one that runs; misuse outside of kernels.
@@ -87,6 +94,9 @@ void StartBulkStore(void* to, const void* from, uint32_t bytes);
 void CommitBulkStores();
 // `read`: shared memory may be written again, though nothing may have got there yet.
 void WaitBulkStores(uint32_t groups_left, bool read);
+// Single words into shared memory: copied at once, but not there before the thread has waited.
+void StartWord(void* to, const void* from);
+void WaitWords();
 
 // A barrier in shared memory.
 void InitBarrier(uint64_t* barrier, uint32_t arrivals);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -20,6 +21,7 @@ struct Meeting {
   uint32_t generation = 0;
   const char* kind = "";
   Given given[2] = {};
+  Gathering gathering;
 };
 
 struct Warp {
@@ -32,6 +34,7 @@ struct Barrier {
   int arrived = 0;
   uint32_t generation = 0;
   int kind = 0;  // of those who have arrived
+  Gathering gathering;
 };
 
 struct BulkCopy {
@@ -42,6 +45,7 @@ struct BulkCopy {
   std::vector<uint8_t> read;  // what a store has read already
   const Thread* thread;       // that started it
   uint32_t group;             // of that thread's stores
+  uint32_t time;
 };
 
 struct Block {
@@ -58,6 +62,15 @@ struct Block {
   uint8_t* shared = nullptr;
   std::vector<BulkCopy> copies;
   size_t first_stack = 0;
+  // Where hazards are looked for.
+  std::unique_ptr<Uses> uses;
+  Gathering everywhere;  // at barriers of the whole grid
+  std::map<const uint64_t*, Gathering> at_barriers;
+
+  // At a barrier in shared memory; null where nobody looks.
+  Gathering* At(const uint64_t* barrier) {
+    return uses == nullptr ? nullptr : &at_barriers[barrier];
+  }
 
   bool HasShared(const void* pointer, uint64_t bytes) const;
 };
@@ -83,6 +96,9 @@ inline bool Block::HasShared(const void* pointer, uint64_t bytes) const {
   const uint8_t* const end = at < dynamic_end ? dynamic_end : dynamic_end + kStaticBytes;
   return at >= shared && at + bytes <= end;
 }
+
+// The one that runs; null outside of kernels.
+extern thread_local Thread* running_thread;
 
 // Something has happened that others may have waited for.
 void NoteProgress();

@@ -162,11 +162,10 @@ inline void cp_async_bulk_wait_group(int left) {
 inline void cp_async_bulk_wait_group_read(int left) {
   WaitBulkStores(static_cast<uint32_t>(left), /*read=*/true);
 }
-// Made at once.
 inline void cp_async_ca_shared_global_4(uint32_t to, const void* from) {
-  std::memcpy(PointerToShared(to), from, 4);
+  StartWord(PointerToShared(to), from);
 }
-inline void cp_async_wait_all() {}
+inline void cp_async_wait_all() { WaitWords(); }
 inline void fence_mbarrier_init_release_cluster() {}
 inline void fence_proxy_async_global() {}
 inline void fence_proxy_async_shared_cta() {}

@@ -1,0 +1,262 @@
+#include "hazards.h"
+
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdio>
+#include <mutex>
+#include <set>
+#include <string>
+#include <utility>
+
+#include "grid_state.h"
+#include "software_cuda.h"
+
+namespace software_cuda {
+namespace {
+
+std::atomic<bool> some_report = false;
+
+uint32_t NumberOf(const Thread& thread) {
+  return static_cast<uint32_t>(&thread - thread.block->threads.data());
+}
+uint32_t NumberOf(const Block& block, Beside beside) {
+  return static_cast<uint32_t>(block.threads.size()) + static_cast<uint32_t>(beside);
+}
+size_t ClocksOf(const Block& block) { return NumberOf(block, Beside::kCount); }
+
+void Merge(const Times& from, Times* to) {
+  for (size_t i = 0; i < from.size(); ++i) (*to)[i] = std::max((*to)[i], from[i]);
+}
+
+// Addresses are kept by their lower halves: all code of an addon has the same upper one.
+uint32_t LowerHalf(const void* where) {
+  return static_cast<uint32_t>(reinterpret_cast<uintptr_t>(where));
+}
+std::string TextOf(uint32_t where, const void* beside) {
+  if (where == 0) return "a copy";
+  const uintptr_t upper = reinterpret_cast<uintptr_t>(beside) & ~uintptr_t{0xffffffff};
+  const auto* const address = reinterpret_cast<const void*>(upper | where);
+  Dl_info info;
+  if (dladdr(address, &info) == 0) return "nowhere";
+  const std::string file = info.dli_fname;
+  char text[32];
+  std::snprintf(text, sizeof(text), "+0x%zx",
+                static_cast<size_t>(static_cast<const char*>(address) -
+                                    static_cast<const char*>(info.dli_fbase)));
+  return file.substr(file.rfind('/') + 1) + text;
+}
+
+}  // namespace
+
+bool LooksForHazards() { return some_report; }
+
+Times& Gathering::Open(const Block& block) {
+  if (open_ == nullptr) open_ = std::make_unique<Times>(ClocksOf(block));
+  return *open_;
+}
+
+void Gathering::Add(Thread& thread) {
+  if (thread.block->uses == nullptr) return;
+  Times& times = Open(*thread.block);
+  Knowledge& knowledge = thread.knowledge;
+  if (knowledge.times != nullptr && knowledge.times != merged_) {
+    Merge(*knowledge.times, &times);
+    merged_ = knowledge.times;
+  }
+  times[NumberOf(thread)] = knowledge.now++;
+}
+
+void Gathering::AddCopy(const Block& block, Beside beside, uint32_t time) {
+  uint32_t& known = Open(block)[NumberOf(block, beside)];
+  known = std::max(known, time);
+}
+
+void Gathering::Complete() {
+  if (open_ == nullptr) return;
+  if (complete_ != nullptr) Merge(*complete_, open_.get());
+  complete_ = std::move(open_);
+  merged_ = nullptr;
+}
+
+void Gathering::Teach(Thread& thread, bool added) const {
+  Knowledge& knowledge = thread.knowledge;
+  if (complete_ == nullptr || knowledge.times == complete_) return;
+  if (added || knowledge.times == nullptr) {
+    knowledge.times = complete_;
+    return;
+  }
+  auto both = std::make_shared<Times>(*complete_);
+  Merge(*knowledge.times, both.get());
+  knowledge.times = std::move(both);
+}
+
+void KnowCopies(Thread& thread, Beside beside, uint32_t time) {
+  const Block& block = *thread.block;
+  if (block.uses == nullptr) return;
+  const uint32_t number = NumberOf(block, beside);
+  std::shared_ptr<const Times>& times = thread.knowledge.times;
+  if (times != nullptr && (*times)[number] >= time) return;
+  auto more =
+      times == nullptr ? std::make_shared<Times>(ClocksOf(block)) : std::make_shared<Times>(*times);
+  (*more)[number] = time;
+  times = std::move(more);
+}
+
+struct Uses::Byte {
+  struct Use {
+    uint32_t time;  // 0: none
+    uint32_t where;
+    uint16_t number;
+    bool atomic;
+  };
+  Use write;
+  Use reads[2];  // since then; of more than these it forgets some
+};
+
+// What nobody uses takes no memory.
+Uses::Uses(uint64_t bytes)
+    : bytes_(bytes), uses_(static_cast<Byte*>(std::calloc(bytes, sizeof(Byte)))) {
+  if (uses_ == nullptr) Misuse("no memory to look for hazards");
+}
+
+void Uses::Add(const Thread& thread, uint64_t offset, uint64_t bytes, Kind kind,
+               const void* where) {
+  Add(thread, {NumberOf(thread), thread.knowledge.now}, offset, bytes, kind, where);
+}
+
+uint32_t Uses::AddCopy(const Thread& thread, Beside beside, uint64_t offset, uint64_t bytes,
+                       Kind kind) {
+  const uint32_t time = ++clocks_[static_cast<int>(beside)];
+  Add(thread, {NumberOf(*thread.block, beside), time}, offset, bytes, kind, nullptr);
+  return time;
+}
+
+void Uses::Add(const Thread& starter, User user, uint64_t offset, uint64_t bytes, Kind kind,
+               const void* where) {
+  const Times* const known = starter.knowledge.times.get();
+  const uint32_t self = NumberOf(starter);
+  const auto comes_before = [&](const Byte::Use& use) {
+    return use.time == 0 || use.number == self ||
+           (known != nullptr && (*known)[use.number] >= use.time);
+  };
+  const bool atomic = kind == Kind::kAtomic;
+  const auto check = [&](const Byte::Use& use, const char* what, uint64_t at) {
+    if (comes_before(use) || (atomic && use.atomic)) return;
+    static std::mutex mutex;
+    static std::set<std::pair<uint32_t, uint32_t>> told;
+    static const bool goes_on = std::getenv("MOE_EP_SOFTWARE_HAZARDS_GO_ON") != nullptr;
+    std::lock_guard lock(mutex);
+    if (!told.emplace(use.where, LowerHalf(where)).second) return;
+    const std::string text =
+        std::string("a hazard in shared memory, ") + what + ": " + TextOf(LowerHalf(where), where) +
+        " of thread " + std::to_string(user.number) + " and " + TextOf(use.where, where) + " of " +
+        std::to_string(use.number) + " before, byte " + std::to_string(at);
+    if (!goes_on) Misuse(text);
+    std::fprintf(stderr, "software cuda: %s\n", text.c_str());
+  };
+  const Byte::Use use = {user.time, LowerHalf(where), static_cast<uint16_t>(user.number), atomic};
+  for (uint64_t at = offset; at < offset + bytes; ++at) {
+    Byte& byte = uses_[at];
+    if (kind == Kind::kRead) {
+      check(byte.write, "read after write", at);
+      Byte::Use* free = &byte.reads[user.time % 2];
+      for (Byte::Use& read : byte.reads) {
+        if (read.number == use.number || comes_before(read)) free = &read;
+      }
+      *free = use;
+    } else {
+      check(byte.write, "write after write", at);
+      for (const Byte::Use& read : byte.reads) check(read, "write after read", at);
+      byte = {use, {}};
+    }
+  }
+}
+
+}  // namespace software_cuda
+
+// What the compiler calls. Most of it is other memory than the block's.
+namespace {
+
+using software_cuda::Uses;
+
+void Note(const volatile void* pointer, uint64_t bytes, Uses::Kind kind, const void* where) {
+  const software_cuda::Thread* const thread = software_cuda::running_thread;
+  if (thread == nullptr || thread->block->uses == nullptr) return;
+  Uses& uses = *thread->block->uses;
+  const auto offset =
+      static_cast<uint64_t>(static_cast<const volatile uint8_t*>(pointer) - thread->block->shared);
+  if (offset >= uses.bytes()) return;
+  uses.Add(*thread, offset, bytes, kind, where);
+}
+
+}  // namespace
+
+#define NOTE(pointer, bytes, kind) \
+  Note(pointer, bytes, Uses::Kind::kind, __builtin_return_address(0))
+
+extern "C" {
+
+#define PLAIN(bytes)                                                        \
+  void __tsan_read##bytes(void* at) { NOTE(at, bytes, kRead); }             \
+  void __tsan_write##bytes(void* at) { NOTE(at, bytes, kWrite); }           \
+  void __tsan_unaligned_read##bytes(void* at) { NOTE(at, bytes, kRead); }   \
+  void __tsan_unaligned_write##bytes(void* at) { NOTE(at, bytes, kWrite); } \
+  void __tsan_volatile_read##bytes(void* at) { NOTE(at, bytes, kRead); }    \
+  void __tsan_volatile_write##bytes(void* at) { NOTE(at, bytes, kWrite); }
+PLAIN(1)
+PLAIN(2)
+PLAIN(4)
+PLAIN(8)
+PLAIN(16)
+
+void __tsan_read_range(void* at, size_t bytes) { NOTE(at, bytes, kRead); }
+void __tsan_write_range(void* at, size_t bytes) { NOTE(at, bytes, kWrite); }
+// Of each addon that reports, when it is loaded.
+void __tsan_init() { software_cuda::some_report = true; }
+void __tsan_func_entry(void*) {}
+void __tsan_func_exit() {}
+void __tsan_vptr_update(void**, void*) {}
+void __tsan_vptr_read(void**) {}
+
+#define CHANGE(bits, name)                                                       \
+  uint##bits##_t __tsan_atomic##bits##_fetch_##name(volatile uint##bits##_t* at, \
+                                                    uint##bits##_t value, int) { \
+    NOTE(at, bits / 8, kAtomic);                                                 \
+    return __atomic_fetch_##name(at, value, __ATOMIC_SEQ_CST);                   \
+  }
+#define ATOMIC(bits)                                                                               \
+  uint##bits##_t __tsan_atomic##bits##_load(const volatile uint##bits##_t* at, int) {              \
+    NOTE(at, bits / 8, kAtomic);                                                                   \
+    return __atomic_load_n(at, __ATOMIC_SEQ_CST);                                                  \
+  }                                                                                                \
+  void __tsan_atomic##bits##_store(volatile uint##bits##_t* at, uint##bits##_t value, int) {       \
+    NOTE(at, bits / 8, kAtomic);                                                                   \
+    __atomic_store_n(at, value, __ATOMIC_SEQ_CST);                                                 \
+  }                                                                                                \
+  uint##bits##_t __tsan_atomic##bits##_exchange(volatile uint##bits##_t* at, uint##bits##_t value, \
+                                                int) {                                             \
+    NOTE(at, bits / 8, kAtomic);                                                                   \
+    return __atomic_exchange_n(at, value, __ATOMIC_SEQ_CST);                                       \
+  }                                                                                                \
+  int __tsan_atomic##bits##_compare_exchange_strong(                                               \
+      volatile uint##bits##_t* at, uint##bits##_t* seen, uint##bits##_t value, int, int) {         \
+    NOTE(at, bits / 8, kAtomic);                                                                   \
+    return __atomic_compare_exchange_n(at, seen, value, false, __ATOMIC_SEQ_CST,                   \
+                                       __ATOMIC_SEQ_CST);                                          \
+  }                                                                                                \
+  uint##bits##_t __tsan_atomic##bits##_compare_exchange_val(                                       \
+      volatile uint##bits##_t* at, uint##bits##_t seen, uint##bits##_t value, int, int) {          \
+    NOTE(at, bits / 8, kAtomic);                                                                   \
+    __atomic_compare_exchange_n(at, &seen, value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);      \
+    return seen;                                                                                   \
+  }                                                                                                \
+  CHANGE(bits, add) CHANGE(bits, sub) CHANGE(bits, and) CHANGE(bits, or) CHANGE(bits, xor)
+ATOMIC(8)
+ATOMIC(16)
+ATOMIC(32)
+ATOMIC(64)
+void __tsan_atomic_thread_fence(int) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+
+}  // extern "C"
