@@ -96,6 +96,7 @@ class CudaStream final : public Stream, public Submitter, public Dependent {
   EventPtr RecordInLaunches();
   CudaRecording::Parts PartsOfMark();
   std::shared_ptr<Recording> MarkIn(OwnersGraph& owners);
+  CaptureInfo CaptureByOwner() const;  // none where the library captures
   // What work that goes to the owner's graph has to leave there; null where nobody captures.
   // Throws.
   std::shared_ptr<OwnersGraph> OwnersCapture();

@@ -7,13 +7,16 @@
 
 namespace moe_ep::cuda {
 
-bool CudaStream::OwnerCaptures() {
-  return shared_ && captured_ == nullptr && CaptureOf(stream_).graph != nullptr;
+CaptureInfo CudaStream::CaptureByOwner() const {
+  if (!shared_ || captured_ != nullptr) return {};
+  device_.MakeCurrent();
+  return CaptureOf(stream_);
 }
 
+bool CudaStream::OwnerCaptures() { return CaptureByOwner().graph != nullptr; }
+
 std::shared_ptr<OwnersGraph> CudaStream::OwnersCapture() {
-  if (!shared_ || captured_ != nullptr) return nullptr;
-  const CaptureInfo capture = CaptureOf(stream_);
+  const CaptureInfo capture = CaptureByOwner();
   if (capture.graph == nullptr) return nullptr;
   std::shared_ptr<OwnersGraph> owners = owners_.lock();
   if (owners == nullptr || owners->id() != capture.id)
@@ -53,7 +56,7 @@ std::shared_ptr<Recording> CudaStream::MarkIn(OwnersGraph& owners) {
   parts.capture = owners.id();
   parts.captured = [self = weak_from_this(), id = owners.id()] {
     const auto stream = std::static_pointer_cast<CudaStream>(self.lock());
-    return stream != nullptr && !stream->closed() && CaptureOf(stream->stream_).id == id;
+    return stream != nullptr && !stream->closed() && stream->CaptureByOwner().id == id;
   };
   parts.aborts = awaited_;
   parts.aborts.insert(abort_);
@@ -65,8 +68,8 @@ std::shared_ptr<Recording> CudaStream::MarkIn(OwnersGraph& owners) {
 
 bool CudaStream::SharesCapture(Recording& recording) {
   const auto* const cuda = dynamic_cast<CudaRecording*>(&recording);
-  return cuda != nullptr && cuda->parts().join != nullptr && shared_ && captured_ == nullptr &&
-         CaptureOf(stream_).id == cuda->parts().capture;
+  return cuda != nullptr && cuda->parts().join != nullptr &&
+         CaptureByOwner().id == cuda->parts().capture;
 }
 
 }  // namespace moe_ep::cuda
