@@ -45,6 +45,9 @@ void CompleteEverywhere(Grid& grid) {
 void LeaveBarriers(Thread& thread) {
   Block& block = *thread.block;
   --block.alive;
+  // The others may come before it ends or behind that: here they came before.
+  if (block.alive == 0 && block.used_until == block.grid->everywhere.generation + 1)
+    Misuse("a block may end before others have used its shared memory");
   --block.grid->alive;
   thread.warp->ended |= 1u << thread.lane;
   for (Meeting& meeting : thread.warp->meetings) CompleteMeeting(*thread.warp, meeting);

@@ -54,6 +54,9 @@ struct Block {
   std::vector<Thread> threads;
   std::vector<Warp> warps;
   int alive = 0;
+  // Barriers of the whole grid that there had been when another block used its shared memory last,
+  // and one more; 0: none did.
+  uint32_t used_until = 0;
   Barrier all;
   bool any_true[2] = {false, false};
   bool all_true[2] = {true, true};

@@ -39,8 +39,9 @@ void* PointerToShared(uint32_t address) { return Self().block->shared + (address
 void* SharedOf(const void* pointer, unsigned number) {
   const Block& block = *Self().block;
   for (const std::unique_ptr<Block>& other : block.grid->resident) {
-    if (other->index.x == number && other->alive > 0)
-      return other->shared + (static_cast<const uint8_t*>(pointer) - block.shared);
+    if (other->index.x != number || other->alive == 0) continue;
+    if (other.get() != &block) other->used_until = block.grid->everywhere.generation + 1;
+    return other->shared + (static_cast<const uint8_t*>(pointer) - block.shared);
   }
   Misuse("shared memory is read of a block that has ended");
 }
