@@ -45,7 +45,8 @@ std::shared_ptr<Recording> CudaStream::MarkIn(OwnersGraph& owners) {
   parts.base = device_.CurrentBase();
   parts.time = RecordInLaunches();
   // Always, for the owner launches when it likes: behind failures of other work, and after aborts
-  // of streams that this one waits for. All of it, for what an earlier launch said is over.
+  // of streams that this one waits for. All of it, for what an earlier launch said is over. Who
+  // waits for a launch while the next one runs may be told of that one's failure.
   parts.failure = NewPinned<moe_ep_failure_record>(device_);
   Check(cudaMemcpyAsync(parts.failure.get(), failure_.get(), sizeof(*parts.failure),
                         cudaMemcpyDefault, stream_),

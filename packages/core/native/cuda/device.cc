@@ -152,10 +152,13 @@ void* Device::AllocateOrMakeRoom(Attempt allocate) {
   // What was given back may only wait for the device: that is worth waiting for, once.
   Poll();
   // Graphs hold commands, which hold tensors, which hold memory: each gives back the next. To wait
-  // for the device would end a capture.
+  // for the device would end a capture, and fails where others capture what is not known here.
   for (int round = 0; round < 4 && !AnyCaptured(); ++round) {
     Seal();
-    Check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+    const cudaError_t status = cudaDeviceSynchronize();
+    if (status != cudaSuccess) cudaGetLastError();
+    if (IsOfCapture(status)) break;
+    Check(status, "cudaDeviceSynchronize");
     if (!ReleaseDone()) break;
   }
   Poll();

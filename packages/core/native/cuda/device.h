@@ -22,6 +22,9 @@ namespace moe_ep::cuda {
 // An event of the runtime, from the device's pool and back to it.
 using EventPtr = std::shared_ptr<CUevent_st>;
 
+// Whether a call failed because somebody captures.
+bool IsOfCapture(cudaError_t status);
+
 // Whether work behind which an event was recorded is done. Unknown: never to be told, for
 // somebody's capture has taken the event in.
 enum class Passage { kPassed, kAhead, kUnknown };

@@ -20,15 +20,17 @@ void LookWhatIsDone(int device) { cuda::Device::Get(device).Poll(); }
 
 namespace cuda {
 
+bool IsOfCapture(cudaError_t status) {
+  return status >= cudaErrorStreamCaptureUnsupported && status <= cudaErrorStreamCaptureWrongThread;
+}
+
 Passage PassageOf(const EventPtr& marker) {
   const cudaError_t status = cudaEventQuery(marker.get());
   cudaGetLastError();
   // It became part of somebody's capture between two looks at its stream, and will never tell.
   if (status == cudaErrorCapturedEvent) return Passage::kUnknown;
   // During a capture there may be no answer. Where the device has failed nothing runs any more.
-  const bool later =
-      status >= cudaErrorStreamCaptureUnsupported && status <= cudaErrorStreamCaptureWrongThread;
-  return status == cudaErrorNotReady || later ? Passage::kAhead : Passage::kPassed;
+  return status == cudaErrorNotReady || IsOfCapture(status) ? Passage::kAhead : Passage::kPassed;
 }
 
 namespace {
