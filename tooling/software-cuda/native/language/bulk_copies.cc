@@ -40,7 +40,7 @@ void Make(Block& block, const BulkCopy& copy) {
   BarrierWord word = BarrierWord::Of(copy.barrier);
   word.bytes -= static_cast<int32_t>(copy.bytes);
   Gathering* const gathering = block.At(copy.barrier);
-  if (gathering != nullptr) gathering->AddCopy(block, Beside::kBulkLoads, copy.time);
+  if (gathering != nullptr) gathering->AddCopy(block, copy.user);
   word.To(copy.barrier, gathering);
 }
 
@@ -51,15 +51,20 @@ void CheckBulk(const void* to, const void* from, const void* global, uint32_t by
   if (!FindAllocation(global, bytes, &allocation)) Misuse("a bulk copy of no memory");
 }
 
-}  // namespace
-
-uint32_t NoteCopy(const Thread& thread, Beside beside, const void* shared, uint32_t bytes,
-                  Uses::Kind kind) {
-  if (thread.block->uses == nullptr) return 0;
-  const auto offset =
-      static_cast<uint64_t>(static_cast<const uint8_t*>(shared) - thread.block->shared);
-  return thread.block->uses->AddCopy(thread, beside, offset, bytes, kind);
+// What is looked for in hazards.
+void NoteUse(const Thread& thread, const uint64_t* barrier, Uses::Kind kind, const void* where) {
+  if (thread.block->uses == nullptr) return;
+  thread.block->uses->Add(thread, thread.block->OffsetOf(barrier), sizeof(*barrier), kind, where);
 }
+
+User NoteCopy(const Thread& thread, const void* copier, const void* shared, uint32_t bytes,
+              Uses::Kind kind, const void* where) {
+  if (thread.block->uses == nullptr) return {};
+  return thread.block->uses->AddCopy(thread, copier, thread.block->OffsetOf(shared), bytes, kind,
+                                     where);
+}
+
+}  // namespace
 
 bool MakeCopies(Block& block) {
   bool made = false;
@@ -93,17 +98,20 @@ void StartBulkLoad(void* to, const void* from, uint32_t bytes, uint64_t* barrier
   Thread& thread = Self();
   CheckBulk(to, from, from, bytes);
   if (!thread.block->HasShared(to, bytes)) Misuse("a bulk load passes the end of shared memory");
-  const uint32_t time = NoteCopy(thread, Beside::kBulkLoads, to, bytes, Uses::Kind::kWrite);
-  thread.block->copies.push_back({to, from, bytes, barrier, {}, &thread, 0, time});
+  const void* const where = __builtin_return_address(0);
+  NoteUse(thread, barrier, Uses::Kind::kAtomicRead, where);
+  const User copy = NoteCopy(thread, barrier, to, bytes, Uses::Kind::kWrite, where);
+  thread.block->copies.push_back({to, from, bytes, barrier, {}, &thread, 0, copy});
 }
 
 void StartBulkStore(void* to, const void* from, uint32_t bytes) {
   Thread& thread = Self();
   CheckBulk(to, from, to, bytes);
   if (!thread.block->HasShared(from, bytes)) Misuse("a bulk store passes the end of shared memory");
-  const uint32_t time = NoteCopy(thread, Beside::kBulkStores, from, bytes, Uses::Kind::kRead);
-  thread.stores.emplace_back(thread.bulk_groups, time);
-  thread.block->copies.push_back({to, from, bytes, nullptr, {}, &thread, thread.bulk_groups, time});
+  const User copy =
+      NoteCopy(thread, &thread.stores, from, bytes, Uses::Kind::kRead, __builtin_return_address(0));
+  thread.stores.emplace_back(thread.bulk_groups, copy);
+  thread.block->copies.push_back({to, from, bytes, nullptr, {}, &thread, thread.bulk_groups, copy});
   thread.stored_until = thread.bulk_groups + 1;
 }
 
@@ -115,7 +123,7 @@ void WaitBulkStores(uint32_t groups_left, bool read) {
   thread.waited_until = std::max(thread.waited_until, done);
   std::erase_if(thread.stores, [&](const auto& store) {
     if (store.first >= done) return false;
-    KnowCopies(thread, Beside::kBulkStores, store.second);
+    KnowCopy(thread, store.second);
     return true;
   });
   std::vector<BulkCopy>& copies = thread.block->copies;
@@ -141,7 +149,9 @@ void InitBarrier(uint64_t* barrier, uint32_t arrivals) {
   word.arrivals = static_cast<uint16_t>(arrivals);
   word.left = static_cast<uint16_t>(arrivals & 0x7fff);
   std::memcpy(barrier, &word, sizeof(word));
-  Self().block->at_barriers.erase(barrier);
+  Thread& thread = Self();
+  NoteUse(thread, barrier, Uses::Kind::kWrite, __builtin_return_address(0));
+  thread.block->at_barriers.erase(barrier);
 }
 
 void ArriveAtBarrier(uint64_t* barrier, int64_t expected_bytes) {
@@ -150,6 +160,7 @@ void ArriveAtBarrier(uint64_t* barrier, int64_t expected_bytes) {
   word.bytes += static_cast<int32_t>(expected_bytes);
   --word.left;
   Thread& thread = Self();
+  NoteUse(thread, barrier, Uses::Kind::kAtomic, __builtin_return_address(0));
   Gathering* const gathering = thread.block->At(barrier);
   if (gathering != nullptr) gathering->Add(thread);
   word.To(barrier, gathering);
@@ -157,6 +168,7 @@ void ArriveAtBarrier(uint64_t* barrier, int64_t expected_bytes) {
 
 bool TryBarrier(const uint64_t* barrier, uint32_t parity) {
   Thread& thread = Self();
+  NoteUse(thread, barrier, Uses::Kind::kAtomicRead, __builtin_return_address(0));
   if (BarrierWord::Of(barrier).phase == parity) {
     // Changes with every arrival and every phase.
     const auto* const changing = reinterpret_cast<const uint32_t*>(barrier);
@@ -172,13 +184,14 @@ void StartWord(void* to, const void* from) {
   Thread& thread = Self();
   constexpr uint32_t kBytes = 4;
   if (!thread.block->HasShared(to, kBytes)) Misuse("a copy passes the end of shared memory");
-  thread.words = NoteCopy(thread, Beside::kWords, to, kBytes, Uses::Kind::kWrite);
+  thread.words =
+      NoteCopy(thread, thread.warp, to, kBytes, Uses::Kind::kWrite, __builtin_return_address(0));
   std::memcpy(to, from, kBytes);
 }
 
 void WaitWords() {
   Thread& thread = Self();
-  if (thread.words != 0) KnowCopies(thread, Beside::kWords, thread.words);
+  if (thread.words.time != 0) KnowCopy(thread, thread.words);
 }
 
 }  // namespace software_cuda

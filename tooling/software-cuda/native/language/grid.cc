@@ -134,12 +134,12 @@ std::unique_ptr<Block> NewBlock(Grid& grid, uint64_t number, size_t first_stack)
   block->index = {static_cast<unsigned>(number % grid.blocks.x),
                   static_cast<unsigned>(number / grid.blocks.x % grid.blocks.y),
                   static_cast<unsigned>(number / grid.blocks.x / grid.blocks.y)};
-  const uint64_t bytes = grid.dynamic_bytes + kStaticBytes + 2 * kAlignment;
+  const uint64_t bytes = StaticsOf(grid) + kStaticBytes + 2 * kAlignment;
   block->memory = std::make_unique_for_overwrite<uint8_t[]>(bytes);
   std::memset(block->memory.get(), 0xa5, bytes);
   const auto begin = reinterpret_cast<uintptr_t>(block->memory.get());
   block->shared = block->memory.get() + (kAlignment - begin % kAlignment);
-  if (LooksForHazards()) block->uses = std::make_unique<Uses>(grid.dynamic_bytes + kStaticBytes);
+  if (LooksForHazards()) block->uses = std::make_unique<Uses>(StaticsOf(grid) + kStaticBytes);
   const unsigned count = grid.block.x * grid.block.y * grid.block.z;
   block->threads.resize(count);
   block->warps = std::vector<Warp>((count + kWarp - 1) / kWarp);

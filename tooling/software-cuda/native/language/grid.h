@@ -37,9 +37,9 @@ struct Thread {
   uint32_t stored_until = 0;  // the group behind the last that has stores
   uint32_t waited_until = 0;  // the group behind the last that was waited for
   Knowledge knowledge;
-  // Of bulk stores that were not waited for: their groups and times.
-  std::vector<std::pair<uint32_t, uint32_t>> stores;
-  uint32_t words = 0;  // when the newest of its copies of words was started
+  // Bulk stores that were not waited for, and their groups.
+  std::vector<std::pair<uint32_t, User>> stores;
+  User words = {};  // the newest of its copies of words
 };
 
 // The one that runs; misuse outside of kernels.

@@ -45,7 +45,7 @@ struct BulkCopy {
   std::vector<uint8_t> read;  // what a store has read already
   const Thread* thread;       // that started it
   uint32_t group;             // of that thread's stores
-  uint32_t time;
+  User user;
 };
 
 struct Block {
@@ -76,6 +76,9 @@ struct Block {
   }
 
   bool HasShared(const void* pointer, uint64_t bytes) const;
+  uint64_t OffsetOf(const void* pointer) const {
+    return static_cast<uint64_t>(static_cast<const uint8_t*>(pointer) - shared);
+  }
 };
 
 struct Grid {
@@ -93,10 +96,17 @@ struct Grid {
 // Of kernels' own declarations, in a block.
 inline constexpr uint64_t kStaticBytes = uint64_t{48} << 10;
 
+// Where they begin.
+inline uint64_t StaticsOf(const Grid& grid) {
+  constexpr uint64_t kApart = 128;
+  return (grid.dynamic_bytes + kApart - 1) / kApart * kApart;
+}
+
 inline bool Block::HasShared(const void* pointer, uint64_t bytes) const {
   const auto* const at = static_cast<const uint8_t*>(pointer);
   const uint8_t* const dynamic_end = shared + grid->dynamic_bytes;
-  const uint8_t* const end = at < dynamic_end ? dynamic_end : dynamic_end + kStaticBytes;
+  const uint8_t* const end =
+      at < dynamic_end ? dynamic_end : shared + StaticsOf(*grid) + kStaticBytes;
   return at >= shared && at + bytes <= end;
 }
 

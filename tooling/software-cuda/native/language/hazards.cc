@@ -1,10 +1,12 @@
 #include "hazards.h"
 
 #include <dlfcn.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
+#include <cstdlib>
 #include <mutex>
 #include <set>
 #include <string>
@@ -21,10 +23,7 @@ std::atomic<bool> some_report = false;
 uint32_t NumberOf(const Thread& thread) {
   return static_cast<uint32_t>(&thread - thread.block->threads.data());
 }
-uint32_t NumberOf(const Block& block, Beside beside) {
-  return static_cast<uint32_t>(block.threads.size()) + static_cast<uint32_t>(beside);
-}
-size_t ClocksOf(const Block& block) { return NumberOf(block, Beside::kCount); }
+size_t ClocksOf(const Block& block) { return block.threads.size() + kCopiers; }
 
 void Merge(const Times& from, Times* to) {
   for (size_t i = 0; i < from.size(); ++i) (*to)[i] = std::max((*to)[i], from[i]);
@@ -34,17 +33,16 @@ void Merge(const Times& from, Times* to) {
 uint32_t LowerHalf(const void* where) {
   return static_cast<uint32_t>(reinterpret_cast<uintptr_t>(where));
 }
-std::string TextOf(uint32_t where, const void* beside) {
-  if (where == 0) return "a copy";
-  const uintptr_t upper = reinterpret_cast<uintptr_t>(beside) & ~uintptr_t{0xffffffff};
-  const auto* const address = reinterpret_cast<const void*>(upper | where);
+std::string TextOf(uint32_t where, const void* upper_half) {
+  const uintptr_t upper = reinterpret_cast<uintptr_t>(upper_half) & ~uintptr_t{0xffffffff};
+  // In the call, and not behind it.
+  const auto* const address = reinterpret_cast<const char*>(upper | where) - 1;
   Dl_info info;
   if (dladdr(address, &info) == 0) return "nowhere";
   const std::string file = info.dli_fname;
   char text[32];
   std::snprintf(text, sizeof(text), "+0x%zx",
-                static_cast<size_t>(static_cast<const char*>(address) -
-                                    static_cast<const char*>(info.dli_fbase)));
+                static_cast<size_t>(address - static_cast<const char*>(info.dli_fbase)));
   return file.substr(file.rfind('/') + 1) + text;
 }
 
@@ -68,9 +66,9 @@ void Gathering::Add(Thread& thread) {
   times[NumberOf(thread)] = knowledge.now++;
 }
 
-void Gathering::AddCopy(const Block& block, Beside beside, uint32_t time) {
-  uint32_t& known = Open(block)[NumberOf(block, beside)];
-  known = std::max(known, time);
+void Gathering::AddCopy(const Block& block, User copy) {
+  uint32_t& known = Open(block)[copy.number];
+  known = std::max(known, copy.time);
 }
 
 void Gathering::Complete() {
@@ -92,15 +90,14 @@ void Gathering::Teach(Thread& thread, bool added) const {
   knowledge.times = std::move(both);
 }
 
-void KnowCopies(Thread& thread, Beside beside, uint32_t time) {
+void KnowCopy(Thread& thread, User copy) {
   const Block& block = *thread.block;
   if (block.uses == nullptr) return;
-  const uint32_t number = NumberOf(block, beside);
   std::shared_ptr<const Times>& times = thread.knowledge.times;
-  if (times != nullptr && (*times)[number] >= time) return;
+  if (times != nullptr && (*times)[copy.number] >= copy.time) return;
   auto more =
       times == nullptr ? std::make_shared<Times>(ClocksOf(block)) : std::make_shared<Times>(*times);
-  (*more)[number] = time;
+  (*more)[copy.number] = copy.time;
   times = std::move(more);
 }
 
@@ -112,13 +109,19 @@ struct Uses::Byte {
     bool atomic;
   };
   Use write;
-  Use reads[2];  // since then; of more than these it forgets some
+  // Since then; of more than these it forgets some.
+  Use atomic;
+  Use reads[2];
 };
 
-// What nobody uses takes no memory.
-Uses::Uses(uint64_t bytes)
-    : bytes_(bytes), uses_(static_cast<Byte*>(std::calloc(bytes, sizeof(Byte)))) {
-  if (uses_ == nullptr) Misuse("no memory to look for hazards");
+void Uses::Unmap::operator()(void* memory) const { munmap(memory, bytes); }
+
+// Pages that nobody uses take no memory.
+Uses::Uses(uint64_t bytes) : bytes_(bytes), uses_(nullptr, Unmap{bytes * sizeof(Byte)}) {
+  void* const made = mmap(nullptr, bytes * sizeof(Byte), PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (made == MAP_FAILED) Misuse("no memory to look for hazards");
+  uses_.reset(static_cast<Byte*>(made));
 }
 
 void Uses::Add(const Thread& thread, uint64_t offset, uint64_t bytes, Kind kind,
@@ -126,11 +129,14 @@ void Uses::Add(const Thread& thread, uint64_t offset, uint64_t bytes, Kind kind,
   Add(thread, {NumberOf(thread), thread.knowledge.now}, offset, bytes, kind, where);
 }
 
-uint32_t Uses::AddCopy(const Thread& thread, Beside beside, uint64_t offset, uint64_t bytes,
-                       Kind kind) {
-  const uint32_t time = ++clocks_[static_cast<int>(beside)];
-  Add(thread, {NumberOf(*thread.block, beside), time}, offset, bytes, kind, nullptr);
-  return time;
+User Uses::AddCopy(const Thread& thread, const void* copier, uint64_t offset, uint64_t bytes,
+                   Kind kind, const void* where) {
+  const auto clock = copiers_.emplace(copier, static_cast<uint32_t>(copiers_.size())).first->second;
+  if (clock >= kCopiers) Misuse("more copiers than hazards are looked for with");
+  const auto number = static_cast<uint32_t>(thread.block->threads.size()) + clock;
+  const User copy = {number, ++clocks_[clock]};
+  Add(thread, copy, offset, bytes, kind, where);
+  return copy;
 }
 
 void Uses::Add(const Thread& starter, User user, uint64_t offset, uint64_t bytes, Kind kind,
@@ -141,35 +147,51 @@ void Uses::Add(const Thread& starter, User user, uint64_t offset, uint64_t bytes
     return use.time == 0 || use.number == self ||
            (known != nullptr && (*known)[use.number] >= use.time);
   };
-  const bool atomic = kind == Kind::kAtomic;
+  const auto nameOf = [&](uint32_t number, uint32_t address) {
+    const size_t threads = starter.block->threads.size();
+    const bool copied = number >= threads;
+    return std::string(copied ? "a copy" : "thread " + std::to_string(number)) + " at " +
+           TextOf(address, where);
+  };
   const auto check = [&](const Byte::Use& use, const char* what, uint64_t at) {
-    if (comes_before(use) || (atomic && use.atomic)) return;
+    if (comes_before(use)) return;
     static std::mutex mutex;
-    static std::set<std::pair<uint32_t, uint32_t>> told;
+    static auto* const told = new std::set<std::pair<uint32_t, uint32_t>>;
     static const bool goes_on = std::getenv("MOE_EP_SOFTWARE_HAZARDS_GO_ON") != nullptr;
     std::lock_guard lock(mutex);
-    if (!told.emplace(use.where, LowerHalf(where)).second) return;
-    const std::string text =
-        std::string("a hazard in shared memory, ") + what + ": " + TextOf(LowerHalf(where), where) +
-        " of thread " + std::to_string(user.number) + " and " + TextOf(use.where, where) + " of " +
-        std::to_string(use.number) + " before, byte " + std::to_string(at);
+    if (!told->emplace(use.where, LowerHalf(where)).second) return;
+    const std::string text = std::string("a hazard in shared memory, ") + what + ": " +
+                             nameOf(user.number, LowerHalf(where)) + ", before it " +
+                             nameOf(use.number, use.where) + ", byte " + std::to_string(at);
     if (!goes_on) Misuse(text);
     std::fprintf(stderr, "software cuda: %s\n", text.c_str());
   };
+  const bool atomic = kind == Kind::kAtomic || kind == Kind::kAtomicRead;
   const Byte::Use use = {user.time, LowerHalf(where), static_cast<uint16_t>(user.number), atomic};
   for (uint64_t at = offset; at < offset + bytes; ++at) {
     Byte& byte = uses_[at];
-    if (kind == Kind::kRead) {
-      check(byte.write, "read after write", at);
-      Byte::Use* free = &byte.reads[user.time % 2];
+    check(
+        byte.write,
+        kind == Kind::kRead || kind == Kind::kAtomicRead ? "read after write" : "write after write",
+        at);
+    if (!atomic)
+      check(byte.atomic, kind == Kind::kRead ? "read after atomic" : "write after atomic", at);
+    if (kind == Kind::kRead || kind == Kind::kAtomicRead) {
+      Byte::Use* place = &byte.reads[user.time % 2];
       for (Byte::Use& read : byte.reads) {
-        if (read.number == use.number || comes_before(read)) free = &read;
+        if (read.number == use.number || comes_before(read)) place = &read;
       }
-      *free = use;
+      *place = use;
+      continue;
+    }
+    for (const Byte::Use& read : byte.reads) {
+      if (!atomic || !read.atomic)
+        check(read, atomic ? "atomic after read" : "write after read", at);
+    }
+    if (atomic) {
+      if (comes_before(byte.atomic) || user.time % 2 == 0) byte.atomic = use;
     } else {
-      check(byte.write, "write after write", at);
-      for (const Byte::Use& read : byte.reads) check(read, "write after read", at);
-      byte = {use, {}};
+      byte = {use, {}, {}};
     }
   }
 }
@@ -188,6 +210,8 @@ void Note(const volatile void* pointer, uint64_t bytes, Uses::Kind kind, const v
   const auto offset =
       static_cast<uint64_t>(static_cast<const volatile uint8_t*>(pointer) - thread->block->shared);
   if (offset >= uses.bytes()) return;
+  if (bytes > uses.bytes() - offset)
+    software_cuda::Misuse("a kernel passes the end of its shared memory");
   uses.Add(*thread, offset, bytes, kind, where);
 }
 

@@ -8,8 +8,9 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
+#include <map>
 #include <memory>
+#include <utility>
 #include <vector>
 
 namespace software_cuda {
@@ -17,24 +18,30 @@ namespace software_cuda {
 struct Block;
 struct Thread;
 
-// What goes on beside the threads of a block, and has clocks of its own.
-enum class Beside { kBulkLoads, kBulkStores, kWords, kCount };
-
 bool LooksForHazards();
 
-// By a thread's number in its block; behind them come the clocks of what goes on beside them.
+// By a thread's number in its block. Behind them come the clocks of what goes on beside threads:
+// the bulk loads that tell one barrier, the bulk stores of a thread, the words that lanes of a warp
+// copy.
 using Times = std::vector<uint32_t>;
+inline constexpr uint32_t kCopiers = 512;
 
 struct Knowledge {
   std::shared_ptr<const Times> times;  // shared by all who met; null: nothing
   uint32_t now = 1;  // the thread's own clock, which goes on wherever others may learn of it
 };
 
+// Who uses a byte, and when.
+struct User {
+  uint32_t number;
+  uint32_t time;
+};
+
 // Where threads leave what they know for those who come after.
 class Gathering {
  public:
   void Add(Thread& thread);
-  void AddCopy(const Block& block, Beside beside, uint32_t time);
+  void AddCopy(const Block& block, User copy);
   // All who wait for it may learn what was left so far.
   void Complete();
   // `added`: what the thread itself knew is in it.
@@ -53,31 +60,30 @@ class Uses {
  public:
   explicit Uses(uint64_t bytes);
 
-  enum class Kind { kRead, kWrite, kAtomic };
-  // Misuse where it is a hazard. `where`: the code's address.
+  enum class Kind { kRead, kAtomicRead, kAtomic, kWrite };
+  // Misuse where it is a hazard. `where`: the address that the code goes on at.
   void Add(const Thread& thread, uint64_t offset, uint64_t bytes, Kind kind, const void* where);
-  // The same by a copy that the thread starts; its time.
-  uint32_t AddCopy(const Thread& thread, Beside beside, uint64_t offset, uint64_t bytes, Kind kind);
+  // The same by a copy that the thread starts. `copier`: whose clock it has.
+  User AddCopy(const Thread& thread, const void* copier, uint64_t offset, uint64_t bytes, Kind kind,
+               const void* where);
   uint64_t bytes() const { return bytes_; }
 
  private:
   struct Byte;
-  struct Free {
-    void operator()(void* memory) const { std::free(memory); }
-  };
-  struct User {
-    uint32_t number;
-    uint32_t time;
+  struct Unmap {
+    uint64_t bytes;
+    void operator()(void* memory) const;
   };
   void Add(const Thread& starter, User user, uint64_t offset, uint64_t bytes, Kind kind,
            const void* where);
 
   const uint64_t bytes_;
-  std::unique_ptr<Byte[], Free> uses_;
-  uint32_t clocks_[static_cast<int>(Beside::kCount)] = {};
+  std::unique_ptr<Byte[], Unmap> uses_;
+  std::map<const void*, uint32_t> copiers_;  // their numbers
+  uint32_t clocks_[kCopiers] = {};
 };
 
-// The thread has waited for copies up to a time.
-void KnowCopies(Thread& thread, Beside beside, uint32_t time);
+// The thread has waited for a copy.
+void KnowCopy(Thread& thread, User copy);
 
 }  // namespace software_cuda

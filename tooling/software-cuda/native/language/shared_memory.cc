@@ -20,8 +20,7 @@ void* StaticShared(const void* key, uint64_t bytes) {
     if (known == key) return block.shared + offset;
   }
   constexpr uint64_t kApart = 128;
-  const uint64_t dynamic = (grid.dynamic_bytes + kApart - 1) / kApart * kApart;
-  const uint64_t offset = dynamic + grid.static_bytes;
+  const uint64_t offset = StaticsOf(grid) + grid.static_bytes;
   grid.static_bytes += (bytes + kApart - 1) / kApart * kApart;
   if (grid.static_bytes > kStaticBytes) Misuse("a kernel declares too much shared memory");
   grid.statics.emplace_back(key, offset);
