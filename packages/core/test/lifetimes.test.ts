@@ -1,5 +1,3 @@
-import v8 from 'node:v8'
-import vm from 'node:vm'
 import { setImmediate as turn } from 'node:timers/promises'
 import { describe, expect, test } from 'vitest'
 import { requires } from '../../../tooling/vitest/requirements.js'
@@ -14,17 +12,7 @@ import {
   Plan,
   Tensor,
 } from '../src/index.js'
-
-v8.setFlagsFromString('--expose-gc')
-const collect = vm.runInNewContext('gc') as () => void
-
-/** Lets go of all handles that nothing refers to. */
-async function collectHandles(): Promise<void> {
-  for (let i = 0; i < 3; i++) {
-    collect()
-    await turn()
-  }
-}
+import { collectHandles } from './collect.js'
 
 const device = getDefaultDevice()
 const cpu = getDevice('cpu')

@@ -1,6 +1,3 @@
-import v8 from 'node:v8'
-import vm from 'node:vm'
-import { setImmediate as turn } from 'node:timers/promises'
 import { describe, expect, test } from 'vitest'
 import { requires } from '../../../tooling/vitest/requirements.js'
 import {
@@ -14,17 +11,7 @@ import {
   type Stream,
   Tensor,
 } from '../src/index.js'
-
-v8.setFlagsFromString('--expose-gc')
-const collect = vm.runInNewContext('gc') as () => void
-
-/** Lets go of all handles that nothing refers to. */
-async function collectHandles(): Promise<void> {
-  for (let i = 0; i < 3; i++) {
-    collect()
-    await turn()
-  }
-}
+import { collectHandles } from './collect.js'
 
 const cpu = getDevice('cpu')
 const hasGpu = requires('cuda', () => {

@@ -1,12 +1,18 @@
-import v8 from 'node:v8'
-import vm from 'node:vm'
 import * as fc from 'fast-check'
 import { expect, test } from 'vitest'
 import { repeats } from '../../../tooling/vitest/repeats.js'
-import { copyTensor, type Event, getDefaultDevice, getDevice, Graph, Plan, type Stream, Tensor } from '../src/index.js'
-
-v8.setFlagsFromString('--expose-gc')
-const collect = vm.runInNewContext('gc') as () => void
+import {
+  copyTensor,
+  CudaDevice,
+  type Event,
+  getDefaultDevice,
+  getDevice,
+  Graph,
+  Plan,
+  type Stream,
+  Tensor,
+} from '../src/index.js'
+import { collect } from './collect.js'
 
 const device = getDefaultDevice()
 const cpu = getDevice('cpu')
@@ -25,7 +31,7 @@ const step = fc.oneof(
   fc.record({ kind: fc.constant('read' as const), slot, on: queue }),
   {
     arbitrary: fc.record({
-      kind: fc.constantFrom('graph' as const, 'plan' as const),
+      kind: fc.constantFrom('graph' as const, 'owner' as const, 'plan' as const),
       body: fc.array(copy, { minLength: 1, maxLength: 6 }),
       on: queue,
       launches: fc.integer({ min: 1, max: 3 }),
@@ -51,6 +57,8 @@ class Machine {
   private readonly used: (Event | undefined)[] = []
   private readonly streams: Stream[] = []
   private readonly pending: Promise<void>[] = []
+  /** Ends of streams over others, which those outlive. */
+  private readonly wrapped = new WeakMap<Stream, Promise<unknown>>()
 
   constructor(count: number) {
     this.count = count
@@ -101,6 +109,28 @@ class Machine {
     main.wait(side.record())
   }
 
+  private closeWrapped(wrapped: Stream, owner: Stream): void {
+    const closed = Promise.all([this.wrapped.get(owner), wrapped.close()]).then(() => void owner.closed)
+    this.wrapped.set(owner, closed)
+    this.pending.push(closed)
+  }
+
+  /** A graph, or one of the owner of wrapped streams that the work goes to. */
+  private capture(body: Copy[], stream: Stream, side: Stream, owner: boolean): Graph {
+    if (!owner || !(device instanceof CudaDevice))
+      return Graph.capture(stream, () => this.enqueueJoined(body, stream, side))
+    const wrapped = device.wrapStream(stream.cudaHandle)
+    const wrappedSide = device.wrapStream(side.cudaHandle)
+    const graph = Graph.capture(stream, () => {
+      side.wait(stream.record())
+      this.enqueueJoined(body, wrapped, wrappedSide)
+      stream.wait(side.record())
+    })
+    this.closeWrapped(wrapped, stream)
+    this.closeWrapped(wrappedSide, side)
+    return graph
+  }
+
   private async read(at: number, stream: Stream, id: number): Promise<void> {
     expect(await this.tensors[at]!.read({ stream })).toEqual(contentOf(id, this.count))
   }
@@ -108,7 +138,7 @@ class Machine {
   private renewStream(at: number, how: string): void {
     const old = this.streams[at]!
     this.streams[at] = device.createStream({ threads: 1 })
-    if (how === 'closed') this.pending.push(old.close())
+    if (how === 'closed') this.pending.push(Promise.resolve(this.wrapped.get(old)).then(() => old.close()))
   }
 
   run(one: Step): void {
@@ -139,9 +169,9 @@ class Machine {
       default: {
         const side = this.streams[(one.on + 1) % streamCount]!
         const made =
-          one.kind === 'graph'
-            ? Graph.capture(stream, () => this.enqueueJoined(one.body, stream, side))
-            : Plan.of(stream, () => one.body.forEach((each) => this.enqueueCopy(each, stream)))
+          one.kind === 'plan'
+            ? Plan.of(stream, () => one.body.forEach((each) => this.enqueueCopy(each, stream)))
+            : this.capture(one.body, stream, side, one.kind === 'owner')
         const slots = [...new Set(one.body.flatMap(({ from, to }) => [from, to]))]
         for (let i = 0; i < one.launches; i++) {
           this.use(slots, stream, () => made.launch(stream))

@@ -151,14 +151,22 @@ EventPtr CudaStream::RecordEvent() {
   return event;
 }
 
-CudaRecording::Parts CudaStream::PartsOfMark() {
-  device_.MakeCurrent();
-  const Submission submission(*this);
+CudaRecording::Parts CudaStream::NewParts() {
   CudaRecording::Parts parts = {};
   parts.device = &device_;
   parts.stream = abort_.get();
   parts.takes = takes_;
   parts.base = device_.CurrentBase();
+  parts.aborts = awaited_;
+  parts.aborts.insert(abort_);
+  parts.completions = completions_;
+  return parts;
+}
+
+CudaRecording::Parts CudaStream::PartsOfMark() {
+  device_.MakeCurrent();
+  const Submission submission(*this);
+  CudaRecording::Parts parts = NewParts();
   parts.time = parts.done = RecordEvent();
   if (may_fail_ && snapshot_ != nullptr && !owner_may_fail_) {
     parts.failure = snapshot_;
@@ -168,9 +176,6 @@ CudaRecording::Parts CudaStream::PartsOfMark() {
     LaunchCopyFailure(stream_, failure_.get(), parts.failure.get());
     parts.done = RecordEvent();
   }
-  parts.aborts = awaited_;
-  parts.aborts.insert(abort_);
-  parts.completions = completions_;
   return parts;
 }
 

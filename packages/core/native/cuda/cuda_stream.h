@@ -94,6 +94,7 @@ class CudaStream final : public Stream, public Submitter, public Dependent {
   void Run(const CommandPtr& command);
   EventPtr RecordEvent();
   EventPtr RecordInLaunches();
+  CudaRecording::Parts NewParts();  // all but the events and what is copied for them
   CudaRecording::Parts PartsOfMark();
   std::shared_ptr<Recording> MarkIn(OwnersGraph& owners);
   CaptureInfo CaptureByOwner() const;  // none where the library captures

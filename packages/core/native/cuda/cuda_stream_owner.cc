@@ -38,11 +38,7 @@ std::shared_ptr<Recording> CudaStream::MarkIn(OwnersGraph& owners) {
   device_.MakeCurrent();
   const RelaxedCaptures relaxed;
   const Submission submission(*this);
-  CudaRecording::Parts parts = {};
-  parts.device = &device_;
-  parts.stream = abort_.get();
-  parts.takes = takes_;
-  parts.base = device_.CurrentBase();
+  CudaRecording::Parts parts = NewParts();
   parts.time = RecordInLaunches();
   // Always, for the owner launches when it likes: behind failures of other work, and after aborts
   // of streams that this one waits for. All of it, for what an earlier launch said is over. Who
@@ -59,9 +55,6 @@ std::shared_ptr<Recording> CudaStream::MarkIn(OwnersGraph& owners) {
     const auto stream = std::static_pointer_cast<CudaStream>(self.lock());
     return stream != nullptr && !stream->closed() && stream->CaptureByOwner().id == id;
   };
-  parts.aborts = awaited_;
-  parts.aborts.insert(abort_);
-  parts.completions = completions_;
   const auto recording = std::make_shared<CudaRecording>(std::move(parts));
   owners.Keep(recording);
   return recording;

@@ -4,7 +4,6 @@
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <mutex>
@@ -17,8 +16,6 @@
 
 namespace software_cuda {
 namespace {
-
-std::atomic<bool> some_report = false;
 
 uint32_t NumberOf(const Thread& thread) {
   return static_cast<uint32_t>(&thread - thread.block->threads.data());
@@ -47,8 +44,6 @@ std::string TextOf(uint32_t where, const void* upper_half) {
 }
 
 }  // namespace
-
-bool LooksForHazards() { return some_report; }
 
 Times& Gathering::Open(const Block& block) {
   if (open_ == nullptr) open_ = std::make_unique<Times>(ClocksOf(block));
@@ -147,7 +142,7 @@ void Uses::Add(const Thread& starter, User user, uint64_t offset, uint64_t bytes
     return use.time == 0 || use.number == self ||
            (known != nullptr && (*known)[use.number] >= use.time);
   };
-  const auto nameOf = [&](uint32_t number, uint32_t address) {
+  const auto name_of = [&](uint32_t number, uint32_t address) {
     const size_t threads = starter.block->threads.size();
     const bool copied = number >= threads;
     return std::string(copied ? "a copy" : "thread " + std::to_string(number)) + " at " +
@@ -161,8 +156,8 @@ void Uses::Add(const Thread& starter, User user, uint64_t offset, uint64_t bytes
     std::lock_guard lock(mutex);
     if (!told->emplace(use.where, LowerHalf(where)).second) return;
     const std::string text = std::string("a hazard in shared memory, ") + what + ": " +
-                             nameOf(user.number, LowerHalf(where)) + ", before it " +
-                             nameOf(use.number, use.where) + ", byte " + std::to_string(at);
+                             name_of(user.number, LowerHalf(where)) + ", before it " +
+                             name_of(use.number, use.where) + ", byte " + std::to_string(at);
     if (!goes_on) Misuse(text);
     std::fprintf(stderr, "software cuda: %s\n", text.c_str());
   };
@@ -197,90 +192,3 @@ void Uses::Add(const Thread& starter, User user, uint64_t offset, uint64_t bytes
 }
 
 }  // namespace software_cuda
-
-// What the compiler calls. Most of it is other memory than the block's.
-namespace {
-
-using software_cuda::Uses;
-
-void Note(const volatile void* pointer, uint64_t bytes, Uses::Kind kind, const void* where) {
-  const software_cuda::Thread* const thread = software_cuda::running_thread;
-  if (thread == nullptr || thread->block->uses == nullptr) return;
-  Uses& uses = *thread->block->uses;
-  const auto offset =
-      static_cast<uint64_t>(static_cast<const volatile uint8_t*>(pointer) - thread->block->shared);
-  if (offset >= uses.bytes()) return;
-  if (bytes > uses.bytes() - offset)
-    software_cuda::Misuse("a kernel passes the end of its shared memory");
-  uses.Add(*thread, offset, bytes, kind, where);
-}
-
-}  // namespace
-
-#define NOTE(pointer, bytes, kind) \
-  Note(pointer, bytes, Uses::Kind::kind, __builtin_return_address(0))
-
-extern "C" {
-
-#define PLAIN(bytes)                                                        \
-  void __tsan_read##bytes(void* at) { NOTE(at, bytes, kRead); }             \
-  void __tsan_write##bytes(void* at) { NOTE(at, bytes, kWrite); }           \
-  void __tsan_unaligned_read##bytes(void* at) { NOTE(at, bytes, kRead); }   \
-  void __tsan_unaligned_write##bytes(void* at) { NOTE(at, bytes, kWrite); } \
-  void __tsan_volatile_read##bytes(void* at) { NOTE(at, bytes, kRead); }    \
-  void __tsan_volatile_write##bytes(void* at) { NOTE(at, bytes, kWrite); }
-PLAIN(1)
-PLAIN(2)
-PLAIN(4)
-PLAIN(8)
-PLAIN(16)
-
-void __tsan_read_range(void* at, size_t bytes) { NOTE(at, bytes, kRead); }
-void __tsan_write_range(void* at, size_t bytes) { NOTE(at, bytes, kWrite); }
-// Of each addon that reports, when it is loaded.
-void __tsan_init() { software_cuda::some_report = true; }
-void __tsan_func_entry(void*) {}
-void __tsan_func_exit() {}
-void __tsan_vptr_update(void**, void*) {}
-void __tsan_vptr_read(void**) {}
-
-#define CHANGE(bits, name)                                                       \
-  uint##bits##_t __tsan_atomic##bits##_fetch_##name(volatile uint##bits##_t* at, \
-                                                    uint##bits##_t value, int) { \
-    NOTE(at, bits / 8, kAtomic);                                                 \
-    return __atomic_fetch_##name(at, value, __ATOMIC_SEQ_CST);                   \
-  }
-#define ATOMIC(bits)                                                                               \
-  uint##bits##_t __tsan_atomic##bits##_load(const volatile uint##bits##_t* at, int) {              \
-    NOTE(at, bits / 8, kAtomic);                                                                   \
-    return __atomic_load_n(at, __ATOMIC_SEQ_CST);                                                  \
-  }                                                                                                \
-  void __tsan_atomic##bits##_store(volatile uint##bits##_t* at, uint##bits##_t value, int) {       \
-    NOTE(at, bits / 8, kAtomic);                                                                   \
-    __atomic_store_n(at, value, __ATOMIC_SEQ_CST);                                                 \
-  }                                                                                                \
-  uint##bits##_t __tsan_atomic##bits##_exchange(volatile uint##bits##_t* at, uint##bits##_t value, \
-                                                int) {                                             \
-    NOTE(at, bits / 8, kAtomic);                                                                   \
-    return __atomic_exchange_n(at, value, __ATOMIC_SEQ_CST);                                       \
-  }                                                                                                \
-  int __tsan_atomic##bits##_compare_exchange_strong(                                               \
-      volatile uint##bits##_t* at, uint##bits##_t* seen, uint##bits##_t value, int, int) {         \
-    NOTE(at, bits / 8, kAtomic);                                                                   \
-    return __atomic_compare_exchange_n(at, seen, value, false, __ATOMIC_SEQ_CST,                   \
-                                       __ATOMIC_SEQ_CST);                                          \
-  }                                                                                                \
-  uint##bits##_t __tsan_atomic##bits##_compare_exchange_val(                                       \
-      volatile uint##bits##_t* at, uint##bits##_t seen, uint##bits##_t value, int, int) {          \
-    NOTE(at, bits / 8, kAtomic);                                                                   \
-    __atomic_compare_exchange_n(at, &seen, value, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);      \
-    return seen;                                                                                   \
-  }                                                                                                \
-  CHANGE(bits, add) CHANGE(bits, sub) CHANGE(bits, and) CHANGE(bits, or) CHANGE(bits, xor)
-ATOMIC(8)
-ATOMIC(16)
-ATOMIC(32)
-ATOMIC(64)
-void __tsan_atomic_thread_fence(int) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-
-}  // extern "C"
