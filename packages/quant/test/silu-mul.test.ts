@@ -1,6 +1,7 @@
 import { Tensor } from '@moe-ep/core'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
+import { repeats } from '../../../tooling/vitest/repeats.js'
 import {
   dequantizePerTokenGroup,
   quantizePerTokenGroup,
@@ -201,7 +202,7 @@ describe('siluMulQuantize', () => {
       { scaleFormat: 'f32', clampLimit: 7 },
       { scaleFormat: 'ue8m0-packed' },
     ]
-    for (const { scaleFormat, clampLimit } of cases) {
+    for (const { scaleFormat, clampLimit } of cases.slice(0, repeats(cases.length))) {
       const options = { numerics, scaleFormat, ...limitOf(clampLimit) }
       const many = siluMulQuantize(x, { ...options, scaleLayout: 'row-major' })
       const [values, scales] = [await bytesOf(many.values), await bytesOf(many.scales)]
