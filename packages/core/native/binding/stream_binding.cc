@@ -121,8 +121,7 @@ Napi::Value EventSynchronize(const Napi::CallbackInfo& info) {
   Mailbox::Pending pending = Environment::Of(env).mailbox()->Open(env);
   SettleBy(pending, [&] {
     if (const std::shared_ptr<Recording>& newest = event->newest()) {
-      const std::shared_ptr<Recording> now = newest->AsOfNow();
-      (now != nullptr ? now : newest)->WhenComplete(pending.settle);
+      NewestOf(newest)->WhenComplete(pending.settle);
     } else {
       pending.settle(std::nullopt);
     }

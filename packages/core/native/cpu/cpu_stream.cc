@@ -66,8 +66,7 @@ std::shared_ptr<Recording> CpuStream::Mark() {
 }
 
 bool CpuStream::Await(const std::shared_ptr<Recording>& event, bool take_failure) {
-  const std::shared_ptr<Recording> now = event->AsOfNow();
-  const std::shared_ptr<Recording>& recording = now != nullptr ? now : event;
+  const std::shared_ptr<Recording> recording = NewestOf(event);
   // Through Enqueue: in a capture, a wait for work outside of it is a step of the graph.
   return Enqueue(Marker([recording, take_failure](moe_ep_exec* exec) {
     CpuStream* const stream = Running(exec);

@@ -26,10 +26,16 @@ class Recording {
   // reached.
   virtual bool captured() { return false; }
   // Where it is reached again and again: the recording that is the newest now. Null: it is one
-  // point for ever.
+  // point for ever. See NewestOf.
   virtual std::shared_ptr<Recording> AsOfNow() { return nullptr; }
   // Monotonic nanoseconds of the host's clock; 0 until it is complete.
   virtual int64_t completed_at() = 0;
 };
+
+// What whoever asks now waits for. Throws.
+inline std::shared_ptr<Recording> NewestOf(const std::shared_ptr<Recording>& recording) {
+  std::shared_ptr<Recording> now = recording->AsOfNow();
+  return now != nullptr ? now : recording;
+}
 
 }  // namespace moe_ep

@@ -93,14 +93,13 @@ struct Grid {
   int alive = 0;  // threads of resident blocks
 };
 
-// Of kernels' own declarations, in a block.
+// Of kernels' own declarations, in a block; each begins at a multiple of the other.
 inline constexpr uint64_t kStaticBytes = uint64_t{48} << 10;
+inline constexpr uint64_t kApart = 128;
+inline uint64_t RoundedUp(uint64_t bytes) { return (bytes + kApart - 1) / kApart * kApart; }
 
 // Where they begin.
-inline uint64_t StaticsOf(const Grid& grid) {
-  constexpr uint64_t kApart = 128;
-  return (grid.dynamic_bytes + kApart - 1) / kApart * kApart;
-}
+inline uint64_t StaticsOf(const Grid& grid) { return RoundedUp(grid.dynamic_bytes); }
 
 inline bool Block::HasShared(const void* pointer, uint64_t bytes) const {
   const auto* const at = static_cast<const uint8_t*>(pointer);

@@ -161,17 +161,14 @@ void Uses::Add(const Thread& starter, User user, uint64_t offset, uint64_t bytes
     if (!goes_on) Misuse(text);
     std::fprintf(stderr, "software cuda: %s\n", text.c_str());
   };
+  const bool reads = kind == Kind::kRead || kind == Kind::kAtomicRead;
   const bool atomic = kind == Kind::kAtomic || kind == Kind::kAtomicRead;
   const Byte::Use use = {user.time, LowerHalf(where), static_cast<uint16_t>(user.number), atomic};
   for (uint64_t at = offset; at < offset + bytes; ++at) {
     Byte& byte = uses_[at];
-    check(
-        byte.write,
-        kind == Kind::kRead || kind == Kind::kAtomicRead ? "read after write" : "write after write",
-        at);
-    if (!atomic)
-      check(byte.atomic, kind == Kind::kRead ? "read after atomic" : "write after atomic", at);
-    if (kind == Kind::kRead || kind == Kind::kAtomicRead) {
+    check(byte.write, reads ? "read after write" : "write after write", at);
+    if (!atomic) check(byte.atomic, reads ? "read after atomic" : "write after atomic", at);
+    if (reads) {
       Byte::Use* place = &byte.reads[user.time % 2];
       for (Byte::Use& read : byte.reads) {
         if (read.number == use.number || comes_before(read)) place = &read;

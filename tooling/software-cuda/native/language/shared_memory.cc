@@ -19,9 +19,8 @@ void* StaticShared(const void* key, uint64_t bytes) {
   for (const auto& [known, offset] : grid.statics) {
     if (known == key) return block.shared + offset;
   }
-  constexpr uint64_t kApart = 128;
   const uint64_t offset = StaticsOf(grid) + grid.static_bytes;
-  grid.static_bytes += (bytes + kApart - 1) / kApart * kApart;
+  grid.static_bytes += RoundedUp(bytes);
   if (grid.static_bytes > kStaticBytes) Misuse("a kernel declares too much shared memory");
   grid.statics.emplace_back(key, offset);
   return block.shared + offset;
