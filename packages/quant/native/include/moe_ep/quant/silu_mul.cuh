@@ -204,18 +204,18 @@ struct SiluTable {
     return *reinterpret_cast<const Entry*>(reinterpret_cast<const uint8_t*>(entries) + byte);
   }
 
-  // Silu of any number, by its bits.
+  // Silu of a number below the table's end, by its bits.
   __device__ __forceinline__ float Of(uint32_t bits) const {
     const uint32_t magnitude = bits & 0x7fffu;
-    const float x = __uint_as_float(bits << 16);
-    if (magnitude < kLeast) return 0.5f * x;
-    if (magnitude >= kLeast + kMagnitudes) return Silu(x);
-    const Entry entry = entries[(magnitude - kLeast) | (bits >> 15) * kMagnitudes];
+    const uint32_t place = max(magnitude, kLeast) - kLeast;
+    const Entry entry = entries[place | (bits >> 15) * kMagnitudes];
+    float silu;
     if constexpr (kToF32) {
-      return entry;
+      silu = entry;
     } else {
-      return __uint_as_float(static_cast<uint32_t>(entry) << 16);
+      silu = __uint_as_float(static_cast<uint32_t>(entry) << 16);
     }
+    return magnitude < kLeast ? 0.5f * __uint_as_float(bits << 16) : silu;
   }
 };
 
@@ -225,6 +225,10 @@ template <bool kToF32>
 __device__ __noinline__ SiluMulVector<BF16Element, kToF32> SiluMulBesideTable(
     const SiluTable<kToF32>& table, LaneVector<BF16Element, 8> gates,
     LaneVector<BF16Element, 8> ups) {
+  if (Peak<BF16Element>::Bits(gates.PeakOf()) >=
+      SiluTable<kToF32>::kLeast + SiluTable<kToF32>::kMagnitudes) {
+    return SiluMul<BF16Element, kToF32>(gates, ups, std::numeric_limits<float>::infinity());
+  }
   SiluMulVector<BF16Element, kToF32> result;
 #pragma unroll
   for (int w = 0; w < 4; ++w) {
