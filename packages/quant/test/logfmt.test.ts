@@ -111,6 +111,58 @@ test('rows of any number of whole and half groups, there and back', async () => 
   }
 })
 
+test('groups of all kinds, alone and beside each other', async () => {
+  // Of each kind an element by its place: what takes short ways on a GPU, and what does not.
+  const random = (i: number): number => Math.imul(i + 1, 2654435761) >>> 8
+  const kinds: ((i: number) => number)[] = [
+    () => 0x3f80,
+    (i) => (i % 3 === 0 ? 0 : 0xbf80),
+    () => 0x8000,
+    (i) => (i % 2 === 0 ? 0x0080 : 0x0081),
+    (i) => (i % 5 === 0 ? 0x8000 : 0x3f80 + (random(i) & 1)),
+    (i) => random(i) & 0x807f,
+    (i) => (i === 7 ? 0x0001 : 0x3f80 + (random(i) & 0x7f)),
+    (i) => 0x0080 + (random(i) % 0x7f00),
+    (i) => (i === 9 ? 0x7f80 : 0x4000 + (random(i) & 0x81ff)),
+    (i) => (i % 11 === 0 ? 0x7fff : random(i) & 0xbfff),
+    (i) => (i % 4 === 0 ? 0 : 0x4700 | (random(i) & 0x80ff)),
+  ]
+  const rows = [...kinds.map((kind) => [kind]), ...kinds.map((kind) => [kinds[7]!, kind]), kinds]
+  for (const groups of [1, 16, 40]) {
+    const hidden = 128 * groups
+    const stored = Uint16Array.from({ length: rows.length * hidden }, (_, i) => {
+      const row = rows[Math.floor(i / hidden)]!
+      const group = Math.floor((i % hidden) / 128)
+      return row[group % row.length]!(i % 128) & 0xffff
+    })
+    const { codes, ranges } = quantizeLogFmt10(Tensor.copyOf(stored, [rows.length, hidden], 'bf16'))
+    const expected = reference.quantizeLogFmt10(numbersOf('bf16', stored), { hidden })
+    expect(sameBytes(await codes.read(), expected.codes)).toBe(true)
+    expect(sameBytes(await ranges.read(), expected.ranges)).toBe(true)
+  }
+})
+
+test('codes of all groups become the nearest bf16, also next to the middle between two', async () => {
+  const [rows, hidden] = [64, 8192]
+  const ranges = Uint16Array.from({ length: (rows * hidden) / 64 }, (_, i) => {
+    const random = Math.imul((i >> 1) + 1, 2654435761) >>> 8
+    const smallest = 0x0400 + (random % 0x7800)
+    return i % 2 === 0 ? smallest : Math.min(0x7f7f, smallest + ((random >> 12) % 0x1000))
+  })
+  const codes = Uint8Array.from(
+    { length: rows * logFmt10RowBytes(hidden) },
+    (_, i) => Math.imul(i + 1, 2246822519) >>> 21,
+  )
+  const back = dequantizeLogFmt10(
+    Tensor.copyOf(codes, [rows, logFmt10RowBytes(hidden)], 'u8'),
+    Tensor.copyOf(ranges, [rows, hidden / 128, 2], 'bf16'),
+    { hidden },
+  )
+  expect(sameBytes(await back.read(), reference.dequantizeLogFmt10(codes, ranges, { hidden, dtype: 'bf16' }))).toBe(
+    true,
+  )
+})
+
 test('zeros, NaN and infinities', async () => {
   const numbers = [0, -0, NaN, Infinity, -Infinity, 4, -1]
   const { codes, ranges } = quantizeLogFmt10(Tensor.from(numbers, [1, 7], 'bf16'))

@@ -17,7 +17,8 @@ constexpr int kThreads = 128;
 constexpr int kItems = 8;
 constexpr int kTileGroups = 2 * kItems;
 constexpr int kGroup = static_cast<int>(LogFmt10::kGroup);
-constexpr int kTileBytes = kTileGroups * static_cast<int>(LogFmt10::kGroupBytes);
+constexpr int kGroupBytes = static_cast<int>(LogFmt10::kGroupBytes);
+constexpr int kTileBytes = kTileGroups * kGroupBytes;
 
 using Vector = LaneVector<BF16Element, 8>;
 using Warp = WarpItems<16, kItems>;
@@ -55,9 +56,14 @@ class Tile {
       const auto group = static_cast<uint32_t>(first_ - row * rows.row_groups);
       missing_ = rows.missing;
       element_ -= row * missing_;
-      short_ = kShort == ShortGroups::kOne
-                   ? row_groups - 1 - group
-                   : __ballot_sync(kFullWarp, (group + LaneOfWarp() + 1) % row_groups == 0);
+      const bool behind = LaneOfWarp() % 16 * 8 >= kGroup - missing_;
+      if constexpr (kShort == ShortGroups::kOne) {
+        short_ = min(row_groups - 1 - group, static_cast<uint32_t>(kTileGroups));
+        left_out_ = behind ? short_ : kTileGroups;
+      } else {
+        short_ = __ballot_sync(kFullWarp, (group + LaneOfWarp() + 1) % row_groups == 0);
+        left_out_ = behind ? short_ : 0;
+      }
     }
   }
 
@@ -71,25 +77,38 @@ class Tile {
     if constexpr (kShort == ShortGroups::kMany) rows = __popc(short_ & ((1u << group) - 1u));
     return group * kGroup - rows * missing_;
   }
-  // None of a group behind the last one.
-  __device__ __forceinline__ int NumElements(int group) const {
-    bool ends = false;
-    if constexpr (kShort == ShortGroups::kOne) ends = static_cast<uint32_t>(group) == short_;
-    if constexpr (kShort == ShortGroups::kMany) ends = (short_ >> group & 1u) != 0;
-    return group < groups_ ? kGroup - (ends ? missing_ : 0) : 0;
+  // Whether there are the elements of a group that this lane, one of 16, would have.
+  __device__ __forceinline__ bool Has(int group) const {
+    bool left_out = false;
+    if constexpr (kShort == ShortGroups::kOne) left_out = static_cast<uint32_t>(group) == left_out_;
+    if constexpr (kShort == ShortGroups::kMany) left_out = (left_out_ >> group & 1u) != 0;
+    return group < groups_ && !left_out;
   }
 
-  // Calls body(place in the tile's codes, place in all codes) for the units that a lane copies.
+  // Where a group's codes wait in shared memory. A single short one has a gap behind it, so that
+  // the others' places are the same for all tiles.
+  __device__ __forceinline__ int Staged(int group) const {
+    return kShort == ShortGroups::kMany ? BytesOf(FirstElement(group)) : group * kGroupBytes;
+  }
+  // Calls body(where it waits, its place behind the tile's first byte) for the units of codes that
+  // a lane copies.
   template <typename Unit, typename Body>
-  __device__ __forceinline__ void ForEachUnit(int lane, const Body& body) const {
+  __device__ __forceinline__ void ForEachUnit(const Body& body) const {
     constexpr int kSize = static_cast<int>(sizeof(Unit));
-    constexpr int kMost = kTileBytes / kSize;
-    const int units = BytesOf(FirstElement(groups_)) / kSize;
-    const int64_t first = BytesOf(element_);
-#pragma unroll(kSize == 16 ? kMost / 32 : 1)
-    for (int q = 0; q < kMost; q += 32) {
-      const int unit = q + lane;
-      if (unit < units) body(unit * kSize, first + unit * kSize);
+    const int own = LaneOfWarp() * kSize;
+    const int end = Staged(groups_);
+    const int missing = BytesOf(missing_);
+    const int gap_end = (static_cast<int>(short_) + 1) * kGroupBytes;
+#pragma unroll(kSize == 16 ? kTileBytes / (32 * kSize) : 1)
+    for (int q = 0; q < kTileBytes; q += 32 * kSize) {
+      const int staged = own + q;
+      bool gap = false;
+      bool past_gap = false;
+      if constexpr (kShort == ShortGroups::kOne) {
+        past_gap = staged >= gap_end;
+        gap = !past_gap && staged >= gap_end - missing;
+      }
+      if (staged < end && !gap) body(staged, staged - (past_gap ? missing : 0));
     }
   }
 
@@ -98,11 +117,15 @@ class Tile {
   int64_t element_;
   int groups_;
   int missing_ = 0;
-  uint32_t short_ = 0;  // the group that ends a row, or a bit for each that does
+  // The group that ends a row, or a bit for each that does: all of them, and those of which the
+  // lane has nothing.
+  uint32_t short_ = 0;
+  uint32_t left_out_ = 0;
 };
 
+// With registers for nine blocks of a multiprocessor little of it is spilled, and with ten much.
 template <typename Unit, ShortGroups kShort>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 9)
     EncodeTiles(const uint16_t* x, uint8_t* codes, uint16_t* ranges,
                 const __grid_constant__ Rows rows, int64_t tiles,
                 const moe_ep_failure_record* record) {
@@ -119,20 +142,23 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int i = 0; i < kItems; ++i) {
     const int group = 2 * i + lane / 16;
-    items[i] = Vector::LoadIf(begin < tile.NumElements(group), own + tile.FirstElement(group));
+    items[i] = Vector::LoadIf(tile.Has(group), own + tile.FirstElement(group));
   }
-  for (int i = threadIdx.x; i < Log2Table::kEntries; i += kThreads) table[i] = Log2Table::Entry(i);
+  static_assert(kThreads == Log2Table::kEntries);
+  table[threadIdx.x] = Log2Table::Entry(threadIdx.x);
   __syncthreads();
   if (number >= tiles || failed) return;
 
   uint8_t* stage = staged[threadIdx.x / 32];
   const uint32_t range = EncodeLogItems(items, table, [&](int i, const uint32_t (&packed)[3]) {
     const int group = 2 * i + lane / 16;
-    if (kShort == ShortGroups::kNone || begin < tile.NumElements(group))
-      StoreTenBytes(stage + BytesOf(tile.FirstElement(group) + begin), packed);
+    // What a lane writes into the gap is never read.
+    if (kShort != ShortGroups::kMany || tile.Has(group))
+      StoreTenBytes(stage + tile.Staged(group) + lane % 16 * 10, packed);
   });
   __syncwarp();
-  tile.template ForEachUnit<Unit>(lane, [&](int from, int64_t to) {
+  codes += BytesOf(tile.first_element());
+  tile.template ForEachUnit<Unit>([&](int from, int to) {
     const Unit unit = *reinterpret_cast<const Unit*>(stage + from);
     if constexpr (sizeof(Unit) == 16) {
       StoreOnce(reinterpret_cast<Unit*>(codes + to), unit);
@@ -159,17 +185,21 @@ __global__ void __launch_bounds__(kThreads)
   const int lane = LaneOfWarp();
   const Tile<kShort> tile(rows, number);
   uint8_t* stage = staged[threadIdx.x / 32];
-  tile.template ForEachUnit<Unit>(lane, [&](int to, int64_t from) {
+  codes += BytesOf(tile.first_element());
+  tile.template ForEachUnit<Unit>([&](int to, int from) {
     if constexpr (sizeof(Unit) == 16) {
       *reinterpret_cast<Unit*>(stage + to) = LoadOnce(reinterpret_cast<const Unit*>(codes + from));
     } else {
       *reinterpret_cast<Unit*>(stage + to) = *reinterpret_cast<const Unit*>(codes + from);
     }
   });
-  // Lane by lane the scale of one group; both halves of the warp hold the same.
+  // Lane by lane the scale of one group, with both halves of the warp: each has one logarithm.
   const int64_t own_group = tile.first_group() + lane % kTileGroups;
-  const auto own = LogDecoding::Of(
-      own_group < rows.groups ? reinterpret_cast<const uint32_t*>(ranges)[own_group] : 0u);
+  const bool upper = lane >= kTileGroups;
+  const float mine = Log2(
+      BF16ToFloat(own_group < rows.groups ? ranges[2 * own_group + (upper ? 1 : 0)] : uint16_t{0}));
+  const float other = __shfl_xor_sync(kFullWarp, mine, kTileGroups);
+  const auto own = LogDecoding::Between(upper ? other : mine, upper ? mine : other);
   if (failed) return;
   __syncwarp();
   const uint32_t plain_groups = __ballot_sync(kFullWarp, own.plain);
@@ -181,14 +211,18 @@ __global__ void __launch_bounds__(kThreads)
     const LogDecoding decoding = {__shfl_sync(kFullWarp, own.low, group),
                                   __shfl_sync(kFullWarp, own.step, group),
                                   (plain_groups >> group & 1u) != 0};
-    if (begin >= tile.NumElements(group)) continue;
-    const int element = tile.FirstElement(group);
-    const auto* halves = reinterpret_cast<const uint16_t*>(stage + BytesOf(element + begin));
+    if (!tile.Has(group)) continue;
+    const auto* halves =
+        reinterpret_cast<const uint16_t*>(stage + tile.Staged(group) + lane % 16 * 10);
     const uint32_t packed[3] = {halves[0] | static_cast<uint32_t>(halves[1]) << 16,
                                 halves[2] | static_cast<uint32_t>(halves[3]) << 16, halves[4]};
-    float values[8];
-    DecodeLogItem(packed, decoding, values);
-    LaneVector<Element, 8>::OfFloats(values).Store(out + element);
+    if constexpr (std::is_same_v<Element, BF16Element>) {
+      DecodeLogItemToBF16(packed, decoding).Store(out + tile.FirstElement(group));
+    } else {
+      float values[8];
+      DecodeLogItem(packed, decoding, values);
+      LaneVector<Element, 8>::OfFloats(values).Store(out + tile.FirstElement(group));
+    }
   }
 }
 

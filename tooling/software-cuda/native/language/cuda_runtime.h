@@ -253,6 +253,9 @@ inline uint32_t __float_as_uint(float value) { return std::bit_cast<uint32_t>(va
 inline float __int_as_float(int32_t bits) { return std::bit_cast<float>(bits); }
 inline int32_t __float_as_int(float value) { return std::bit_cast<int32_t>(value); }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+inline float __saturatef(float value) {
+  return value > 0 ? (value < 1 ? value : 1.0f) : 0.0f;  // also of NaN
+}
 // A NaN that operations make has no sign there, and one here.
 inline float copysign_of_number(float magnitude, float sign) {
   return std::copysign(magnitude, std::isnan(sign) ? 0.0f : sign);

@@ -259,7 +259,20 @@ void max_NaN_f16x2(V& word, uint32_t least) {
   OnPair(word, least, moe_ep::F16ToFloat, F16Of, MaxWithNaN);
 }
 
+inline void lop3_b32_234(uint32_t& result, uint32_t a, uint32_t b, uint32_t c) {
+  result = (a & b) | c;
+}
+
 // The nearest one, which kernels count on for one number; see QuotientForSilu.
 inline void rcp_approx_f32(float& result, float value) { result = 1.0f / value; }
+
+// As far off as it may be, one way or the other.
+inline void ex2_approx_ftz_f32(float& result, float value) {
+  constexpr double kError = 1.6858739404357614e-07;  // 2^-22.5
+  const float exponent = std::fpclassify(value) == FP_SUBNORMAL ? 0.0f : value;
+  const double lot = static_cast<double>(Draw()) / 4294967295.0 * 2 - 1;
+  const auto power = static_cast<float>(std::exp2(double{exponent}) * (1 + lot * kError));
+  result = std::fpclassify(power) == FP_SUBNORMAL ? 0.0f : power;
+}
 
 }  // namespace software_cuda::ptx

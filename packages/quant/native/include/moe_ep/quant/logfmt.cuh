@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 
 #include "moe_ep/quant/lane_vector.cuh"
@@ -11,66 +12,100 @@
 
 namespace moe_ep::cuda {
 
-// Log2 of bf16 numbers is one of 128 numbers, by their mantissa, plus a whole number: the same last
-// addition as in Log2. Subnormal numbers have entries of their own, and 0 in place of the whole
-// number.
-struct Log2Table {
-  static constexpr int kEntries = 256;
-  static constexpr uint32_t kRoot = 0x3f3504f3u;  // sqrt(1/2), where Log2's mantissas begin
+inline constexpr uint32_t k2To23 = 0x4b000000u;  // the bits of 2^23, above those of a whole number
 
-  // Entry of a mantissa, or 128 + a subnormal number's bits.
-  static __device__ __forceinline__ float Entry(uint32_t index) {
-    if (index >= 128) return Log2(__uint_as_float((index - 128) << 16));
-    // Of the number with this mantissa from [sqrt(1/2), sqrt(2)), whose whole number is 0.
-    const uint32_t one = 0x3f800000u + (index << 16);
-    return Log2(__uint_as_float(one < kRoot + (1u << 23) ? one : one - (1u << 23)));
+// (a & b) | c as one instruction: of two constants the compiler makes two.
+__device__ __forceinline__ uint32_t AndOr(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 234;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+  return result;
+}
+
+// Log2 of a normal bf16 number is one of 128 numbers, by its mantissa, plus a whole number: the
+// same last addition as in Log2.
+struct Log2Table {
+  static constexpr int kEntries = 128;
+  // Log2's mantissas begin above sqrt(1/2): of bf16, the bits 0x3f36.
+  static constexpr uint32_t kPastRoot = 0x36;
+
+  // Of the number with this mantissa from [sqrt(1/2), sqrt(2)), whose whole number is 0.
+  static __device__ __forceinline__ float Entry(uint32_t mantissa) {
+    const uint32_t below_one = mantissa < kPastRoot ? 0u : 0x80u;
+    return Log2(__uint_as_float((0x3f80u + mantissa - below_one) << 16));
   }
 
   // Of a positive finite number's bits.
   static __device__ __forceinline__ float Of(const float* table, uint32_t magnitude) {
+    // Times 2^23 a subnormal number is a normal one, with no more bits.
     const bool subnormal = magnitude < 0x80u;
-    const float entry = table[(magnitude & 0x7fu) + (subnormal ? 128u : 0u)];
-    const int32_t exponent = static_cast<int32_t>((magnitude << 16) - kRoot) >> 23;
-    const float whole =
-        __int_as_float(0x4b400000 + (subnormal ? 0 : exponent)) - moe_ep::detail::kRoundToWhole;
-    return entry + whole;
+    const float raised = __uint_as_float(magnitude << 16) * 8388608.0f;
+    const uint32_t normal = subnormal ? __float_as_uint(raised) >> 16 : magnitude;
+    const auto whole = static_cast<int32_t>((normal + (0x80u - kPastRoot)) >> 7);
+    return table[normal & 0x7fu] + static_cast<float>(whole - 127 - (subnormal ? 23 : 0));
   }
 };
 
 using moe_ep::detail::LogEncoding;
 
-// The code of an element, given its 16 bits. kFinite: it is neither infinite nor NaN.
-template <bool kFinite>
+// The code of an element, given its 16 bits.
 __device__ __forceinline__ uint32_t LogCode(const float* table, uint32_t element,
                                             LogEncoding encoding) {
   const uint32_t magnitude = element & 0x7fffu;
-  uint32_t number = magnitude;  // a zero's logarithm is masked below
-  if constexpr (!kFinite) number = min(magnitude, 0x7f7fu);
+  if (magnitude >= BF16Element::kInfinity) return LogFmt10::kSign;
+  if (magnitude == 0) return 0;
   const float place =
-      (Log2Table::Of(table, number) - encoding.low) * encoding.inverse + encoding.rounding;
-  // fmaxf turns the NaN of a group without a number into 0.
-  const auto rounded = static_cast<uint32_t>(__float2int_rz(fminf(fmaxf(place, 0.0f), 511.0f)));
-  const uint32_t code = magnitude == 0 ? 0u : rounded;
-  const uint32_t sign = code == 0 ? 0u : (element >> 6) & LogFmt10::kSign;
-  if (!kFinite && magnitude >= BF16Element::kInfinity) return LogFmt10::kSign;
-  return code | sign;
+      (Log2Table::Of(table, magnitude) - encoding.low) * encoding.inverse + encoding.rounding;
+  const auto code = static_cast<uint32_t>(__float2int_rz(fminf(fmaxf(place, 0.0f), 511.0f)));
+  return code == 0 ? 0u : code | ((element >> 6) & LogFmt10::kSign);
 }
 
-// Ten bits each of eight codes; the last word is half used.
-__device__ __forceinline__ void PackTenBits(const uint32_t (&c)[8], uint32_t (&packed)[3]) {
-  packed[0] = c[0] | c[1] << 10 | c[2] << 20 | c[3] << 30;
-  packed[1] = c[3] >> 2 | c[4] << 8 | c[5] << 18 | c[6] << 28;
-  packed[2] = c[6] >> 4 | c[7] << 6;
+// Codes in the halves of a word, of the two elements of a word.
+__device__ __forceinline__ uint32_t LogCodes(const float* table, uint32_t word,
+                                             LogEncoding encoding) {
+  return LogCode(table, word & 0xffffu, encoding) | LogCode(table, word >> 16, encoding) << 16;
 }
-__device__ __forceinline__ void UnpackTenBits(const uint32_t (&packed)[3], uint32_t (&c)[8]) {
-  c[0] = packed[0] & 0x3ffu;
-  c[1] = packed[0] >> 10 & 0x3ffu;
-  c[2] = packed[0] >> 20 & 0x3ffu;
-  c[3] = (packed[0] >> 30 | packed[1] << 2) & 0x3ffu;
-  c[4] = packed[1] >> 8 & 0x3ffu;
-  c[5] = packed[1] >> 18 & 0x3ffu;
-  c[6] = (packed[1] >> 28 | packed[2] << 4) & 0x3ffu;
-  c[7] = packed[2] >> 6 & 0x3ffu;
+
+// The same in a group of normal numbers that are not all the same, and zeros, or of zeros alone. A
+// zero is taken for 2^-127: its place lies far below the first code, or is NaN, and becomes 0. No
+// place reaches 512.
+__device__ __forceinline__ uint32_t PlainLogCodes(const float* table, uint32_t word,
+                                                  LogEncoding encoding) {
+  // The whole part of a logarithm, plus 127, lies below a half's sign. It becomes a float beside
+  // 2^23, and less 127, exactly.
+  const uint32_t wholes = word + (0x80u - Log2Table::kPastRoot) * 0x10001u;
+  const float lower_whole =
+      __fmaf_rn(__uint_as_float(AndOr(wholes, 0x7f80u, k2To23)), 0x1p-7f, -65536.0f - 127.0f);
+  const float upper_whole =
+      __uint_as_float(__byte_perm(wholes * 2, k2To23, 0x7653)) - (8388608.0f + 127.0f);
+  const auto code = [&](uint32_t mantissa, float whole) {
+    const float place =
+        (table[mantissa & 0x7fu] + whole - encoding.low) * encoding.inverse + encoding.rounding;
+    return __float2uint_rz(place);
+  };
+  const uint32_t lower = code(word, lower_whole);
+  const uint32_t upper = code(word >> 16, upper_whole);
+  const uint32_t codes = lower + upper * 0x10000u;
+  // Bit 9 of what is not 0.
+  const uint32_t some = codes + LogFmt10::kLargestCode * 0x10001u;
+  return codes | (some & word >> 6 & LogFmt10::kSign * 0x10001u);
+}
+
+// Ten bits each of eight codes, in the halves of words; the last word is half used. A product has
+// its own pipe.
+__device__ __forceinline__ void PackTenBits(const uint32_t (&codes)[4], uint32_t (&packed)[3]) {
+  uint32_t twenty[4];
+#pragma unroll
+  for (int w = 0; w < 4; ++w) twenty[w] = codes[w] - (codes[w] >> 16) * (0x10000u - 0x400u);
+  packed[0] = twenty[0] + twenty[1] * (1u << 20);
+  packed[1] = (twenty[1] >> 12) + twenty[2] * (1u << 8) + twenty[3] * (1u << 28);
+  packed[2] = twenty[3] >> 4;
+}
+// Twenty bits each of four pairs, and others above them.
+__device__ __forceinline__ void UnpackTwentyBits(const uint32_t (&packed)[3], uint32_t (&bits)[4]) {
+  bits[0] = packed[0];
+  bits[1] = __funnelshift_r(packed[0], packed[1], 20);
+  bits[2] = packed[1] >> 8;
+  bits[3] = __funnelshift_r(packed[1], packed[2], 28);
 }
 
 // Exp2 for numbers from -120 to 127: the same operations, but for the clamp and with 2^n as one
@@ -88,15 +123,22 @@ __device__ __forceinline__ float PlainExp2(float x) {
   return __uint_as_float(__float_as_uint(power) + (__float_as_uint(shifted) << 23));
 }
 
-// What a code stands for. kPlain: the group's magnitudes lie in PlainExp2's range.
-template <bool kPlain>
-__device__ __forceinline__ float LogValue(uint32_t code, float low, float step) {
+// 2^x, off by two units in the last place at most.
+__device__ __forceinline__ float NearExp2(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+}
+
+// What a code stands for, with a function for 2^x.
+template <typename Power>
+__device__ __forceinline__ float LogValue(uint32_t code, float low, float step,
+                                          const Power& power) {
   const uint32_t magnitude = code & LogFmt10::kLargestCode;
   const uint32_t sign = (code & LogFmt10::kSign) << 22;
   // The code less 1 as a float, exactly.
-  const float steps = __uint_as_float(0x4b000000u | magnitude) - 8388609.0f;
-  const float place = steps * step + low;
-  const float value = kPlain ? PlainExp2(place) : Exp2(place);
+  const float steps = __uint_as_float(k2To23 | magnitude) - 8388609.0f;
+  const float value = power(steps * step + low);
   const uint32_t none = sign != 0 ? 0x7fffffffu : 0u;
   return __uint_as_float(magnitude != 0 ? __float_as_uint(value) | sign : none);
 }
@@ -109,8 +151,11 @@ struct LogDecoding {
 
   // Of a group's range: its smallest magnitude, and above it the largest.
   static __device__ __forceinline__ LogDecoding Of(uint32_t range) {
-    const auto scale = moe_ep::detail::LogScale::Of(static_cast<uint16_t>(range),
-                                                    static_cast<uint16_t>(range >> 16));
+    return Between(Log2(__uint_as_float(range << 16)), Log2(__uint_as_float(range & 0xffff0000u)));
+  }
+  // Of their logarithms.
+  static __device__ __forceinline__ LogDecoding Between(float least, float high) {
+    const auto scale = moe_ep::detail::LogScale::Between(least, high);
     // Also false for what is no number.
     const bool plain =
         scale.step >= 0.0f && scale.low >= -119.0f && 511.0f * scale.step + scale.low <= 126.0f;
@@ -121,15 +166,87 @@ struct LogDecoding {
 // What the codes of a lane stand for, from their 10 bytes.
 __device__ __forceinline__ void DecodeLogItem(const uint32_t (&packed)[3], LogDecoding decoding,
                                               float (&values)[8]) {
-  uint32_t code[8];
-  UnpackTenBits(packed, code);
+  uint32_t bits[4];
+  UnpackTwentyBits(packed, bits);
+  const auto decode = [&](const auto& power) {
+#pragma unroll
+    for (int w = 0; w < 4; ++w) {
+      values[2 * w] = LogValue(bits[w], decoding.low, decoding.step, power);
+      values[2 * w + 1] = LogValue(bits[w] >> 10, decoding.low, decoding.step, power);
+    }
+  };
   if (decoding.plain) {
-#pragma unroll
-    for (int e = 0; e < 8; ++e) values[e] = LogValue<true>(code[e], decoding.low, decoding.step);
+    decode([](float x) { return PlainExp2(x); });
   } else {
-#pragma unroll
-    for (int e = 0; e < 8; ++e) values[e] = LogValue<false>(code[e], decoding.low, decoding.step);
+    decode([](float x) { return Exp2(x); });
   }
+}
+
+// The same, rounded to bf16. In a plain group an exponential of fewer operations gives the same,
+// unless it lies next to the middle between two bf16: one element of 6000 takes the long way.
+__device__ __forceinline__ LaneVector<BF16Element, 8> DecodeLogItemToBF16(
+    const uint32_t (&packed)[3], LogDecoding decoding) {
+  using Vector = LaneVector<BF16Element, 8>;
+  constexpr uint32_t kHalves = 0x10001u;
+  // Units in the last place, the distance that is too near: NearExp2 and PlainExp2 are off by 2.9
+  // and 1.3 of them.
+  constexpr uint32_t kNear = 5;
+  float values[8];
+  if (!decoding.plain) [[unlikely]] {
+    DecodeLogItem(packed, decoding, values);
+    return Vector::OfFloats(values);
+  }
+  uint32_t bits[4];
+  UnpackTwentyBits(packed, bits);
+  struct Place {
+    float exponent;
+    float some;  // 0 of the code 0, or 1
+  };
+  const auto place = [&](int e) {
+    // 2^23 + the code, or + 1024 codes; less 1, exactly.
+    const float steps = e % 2 == 0
+                            ? __uint_as_float(AndOr(bits[e / 2], 0x1ffu, k2To23)) - 8388609.0f
+                            : __fmaf_rn(__uint_as_float(AndOr(bits[e / 2], 0x1ffu << 10, k2To23)),
+                                        0x1p-10f, -8193.0f);
+    return Place{steps * decoding.step + decoding.low, __saturatef(steps + 1.0f)};
+  };
+  const auto word_of = [&](int w) {
+    return PairOfFloats<BF16Element>(values[2 * w], values[2 * w + 1]) |
+           (bits[w] * (1u << 6) & 0x8000u) | (bits[w] * (1u << 12) & 0x80000000u);
+  };
+  Vector result;
+  uint32_t from_middle = 0xffffffffu;  // the least distance of two halves, plus kNear
+  uint32_t from_minus_zero = 0xffffffffu;
+#pragma unroll
+  for (int w = 0; w < 4; ++w) {
+#pragma unroll
+    for (int e = 2 * w; e < 2 * w + 2; ++e) {
+      const Place p = place(e);
+      values[e] = NearExp2(p.exponent) * p.some;
+    }
+    const uint32_t tails =
+        __byte_perm(__float_as_uint(values[2 * w]), __float_as_uint(values[2 * w + 1]), 0x5410);
+    from_middle = __viaddmin_u16x2(tails, (0x8000u + kNear) * kHalves, from_middle);
+    result.words[w] = word_of(w);
+    from_minus_zero = __viaddmin_u16x2(result.words[w], 0x8000u * kHalves, from_minus_zero);
+  }
+  if ((from_middle & 0xffffu) <= 2 * kNear || from_middle >> 16 <= 2 * kNear) [[unlikely]] {
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      const uint32_t tail = __float_as_uint(values[e]) + 0x8000u + kNear & 0xffffu;
+      if (tail <= 2 * kNear) values[e] = PlainExp2(place(e).exponent);
+    }
+#pragma unroll
+    for (int w = 0; w < 4; ++w) result.words[w] = word_of(w);
+  }
+  // No number is -0: it stands for NaN.
+  if ((from_minus_zero & 0xffffu) == 0 || from_minus_zero >> 16 == 0) [[unlikely]] {
+    const auto number_of = [](uint32_t half) { return half == 0x8000u ? 0x7fffu : half; };
+#pragma unroll
+    for (uint32_t& word : result.words)
+      word = number_of(word & 0xffffu) | number_of(word >> 16) << 16;
+  }
+  return result;
 }
 
 __device__ __forceinline__ void StoreTenBytes(uint8_t* to, const uint32_t (&packed)[3]) {
@@ -142,81 +259,73 @@ __device__ __forceinline__ void StoreTenBytes(uint8_t* to, const uint32_t (&pack
 }
 
 // The items of a warp, `WarpItems<16, kItems>`: 16 lanes hold a group, zeros behind the end of a
-// short one. Calls emit(item, its 10 bytes), and gives the range of the groups that the lane owns.
-// `table`: Log2Table's entries in shared memory.
+// short one; afterwards they are nothing. Calls emit(item, its 10 bytes), and gives the range of
+// the groups that the lane owns. `table`: Log2Table's entries in shared memory.
 template <int kItems, typename Emit>
-__device__ __forceinline__ uint32_t
-EncodeLogItems(const LaneVector<BF16Element, 8> (&items)[kItems], const float* table, Emit emit) {
+__device__ __forceinline__ uint32_t EncodeLogItems(LaneVector<BF16Element, 8> (&items)[kItems],
+                                                   const float* table, Emit emit) {
   using Warp = WarpItems<16, kItems>;
   static_assert(Warp::kOwned == 1);
   const int lane = LaneOfWarp();
-  const auto larger = [](uint32_t a, uint32_t b) { return Peak<BF16Element>::Larger(a, b); };
-  const auto smaller = [](uint32_t a, uint32_t b) { return __vminu2(a, b); };
-  // Both halves less 1; zero becomes the largest, so that a minimum passes it over.
-  const auto less_one = [](uint32_t pair) {
-    return ((pair | 0x80008000u) - 0x00010001u) ^ 0x80008000u;
-  };
+  // The extremes of both halves apart: the magnitudes, and less 1, of which zero is the largest, so
+  // that a minimum passes it over.
   uint32_t most[kItems];
   uint32_t least[kItems];
-#pragma unroll
-  for (int i = 0; i < kItems; ++i) most[i] = items[i].PeakOf();
-  Warp::Reduce(most, larger);
-  const bool finite =
-      __all_sync(kFullWarp, Peak<BF16Element>::Bits(most[0]) < BF16Element::kInfinity);
-  if (finite) {
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      least[i] = less_one(items[i].words[0] & 0x7fff7fffu);
-#pragma unroll
-      for (int w = 1; w < 4; ++w) {
-        least[i] = smaller(least[i], less_one(items[i].words[w] & 0x7fff7fffu));
-      }
-    }
-  } else {  // the same without infinities and NaN, which count as zeros
-    const auto number = [](uint32_t half) { return half < BF16Element::kInfinity ? half : 0u; };
+  const auto find = [&](const auto& numbers_of) {
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
       most[i] = 0;
       least[i] = 0xffffffffu;
 #pragma unroll
       for (int w = 0; w < 4; ++w) {
-        const uint32_t pair = items[i].words[w] & 0x7fff7fffu;
-        const uint32_t numbers = number(pair & 0xffffu) | number(pair >> 16) << 16;
-        most[i] = larger(most[i], numbers);
-        least[i] = smaller(least[i], less_one(numbers));
+        const uint32_t numbers = numbers_of(items[i].words[w] & 0x7fff7fffu);
+        most[i] = __vmaxu2(most[i], numbers);
+        least[i] = __viaddmin_u16x2(numbers, 0xffffffffu, least[i]);
       }
     }
-    Warp::Reduce(most, larger);
+    Warp::Reduce(most, [](uint32_t a, uint32_t b) { return __vmaxu2(a, b); });
+    Warp::Reduce(least, [](uint32_t a, uint32_t b) { return __vminu2(a, b); });
+  };
+  find([](uint32_t magnitudes) { return magnitudes; });
+  const bool finite =
+      __all_sync(kFullWarp, Peak<BF16Element>::Bits(most[0]) < BF16Element::kInfinity);
+  if (!finite) {  // the same without infinities and NaN, which count as zeros
+    const auto number = [](uint32_t half) { return half < BF16Element::kInfinity ? half : 0u; };
+    find([&](uint32_t magnitudes) {
+      return number(magnitudes & 0xffffu) | number(magnitudes >> 16) << 16;
+    });
   }
-  Warp::Reduce(least, smaller);
   const uint16_t largest = Peak<BF16Element>::Bits(most[0]);
   const uint16_t smallest =
       static_cast<uint16_t>(largest == 0 ? 0u : min(least[0] & 0xffffu, least[0] >> 16) + 1u);
-  const LogEncoding own = LogEncoding::Of(moe_ep::detail::LogScale::Of(smallest, largest));
-  const auto encode = [&](auto known) {
+  LogEncoding own = LogEncoding::Of(moe_ep::detail::LogScale::Between(
+      Log2Table::Of(table, smallest), Log2Table::Of(table, largest)));
+  if (largest == 0) own.low = -std::numeric_limits<float>::infinity();  // Log2 of zero
+  const auto encode = [&](int i, const LaneVector<BF16Element, 8>& item, const auto& codes_of) {
+    const int owner = Warp::OwnerOf(lane, i);
+    const LogEncoding encoding = {__shfl_sync(kFullWarp, own.low, owner),
+                                  __shfl_sync(kFullWarp, own.inverse, owner),
+                                  __shfl_sync(kFullWarp, own.rounding, owner)};
+    uint32_t codes[4];
 #pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      const int owner = Warp::OwnerOf(lane, i);
-      const LogEncoding encoding = {__shfl_sync(kFullWarp, own.low, owner),
-                                    __shfl_sync(kFullWarp, own.inverse, owner),
-                                    __shfl_sync(kFullWarp, own.rounding, owner)};
-      uint32_t code[8];
-#pragma unroll
-      for (int w = 0; w < 4; ++w) {
-        const uint32_t pair = items[i].words[w];
-        constexpr bool kFinite = decltype(known)::value;
-        code[2 * w] = LogCode<kFinite>(table, pair & 0xffffu, encoding);
-        code[2 * w + 1] = LogCode<kFinite>(table, pair >> 16, encoding);
-      }
-      uint32_t packed[3];
-      PackTenBits(code, packed);
-      emit(i, packed);
-    }
+    for (int w = 0; w < 4; ++w) codes[w] = codes_of(table, item.words[w], encoding);
+    uint32_t packed[3];
+    PackTenBits(codes, packed);
+    emit(i, packed);
   };
-  if (finite) {
-    encode(std::true_type());
+  const bool plain = largest == 0 || (smallest >= 0x80u && own.inverse > 0.0f);
+  if (finite && __all_sync(kFullWarp, plain)) {
+#pragma unroll
+    for (int i = 0; i < kItems; ++i)
+      encode(i, items[i], [](auto... values) { return PlainLogCodes(values...); });
   } else {
-    encode(std::false_type());
+    // Item by item, so that this way takes no more registers than the other.
+#pragma unroll 1
+    for (int i = 0; i < kItems; ++i) {
+      encode(i, items[0], [](auto... values) { return LogCodes(values...); });
+#pragma unroll
+      for (int next = 1; next < kItems; ++next) items[next - 1] = items[next];
+    }
   }
   return smallest | static_cast<uint32_t>(largest) << 16;
 }

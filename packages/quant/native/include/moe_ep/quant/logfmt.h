@@ -33,8 +33,10 @@ struct LogScale {
   float step;
 
   static MOE_EP_LANE LogScale Of(uint16_t smallest, uint16_t largest) {
-    const float high = Log2(BF16ToFloat(largest));
-    const float least = Log2(BF16ToFloat(smallest));
+    return Between(Log2(BF16ToFloat(smallest)), Log2(BF16ToFloat(largest)));
+  }
+  // Of their logarithms.
+  static MOE_EP_LANE LogScale Between(float least, float high) {
     const float low = std::max(high - 32.0f, least);
     return {low, (high - low) / 510.0f};
   }
