@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kThreads) QuantizeBlocks(const __grid_constant
   using Vector = LaneVector<Element, kLoadElements<Element>>;
   StartBehindPrevious();
   const BlockQuantMatrices& m = blocks.matrices;
-  const bool failed = Failed(blocks.record);
+  const bool failed = FailedBefore(blocks.record);
   const uint32_t block_row = blockIdx.x / blocks.across;
   const uint32_t block_column = blockIdx.x - block_row * blocks.across;
   const uint32_t matrix = block_row / blocks.down;

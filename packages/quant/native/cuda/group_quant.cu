@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kTileThreads)
   StartBehindPrevious();
   const int64_t tile = static_cast<int64_t>(blockIdx.x) * (kTileThreads / 32) + threadIdx.x / 32;
   if (tile >= tiles) return;
-  const bool failed = Failed(m.record);
+  const bool failed = FailedBefore(m.record);
   const int lane = LaneOfWarp();
   const int64_t first_row = tile / column_tiles * kRows;
   const int64_t column_tile = tile % column_tiles;
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kThreads) QuantizeLongGroups(const __grid_cons
   constexpr int kHeld = kLongHeld;
   using Vector = LaneVector<Element, kElements>;
   StartBehindPrevious();
-  const bool failed = Failed(m.record);
+  const bool failed = FailedBefore(m.record);
   const int64_t row = blockIdx.x / m.scales.groups;
   const int64_t group = blockIdx.x % m.scales.groups;
   const int64_t begin = group * m.group_size;
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kAnyThreads) QuantizeAnyGroups(const __grid_co
   const int64_t index = static_cast<int64_t>(blockIdx.x) * (kAnyThreads / 32) + threadIdx.x / 32;
   const int64_t row = index / m.scales.groups;
   const int64_t group = index % m.scales.groups;
-  if (row >= m.rows || Failed(m.record)) return;
+  if (row >= m.rows || FailedBefore(m.record)) return;
   const int64_t begin = group * m.group_size;
   const auto* x = static_cast<const typename Element::Storage*>(m.x) + row * m.hidden + begin;
   const float scale = QuantizeAnyGroup<kEncoding>(

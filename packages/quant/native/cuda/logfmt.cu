@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kThreads, 9)
   __shared__ __align__(16) uint8_t staged[kThreads / 32][kTileBytes];
   StartBehindPrevious();
   const int64_t number = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
-  const bool failed = Failed(record);
+  const bool failed = FailedBefore(record);
   const int lane = LaneOfWarp();
   const Tile<kShort> tile(rows, number);
   const int begin = lane % 16 * 8;
@@ -181,7 +181,7 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ __align__(16) uint8_t staged[kThreads / 32][kTileBytes];
   const int64_t number = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   if (number >= tiles) return;
-  const bool failed = Failed(record);
+  const bool failed = FailedBefore(record);
   const int lane = LaneOfWarp();
   const Tile<kShort> tile(rows, number);
   uint8_t* stage = staged[threadIdx.x / 32];
@@ -238,7 +238,7 @@ __global__ void __launch_bounds__(kThreads)
                  int64_t row_groups, int64_t count, const moe_ep_failure_record* record) {
   StartBehindPrevious();
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (index >= count || Failed(record)) return;
+  if (index >= count || FailedBefore(record)) return;
   const int64_t row = index / row_groups;
   const int64_t group = index % row_groups;
   const int64_t begin = group * LogFmt10::kGroup;
@@ -254,7 +254,7 @@ __global__ void __launch_bounds__(kThreads)
                  const moe_ep_failure_record* record) {
   StartBehindPrevious();
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (index >= count || Failed(record)) return;
+  if (index >= count || FailedBefore(record)) return;
   const int64_t row = index / row_groups;
   const int64_t group = index % row_groups;
   const int64_t begin = group * LogFmt10::kGroup;

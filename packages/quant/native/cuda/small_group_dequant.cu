@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(kThreads)
   StartBehindPrevious();
   const int64_t tile = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
   if (tile >= tiles) return;
-  const bool failed = Failed(m.record);
+  const bool failed = FailedBefore(m.record);
   const int64_t first = tile / column_tiles * kRows;
   const int64_t column = (tile % column_tiles * 32 + LaneOfWarp()) * kElements;
   if (column >= m.hidden) return;
@@ -196,7 +196,7 @@ __global__ void __launch_bounds__(kThreads)
   StartBehindPrevious();
   const int64_t row = blockIdx.x / blocks_per_row;
   const int64_t column = blockIdx.x % blocks_per_row * kThreads + threadIdx.x;
-  if (column >= m.hidden || Failed(m.record)) return;
+  if (column >= m.hidden || FailedBefore(m.record)) return;
   DequantizeElement<Element, Format>(m, row, column);
 }
 

@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kThreads)
   using Vector = LaneVector<Element, kElements>;
   StartBehindPrevious();
   // All blocks are counted, also where some see a failure that others came too early for.
-  const bool stops = Failed(record);
+  const bool stops = FailedBefore(record);
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
   uint32_t peak = 0;
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kThreads)
     held[k] = Vector::LoadIf(v < flat.vectors, x + v * kElements);
   }
   if (follows_search) StartBehindPrevious();
-  const bool failed = Failed(record);
+  const bool failed = FailedBefore(record);
   const GroupScale made = {0.0f, 1.0f / *scale};
   if (failed) return;
 #pragma unroll
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kThreads)
                    typename Element::Storage* out, const moe_ep_failure_record* record) {
   constexpr int kElements = kLoadElements<Element>;
   StartBehindPrevious();
-  const bool failed = Failed(record);
+  const bool failed = FailedBefore(record);
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads * kHeld + threadIdx.x;
   uint32_t codes[kHeld][kElements / 4];
 #pragma unroll

@@ -58,6 +58,10 @@ template <typename V>
 void ld_relaxed_gpu_global_u32(V& value, const void* from) {
   LoadSeen<uint32_t>(value, from);
 }
+template <typename V>
+void ld_global_u32(V& value, const void* from) {
+  value = *static_cast<const volatile uint32_t*>(from);
+}
 
 inline void st_release_sys_global_u64(void* to, uint64_t value) {
   MaybeYield();
