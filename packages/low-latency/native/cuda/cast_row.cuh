@@ -20,7 +20,7 @@ struct Nvfp4Rows {
   static constexpr bool kByteScales = true;
   static constexpr RowFormat kFormat = RowFormat::kNvfp4;
   using Codes = E2M1Codes;
-  using Scales = Nvfp4Scales;
+  using Scales = HardwareNvfp4Scales;
   static __device__ Scales MakeScales(const DispatchArguments& a) {
     return Scales::Of(__ldg(a.global_scale));
   }

@@ -39,9 +39,9 @@ struct MxRule {
   __device__ __forceinline__ Scales Make() const { return {rule}; }
 };
 struct Nvfp4Rule {
-  using Scales = Nvfp4Scales;
+  using Scales = HardwareNvfp4Scales;
   const float* global;
-  __device__ __forceinline__ Scales Make() const { return Nvfp4Scales::Of(*global); }
+  __device__ __forceinline__ Scales Make() const { return Scales::Of(*global); }
 };
 
 constexpr int kThreads = 128;
@@ -50,12 +50,17 @@ constexpr int kThreads = 128;
 template <typename Element>
 constexpr int kTileColumns = 2 * 32 * kLoadElements<Element>;
 
+// As far as a tile reaches.
+__device__ __forceinline__ int LeftOf(int64_t count) {
+  return static_cast<int>(std::min<int64_t>(count, 1 << 30));
+}
+
 // Rows of whole vectors: a warp takes four rows of kTileColumns elements. With swizzled scales its
 // rows are 32 apart, whose scales are neighbours.
 template <typename Element, typename Codes, typename Rule>
 __global__ void __launch_bounds__(kThreads)
-    QuantizeSmallTiles(const __grid_constant__ Small m, Rule rule, int64_t column_tiles,
-                       int64_t tiles) {
+    QuantizeSmallTiles(const __grid_constant__ Small m, Rule rule, uint32_t column_tiles,
+                       uint32_t tiles) {
   constexpr int kElements = kLoadElements<Element>;
   constexpr int kColumns = kTileColumns<Element>;
   constexpr int kVectors = kColumns / (32 * kElements);
@@ -67,34 +72,40 @@ __global__ void __launch_bounds__(kThreads)
   using Warp = WarpItems<kGroup / kElements, kItems>;
   using Words = uint32_t[kWords];
   StartBehindPrevious();
-  const int64_t tile = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32;
+  const uint32_t tile = blockIdx.x * (kThreads / 32) + threadIdx.x / 32;
   if (tile >= tiles) return;
-  const bool failed = Failed(m.record);
+  const bool failed = FailedBefore(m.record);
   const int lane = LaneOfWarp();
   const bool swizzled = m.scales.swizzled;
-  const int64_t strip = tile / column_tiles;
-  const int64_t column_tile = tile % column_tiles;
-  const int64_t first_row = swizzled ? strip / 32 * 128 + strip % 32 : strip * kRows;
-  const int64_t step = swizzled ? 32 : 1;
-  const int64_t column = column_tile * kColumns + lane * kElements;
-  const auto row_of = [&](int i) { return first_row + i / kVectors * step; };
-  const auto offset = [&](int i) {
-    return row_of(i) * m.hidden + column + i % kVectors * 32 * kElements;
-  };
+  const uint32_t strip = tile / column_tiles;
+  const uint32_t column_tile = tile % column_tiles;
+  const int64_t first_row =
+      swizzled ? strip / 32 * int64_t{128} + strip % 32 : strip * int64_t{kRows};
+  const int step = swizzled ? 32 : 1;
+  const int64_t column = column_tile * int64_t{kColumns} + lane * kElements;
+  // What is left from there on, as far as it matters.
+  const int rows_left = LeftOf(m.rows - first_row);
+  const int columns_left = LeftOf(m.hidden - column);
   const auto inside = [&](int i) {
-    return row_of(i) < m.rows && column + i % kVectors * 32 * kElements < m.hidden;
+    return i / kVectors * step < rows_left && i % kVectors * 32 * kElements < columns_left;
   };
-  const auto* x = static_cast<const typename Element::Storage*>(m.x);
+  const int64_t first = first_row * m.hidden + column;
+  const int64_t row_step = step * m.hidden;
+  const auto offset = [&](int i) {
+    return i / kVectors * row_step + i % kVectors * 32 * kElements;
+  };
+  const auto* x = static_cast<const typename Element::Storage*>(m.x) + first;
   Vector items[kItems];
 #pragma unroll
   for (int i = 0; i < kItems; ++i) items[i] = Vector::LoadIf(inside(i), x + offset(i));
   const auto scales = rule.Make();
   if (failed) return;
 
+  uint8_t* const values = m.values + first / Codes::kPerByte;
   SmallGroupScale made[Warp::kOwned];
   QuantizeSmallItems<Codes>(items, scales, made, [&](int i, const Words& codes) {
     if (!inside(i)) return;
-    uint8_t* to = m.values + offset(i) / Codes::kPerByte;
+    uint8_t* to = values + offset(i) / Codes::kPerByte;
     if constexpr (kElements / Codes::kPerByte == 2) {
       *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(codes[0]);
     } else {
@@ -102,15 +113,22 @@ __global__ void __launch_bounds__(kThreads)
     }
   });
   if (!Warp::Writes(lane)) return;
+  constexpr int kVectorGroups = 32 * kElements / kGroup;
+  const int64_t first_group = column_tile * int64_t{kColumns / kGroup} + Warp::GroupOf(lane);
+  const int groups_left = LeftOf(m.scales.groups - first_group);
+  const int scales_left = LeftOf(m.scales.row_scales - first_group);
+  uint8_t* const first_scale = m.scales.At(first_row, first_group);
+  const int64_t row_scale_step = swizzled ? 4 : m.scales.row_scales;
+  const int vector_scale_step = swizzled ? kVectorGroups / 4 * 512 : kVectorGroups;
 #pragma unroll
   for (int s = 0; s < Warp::kOwned; ++s) {
     const int item = Warp::FirstOwned(lane) + s;
-    const int64_t row = row_of(item);
-    const int64_t group = column_tile * (kColumns / kGroup) +
-                          item % kVectors * (32 * kElements / kGroup) + Warp::GroupOf(lane);
-    const bool real = row < m.rows && group < m.scales.groups;
-    if (real || (swizzled && group < m.scales.row_scales)) {
-      *m.scales.At(row, group) = real ? made[s].code : uint8_t{0};
+    const int row = item / kVectors;
+    const int vector = item % kVectors;
+    const bool real = row * step < rows_left && vector * kVectorGroups < groups_left;
+    if (real || (swizzled && vector * kVectorGroups < scales_left)) {
+      first_scale[row * row_scale_step + vector * vector_scale_step] =
+          real ? made[s].code : uint8_t{0};
     }
   }
 }
@@ -124,7 +142,7 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int kGroup = Rule::Scales::kGroup;
   StartBehindPrevious();
   const int64_t index = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (index >= count || Failed(m.record)) return;
+  if (index >= count || FailedBefore(m.record)) return;
   const int64_t row = index / groups;
   const int64_t group = index % groups;
   uint8_t code = 0;
@@ -164,7 +182,8 @@ void Quantize(const Exec& exec, const SmallGroupMatrix& matrix, int64_t rows, in
       const int64_t column_tiles = CeilDiv(m.hidden, kTileColumns<Element>);
       const int64_t tiles = CeilDiv(scale_rows, 4) * column_tiles;
       LaunchBehind(exec, QuantizeSmallTiles<Element, Codes, Rule>, BlocksFor(tiles, kThreads / 32),
-                   kThreads, m, rule, column_tiles, tiles);
+                   kThreads, m, rule, static_cast<uint32_t>(column_tiles),
+                   static_cast<uint32_t>(tiles));
     } else {
       const int64_t across = matrix.swizzled ? matrix.row_scales : groups;
       const int64_t count = scale_rows * across;
