@@ -13,7 +13,17 @@ import {
   reference,
   roundUp128,
 } from '../src/index.js'
-import { copyToHost, elementRows, failure, matrix, onHost, randomBits, randomNumbers, rowBytes } from './support.js'
+import {
+  copyToHost,
+  elementRows,
+  failure,
+  intoZeros,
+  matrix,
+  onHost,
+  randomBits,
+  randomNumbers,
+  rowBytes,
+} from './support.js'
 
 const refused = expect.objectContaining({ code: 'ERR_MOE_EP_ARGUMENT' })
 
@@ -199,7 +209,9 @@ describe('deepgemmMoePermute and deepgemmUnpermuteAndReduce', () => {
 
   test('bring the weighted sums back', async () => {
     const x = Tensor.from(randomNumbers(tokens * hidden), [tokens, hidden], 'bf16')
-    const { rows, inversePermutation } = permute(x, { topkIdx: topkIds, numLocalExperts: experts })
+    const { rows, inversePermutation } = intoZeros((out) =>
+      permute(x, { topkIdx: topkIds, numLocalExperts: experts, ...out }),
+    )
     const topkWeights = Tensor.from(randomNumbers(tokens * topk, 8), [tokens, topk], 'f32')
     const expertMap = Tensor.from([0, -1, 2, 3, 4], [experts], 'i32')
     const [first, second] = [Tensor.zeros([tokens, hidden], 'f32'), Tensor.zeros([tokens, hidden], 'f32')]

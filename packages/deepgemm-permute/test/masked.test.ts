@@ -15,6 +15,7 @@ import {
   device,
   failure,
   firstDifference,
+  intoZeros,
   matrix,
   onHost,
   optionsOf,
@@ -74,7 +75,8 @@ describe('permuteMasked', () => {
           const x = randomBits([slots[0], 24], dtype)
           const weights = randomNumbers(slots[0] * slots[1])
           const topkWeights = Tensor.copyOf(weights, slots, 'f32')
-          const [masked, contiguous] = [permuteMasked(x, { ...ours, maxTokens }), permute(x, ours)]
+          const masked = intoZeros((out) => permuteMasked(x, { ...ours, maxTokens, ...out }))
+          const contiguous = intoZeros((out) => permute(x, { ...ours, ...out }))
           const fromMasked = await copyToHost(
             unpermuteMaskedAndReduce(masked.rows, { ...ours, ...masked, topkWeights }),
           )

@@ -5,13 +5,14 @@ import { moePermute, type MoePermuteOptions, moeUnpermute, type MoeUnpermuteOpti
 import {
   failure,
   firstDifference,
+  intoZeros,
   matrix,
   onHost,
   optionsOf,
   randomBits,
   randomNumbers,
-  rowBytes,
   routings,
+  rowBytes,
 } from './support.js'
 
 const refused = expect.objectContaining({ code: 'ERR_MOE_EP_ARGUMENT' })
@@ -36,7 +37,7 @@ describe('moePermute', () => {
           ...(fillInvalidExpert !== undefined && { fillInvalidExpert }),
         }
         const weights = randomNumbers(numTokens * topk, 3)
-        const permuted = moePermute(x, { ...ours, ...settings, ...(scales && { scales }) })
+        const permuted = intoZeros((out) => moePermute(x, { ...ours, ...settings, ...(scales && { scales }), ...out }))
         const topkWeights = Tensor.copyOf(weights, [numTokens, topk], 'f32')
         const back = await onHost(moeUnpermute(permuted.rows, { ...permuted, topkWeights }))
         const actual = await onHost(permuted)
@@ -95,10 +96,11 @@ describe('moePermute', () => {
         Math.floor(id / numLocalExperts) === rank ? id % numLocalExperts : experts + id
       const expertMap = Int32Array.from({ length: experts }, (_, id) => (keyOf(id) < experts ? keyOf(id) : -1))
       const x = Tensor.from(randomNumbers(tokens * hidden, 6), [tokens, hidden], 'bf16')
-      const permuted = moePermute(x, {
+      const options = {
         ...{ topkIdx: Tensor.copyOf(ids, [tokens, topk], 'i32'), numLocalExperts },
         expertMap: Tensor.copyOf(expertMap, [experts], 'i32'),
-      })
+      }
+      const permuted = intoZeros((out) => moePermute(x, { ...options, ...out }))
       const topkWeights = Tensor.from(Array<number>(tokens * topk).fill(1), [tokens, topk], 'f32')
       const back = await onHost(moeUnpermute(permuted.rows, { ...permuted, topkWeights, outDtype: 'f32' }))
       const out = await onHost(permuted)

@@ -194,3 +194,16 @@ export function firstDifference(
   }
   return undefined
 }
+
+/**
+ * An operation's results, in rows that were zeros before: of a bulk store initcheck sees the first 32 bytes only, and
+ * would call the rest uninitialised where a kernel reads the rows.
+ */
+export function intoZeros<Results extends { rows: Tensor }>(
+  call: (options: { out?: { rows: Tensor } }) => Results,
+): Results {
+  const results = call({})
+  if (device.kind !== 'cuda') return results
+  const { shape, dtype } = results.rows
+  return call({ out: { rows: Tensor.zeros(shape, dtype) } })
+}
