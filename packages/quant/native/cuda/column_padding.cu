@@ -12,7 +12,7 @@ __global__ void ZeroGaps(uint8_t* data, int64_t rows, int64_t gap, int64_t gaps,
                          int64_t column_stride, int64_t count, int64_t stride,
                          const moe_ep_failure_record* record) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i < count && !FailedBefore(record)) {
+  if (i < count && !Failed(record)) {
     const int64_t column = i / gap;
     auto* at =
         reinterpret_cast<float*>(data + column / gaps * stride + column % gaps * column_stride);

@@ -117,10 +117,9 @@ class Tile {
   int64_t element_;
   int groups_;
   int missing_ = 0;
-  // The group that ends a row, or a bit for each that does: all of them, and those of which the
-  // lane has nothing.
+  // The group that ends a row, kTileGroups where none does, or a bit for each that does.
   uint32_t short_ = 0;
-  uint32_t left_out_ = 0;
+  uint32_t left_out_ = 0;  // the same of those that end before the lane's elements
 };
 
 // With registers for nine blocks of a multiprocessor little of it is spilled, and with ten much.

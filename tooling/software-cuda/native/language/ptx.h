@@ -60,7 +60,7 @@ void ld_relaxed_gpu_global_u32(V& value, const void* from) {
 }
 template <typename V>
 void ld_global_u32(V& value, const void* from) {
-  value = *static_cast<const volatile uint32_t*>(from);
+  value = __atomic_load_n(static_cast<const uint32_t*>(from), __ATOMIC_RELAXED);
 }
 
 inline void st_release_sys_global_u64(void* to, uint64_t value) {
@@ -270,7 +270,7 @@ inline void lop3_b32_234(uint32_t& result, uint32_t a, uint32_t b, uint32_t c) {
 // The nearest one, which kernels count on for one number; see QuotientForSilu.
 inline void rcp_approx_f32(float& result, float value) { result = 1.0f / value; }
 
-// As far off as it may be, one way or the other.
+// Off by up to as much as it may be, one way or the other.
 inline void ex2_approx_ftz_f32(float& result, float value) {
   constexpr double kError = 1.6858739404357614e-07;  // 2^-22.5
   const float exponent = std::fpclassify(value) == FP_SUBNORMAL ? 0.0f : value;

@@ -21,9 +21,10 @@ __device__ __forceinline__ bool Failed(const moe_ep_failure_record* record) {
   return failed != 0;
 }
 
-// Whether the stream had failed when the kernel began; a failure meanwhile may be missed. Warps of
-// a multiprocessor share the answer, where `Failed` asks the second-level cache for each of them:
-// all of a large grid ask for one word at about the same time, which one part of that cache serves.
+// Whether the stream had failed when the kernel began, of kernels that have waited for what is
+// ahead; a failure meanwhile may be missed. Warps of a multiprocessor share the answer, where
+// `Failed` asks the second-level cache for each of them: all of a large grid ask for one word at
+// about the same time, which one part of that cache serves.
 __device__ __forceinline__ bool FailedBefore(const moe_ep_failure_record* record) {
   uint32_t failed;
   asm volatile("ld.global.u32 %0, [%1];" : "=r"(failed) : "l"(&record->failed));

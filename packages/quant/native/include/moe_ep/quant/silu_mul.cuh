@@ -219,8 +219,8 @@ struct SiluTable {
   }
 };
 
-// Products where some gate is not in the table: a function of its own, for but for zeros, which
-// have a short way here, such gates hardly occur.
+// Products where some gate is not in the table: a function of its own, because such gates are rare.
+// Zeros and all below the table have a short way; with a gate at its end or above, none has.
 template <bool kToF32>
 __device__ __noinline__ SiluMulVector<BF16Element, kToF32> SiluMulBesideTable(
     const SiluTable<kToF32>& table, LaneVector<BF16Element, 8> gates,
