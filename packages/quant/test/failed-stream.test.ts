@@ -28,44 +28,41 @@ type Call = (stream: Stream, out: Outputs | undefined) => Outputs
 /** All operations on rows of `hidden` numbers; `hidden` decides which kernels they take. */
 function operations(hidden: number): Record<string, Call> {
   const rows = 130
-  const x = Tensor.from(
-    Array.from({ length: rows * 2 * hidden }, (_, i) => Math.sin(i) * 4),
-    [rows, 2 * hidden],
-    'bf16',
-  )
-  const half = Tensor.from(
-    Array.from({ length: rows * hidden }, (_, i) => Math.sin(i) * 4),
-    [rows, hidden],
-    'bf16',
-  )
+  const numbers = (width: number): Tensor =>
+    Tensor.from(
+      Array.from({ length: rows * width }, (_, i) => Math.sin(i) * 4),
+      [rows, width],
+      'bf16',
+    )
+  const [x, gated] = [numbers(hidden), numbers(2 * hidden)]
   const one = Tensor.from([1], [1], 'f32')
   const call =
     (operation: (options: object) => unknown): Call =>
     (stream, out) =>
       operation({ stream, ...(out ? { out } : {}) }) as Outputs
-  const groups = quantizePerTokenGroup(half)
-  const block = quantizeBlock(half)
-  const whole = quantizePerTensor(half)
-  const mxfp8 = quantizeMxfp8(half)
-  const mxfp4 = quantizeMxfp4(half)
-  const nvfp4 = quantizeNvfp4(half, one)
-  const logFmt = quantizeLogFmt10(half)
+  const groups = quantizePerTokenGroup(x)
+  const block = quantizeBlock(x)
+  const whole = quantizePerTensor(x)
+  const mxfp8 = quantizeMxfp8(x)
+  const mxfp4 = quantizeMxfp4(x)
+  const nvfp4 = quantizeNvfp4(x, one)
+  const logFmt = quantizeLogFmt10(x)
   return {
-    quantizePerTokenGroup: call((o) => quantizePerTokenGroup(half, o)),
+    quantizePerTokenGroup: call((o) => quantizePerTokenGroup(x, o)),
     'quantizePerTokenGroup, columns with gaps': call((o) =>
-      quantizePerTokenGroup(half, { ...o, scaleLayout: 'column-major-tma' }),
+      quantizePerTokenGroup(x, { ...o, scaleLayout: 'column-major-tma' }),
     ),
-    quantizePerToken: call((o) => quantizePerToken(half, o)),
-    quantizePerTensor: call((o) => quantizePerTensor(half, o)),
-    'quantizePerTensor, scale given': call((o) => quantizePerTensor(half, { ...o, scale: one })),
-    quantizeBlock: call((o) => quantizeBlock(half, o)),
-    quantizeMxfp8: call((o) => quantizeMxfp8(half, o)),
-    quantizeMxfp4: call((o) => quantizeMxfp4(half, o)),
-    quantizeNvfp4: call((o) => quantizeNvfp4(half, one, o)),
-    'quantizeNvfp4, swizzled': call((o) => quantizeNvfp4(half, one, { ...o, scaleLayout: 'swizzled' })),
-    quantizeLogFmt10: call((o) => quantizeLogFmt10(half, o)),
-    siluMul: call((o) => siluMul(x, o)),
-    siluMulQuantize: call((o) => siluMulQuantize(x, o)),
+    quantizePerToken: call((o) => quantizePerToken(x, o)),
+    quantizePerTensor: call((o) => quantizePerTensor(x, o)),
+    'quantizePerTensor, scale given': call((o) => quantizePerTensor(x, { ...o, scale: one })),
+    quantizeBlock: call((o) => quantizeBlock(x, o)),
+    quantizeMxfp8: call((o) => quantizeMxfp8(x, o)),
+    quantizeMxfp4: call((o) => quantizeMxfp4(x, o)),
+    quantizeNvfp4: call((o) => quantizeNvfp4(x, one, o)),
+    'quantizeNvfp4, swizzled': call((o) => quantizeNvfp4(x, one, { ...o, scaleLayout: 'swizzled' })),
+    quantizeLogFmt10: call((o) => quantizeLogFmt10(x, o)),
+    siluMul: call((o) => siluMul(gated, o)),
+    siluMulQuantize: call((o) => siluMulQuantize(gated, o)),
     dequantizePerTokenGroup: call((o) => dequantizePerTokenGroup(groups.values, groups.scales, o)),
     dequantizePerTensor: call((o) => dequantizePerTensor(whole.values, whole.scale, o)),
     dequantizeBlock: call((o) => dequantizeBlock(block.values, block.scales, o)),

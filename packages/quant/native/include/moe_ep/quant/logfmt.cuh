@@ -261,9 +261,9 @@ __device__ __forceinline__ void StoreTenBytes(uint8_t* to, const uint32_t (&pack
   halves[4] = static_cast<uint16_t>(packed[2]);
 }
 
-// The items of a warp, `WarpItems<16, kItems>`: 16 lanes hold a group, zeros behind the end of a
-// short one; afterwards they are nothing. Calls emit(item, its 10 bytes), and gives the range of
-// the groups that the lane owns. `table`: Log2Table's entries in shared memory.
+// The items of a warp, `WarpItems<16, kItems>`, which it may spoil: 16 lanes hold a group, zeros
+// behind the end of a short one. Calls emit(item, its 10 bytes), and gives the range of the groups
+// that the lane owns. `table`: Log2Table's entries in shared memory.
 template <int kItems, typename Emit>
 __device__ __forceinline__ uint32_t EncodeLogItems(LaneVector<BF16Element, 8> (&items)[kItems],
                                                    const float* table, Emit emit) {

@@ -38,7 +38,7 @@ __device__ __forceinline__ uint32_t E2M1OfFloats(const float (&x)[kElements]) {
 // Nvfp4Scales with the hardware's conversions.
 struct HardwareNvfp4Scales {
   static constexpr int kGroup = Nvfp4Scales::kGroup;
-  Nvfp4Scales exact;
+  Nvfp4Scales rule;
 
   static __device__ __forceinline__ HardwareNvfp4Scales Of(float global) {
     return {Nvfp4Scales::Of(global)};
@@ -46,11 +46,10 @@ struct HardwareNvfp4Scales {
 
   __device__ __forceinline__ SmallGroupScale operator()(float amax) const {
     if (__float_as_uint(amax) == moe_ep::lanes::kInfinityF32) return {0x7f, 0.0f};
-    const uint32_t code = E4M3OfFloats(exact.global * amax / 6.0f, 0.0f, 0.0f, 0.0f);
+    const uint32_t code = E4M3OfFloats(rule.Unrounded(amax), 0.0f, 0.0f, 0.0f);
     float decoded[4];
     FloatsOfE4M3(code, decoded);
-    const float scale = decoded[0] * exact.reciprocal;
-    return {static_cast<uint8_t>(code), scale == 0.0f ? 0.0f : 1.0f / scale};
+    return rule.Rounded(static_cast<uint8_t>(code), decoded[0]);
   }
 };
 

@@ -78,8 +78,15 @@ struct Nvfp4Scales {
 
   MOE_EP_LANE SmallGroupScale operator()(float amax) const {
     if (lanes::SignedBitsOf(amax) == lanes::kInfinityF32) return {0x7f, 0.0f};
-    const uint8_t code = lanes::FloatToFp8E4M3(global * amax / 6.0f);
-    const float scale = lanes::Fp8E4M3ToFloat(code) * reciprocal;
+    const uint8_t code = lanes::FloatToFp8E4M3(Unrounded(amax));
+    return Rounded(code, lanes::Fp8E4M3ToFloat(code));
+  }
+
+  // What becomes an e4m3 code, of a finite amax.
+  MOE_EP_LANE float Unrounded(float amax) const { return global * amax / 6.0f; }
+  // Of that code and what it stands for.
+  MOE_EP_LANE SmallGroupScale Rounded(uint8_t code, float decoded) const {
+    const float scale = decoded * reciprocal;
     return {code, scale == 0.0f ? 0.0f : 1.0f / scale};
   }
 };
