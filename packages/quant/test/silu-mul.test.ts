@@ -11,7 +11,7 @@ import {
   siluMul,
   siluMulQuantize,
 } from '../src/index.js'
-import { bytesOf, floatDTypes, memoryOf, numbersOf, sameBytes, storedElements } from './support.js'
+import { bytesOf, device, floatDTypes, memoryOf, numbersOf, sameBytes, storedElements } from './support.js'
 
 const shapes = fc.record({
   dtype: fc.constantFrom(...floatDTypes),
@@ -201,6 +201,8 @@ describe('siluMulQuantize', () => {
       { scaleFormat: 'f32' },
       { scaleFormat: 'f32', clampLimit: 7 },
       { scaleFormat: 'ue8m0-packed' },
+      // All gates below the table, also those that stand for what rows lack.
+      { scaleFormat: 'f32', clampLimit: 2 ** -30 },
     ]
     for (const { scaleFormat, clampLimit } of cases.slice(0, repeats(cases.length))) {
       const options = { numerics, scaleFormat, ...limitOf(clampLimit) }
@@ -224,6 +226,36 @@ describe('siluMulQuantize', () => {
         sameBytes(await memoryOf(byColumns.scales), reference.arrangeScales(elements, { rows, columns, layout })),
       ).toBe(true)
     }
+  })
+
+  // What tells blocks which rows nobody has yet must be as new after calls that write nothing, and after any number of rows.
+  test('many rows are complete behind other many, and behind a failure', async () => {
+    const hidden = 2120
+    const gated = (rows: number): Tensor =>
+      Tensor.copyOf(new Uint16Array(rows * 2 * hidden).fill(0x3f80), [rows, 2 * hidden], 'bf16')
+    const stream = device.createStream()
+    const [some, more] = [gated(4097), gated(5000)]
+    const expected = await siluMulQuantize(gated(1)).values.read()
+    for (const [x, fails] of [
+      [some, false],
+      [more, true],
+      [some, true],
+      [more, false],
+      [some, false],
+    ] as const) {
+      const values = Tensor.zeros([x.shape[0]!, hidden], 'fp8e4m3', device)
+      const scales = Tensor.zeros([x.shape[0]!, Math.ceil(hidden / 128)], 'f32', device)
+      if (fails) stream.fail('ERR_MOE_EP_CAPACITY', 'full')
+      siluMulQuantize(x, { stream, scaleLayout: 'row-major', out: { values, scales } })
+      if (fails) await expect(stream.synchronize()).rejects.toMatchObject({ code: 'ERR_MOE_EP_CAPACITY' })
+      else await stream.synchronize()
+      const bytes = await bytesOf(values)
+      const row = fails ? new Uint8Array(hidden) : new Uint8Array(expected.buffer, expected.byteOffset, hidden)
+      for (let at = 0; at < bytes.length; at += hidden)
+        if (!sameBytes(bytes.subarray(at, at + hidden), row))
+          expect.fail(`row ${at / hidden} of ${x.shape[0]}, ${fails}`)
+    }
+    await stream.close()
   })
 
   test("'vllm-contiguous' is siluMul, then quantizePerTokenGroup; the others stay close to it", async () => {

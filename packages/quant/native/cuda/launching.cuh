@@ -13,6 +13,7 @@
 namespace moe_ep::cuda {
 
 constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr uint32_t CeilDiv(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
 
 // What a kernel of this package begins with: nothing that is ahead on the stream is touched before,
 // and who comes next may take its place as soon as all blocks are here.

@@ -3,6 +3,7 @@
 
 #include "cuda/any_group.cuh"
 #include "cuda/column_padding.cuh"
+#include "cuda/divisor.cuh"
 #include "cuda/launching.cuh"
 #include "cuda/quant.h"
 #include "cuda/stripes.cuh"
@@ -36,9 +37,10 @@ constexpr int kTileGroups = 4;  // of 128: with packed scales the groups of one 
 constexpr int kTileColumns = kTileGroups * 128;
 
 // Groups of 128 in rows of whole vectors: a warp takes kRows rows of kTileColumns products, which
-// multiply(whether they are in a row, gates, ups) makes. Nothing is written where the stream had
-// failed before.
-template <typename Element, bool kToF32, Encoding kEncoding, int kRows, typename Multiply>
+// multiply(gates, ups) makes. Beside the rows it is given kOtherGates and zeros, of which it must
+// make zeros. Nothing is written where the stream had failed before.
+template <typename Element, bool kToF32, Encoding kEncoding, int kRows, uint32_t kOtherGates = 0,
+          typename Multiply>
 __device__ __forceinline__ void SiluMulQuantizeTile(const Gated& m, const Strip& strip,
                                                     int64_t column_tile, bool failed,
                                                     const Multiply& multiply) {
@@ -53,33 +55,36 @@ __device__ __forceinline__ void SiluMulQuantizeTile(const Gated& m, const Strip&
   if (first_row >= rows) return;
   const int64_t column = column_tile * kTileColumns + lane * kElements;
   const int64_t row_of_all = matrix * m.batch.rows + first_row;
+  const int rows_here = static_cast<int>(std::min<int64_t>(rows - first_row, kRows));
+  // A branch would be taken before the loads, and they would wait for the answer.
+  const int rows_written = failed ? 0 : rows_here;
+  const int columns_here = static_cast<int>(std::min<int64_t>(m.hidden - column, kTileColumns));
   const auto* x =
       static_cast<const typename Element::Storage*>(m.x) + row_of_all * 2 * m.hidden + column;
   uint8_t* values = m.values + row_of_all * m.hidden + column;
   const auto inside = [&](int i) {
-    return first_row + i / kVectors < rows && column + i % kVectors * 32 * kElements < m.hidden;
+    return i / kVectors < rows_here && i % kVectors * 32 * kElements < columns_here;
   };
   Vector gates[kItems];
   Vector ups[kItems];
 #pragma unroll
   for (int i = 0; i < kItems; ++i) {
     const int64_t offset = i / kVectors * 2 * m.hidden + i % kVectors * 32 * kElements;
-    gates[i] = Vector::LoadIf(inside(i), x + offset);
+    gates[i] = Vector::template LoadIf<kOtherGates>(inside(i), x + offset);
     ups[i] = Vector::LoadIf(inside(i), x + offset + m.hidden);
   }
-  if (failed) return;
   Product items[kItems];
 #pragma unroll
-  for (int i = 0; i < kItems; ++i) items[i] = multiply(inside(i), gates[i], ups[i]);
+  for (int i = 0; i < kItems; ++i) items[i] = multiply(gates[i], ups[i]);
   const float scale = QuantizeGroups<kEncoding, 128>(items, m.rule, [&](int i, const auto& codes) {
     const int64_t offset = i / kVectors * m.hidden + i % kVectors * 32 * kElements;
-    if (inside(i)) StoreWords(values + offset, codes);
+    if (inside(i) && i / kVectors < rows_written) StoreWords(values + offset, codes);
   });
   const int item = Warp::FirstOwned(lane);
-  const int64_t row = first_row + item / kVectors;
   const int64_t group =
       column_tile * kTileGroups + item % kVectors * (kTileGroups / kVectors) + Warp::GroupOf(lane);
-  if (Warp::Writes(lane) && row < rows) m.ScalesOf(matrix).Store(row, group, scale);
+  if (Warp::Writes(lane) && item / kVectors < rows_written)
+    m.ScalesOf(matrix).Store(first_row + item / kVectors, group, scale);
 }
 
 template <typename Element, bool kToF32, Encoding kEncoding, int kRows>
@@ -92,7 +97,7 @@ __global__ void __launch_bounds__(kTileThreads)
   const bool failed = Failed(m.record);
   strips.template ForTiles<kWarps>(columns, [&](const Strip& strip, int64_t column) {
     SiluMulQuantizeTile<Element, kToF32, kEncoding, kRows>(
-        m, strip, column, failed, [&](bool, const auto& gates, const auto& ups) {
+        m, strip, column, failed, [&](const auto& gates, const auto& ups) {
           return SiluMul<Element, kToF32>(gates, ups, m.limit);
         });
     return true;
@@ -107,8 +112,8 @@ constexpr int kTableThreads = kToF32 ? 1024 : 768;
 // The same for many tiles of bf16: a block for each multiprocessor has a table of Silu.
 template <bool kToF32, Encoding kEncoding, int kRows>
 __global__ void __launch_bounds__(kTableThreads<kToF32>, 1)
-    SiluMulQuantizeByTable(const __grid_constant__ Gated m, int64_t columns, StripeClaims* claims) {
-  constexpr int kWarps = kTableThreads<kToF32> / 32;
+    SiluMulQuantizeByTable(const __grid_constant__ Gated m, Divisor columns, StripeClaims* claims) {
+  constexpr uint32_t kWarps = kTableThreads<kToF32> / 32;
   __shared__ SiluTable<kToF32> table;
   __shared__ typename UsedStrips<kRows>::Memory memory;
   __shared__ StripeMemory<kWarps> stripes;
@@ -117,14 +122,16 @@ __global__ void __launch_bounds__(kTableThreads<kToF32>, 1)
   StartBehindPrevious();
   __syncthreads();
   const UsedStrips<kRows> strips(m.batch, memory);
-  const int64_t tiles = FailedForBlock(m.record) ? 0 : strips.count() * columns;
-  ForStripes(stripes, claims, CeilDiv(tiles, kWarps), [&](int64_t stripe) {
-    const int64_t tile = stripe * kWarps + threadIdx.x / 32;
+  const bool failed = FailedBefore(m.record);
+  const auto tiles = static_cast<uint32_t>(strips.count()) * columns.value();
+  ForStripes(stripes, claims, CeilDiv(tiles, kWarps), [&](uint32_t stripe) {
+    const uint32_t tile = stripe * kWarps + threadIdx.x / 32;
     if (tile >= tiles) return;
-    SiluMulQuantizeTile<BF16Element, kToF32, kEncoding, kRows>(
-        m, strips.At(tile / columns), tile % columns, /*failed=*/false,
-        [&](bool wanted, const auto& gates, const auto& ups) {
-          return SiluMulByTable<kToF32>(table, wanted, gates, ups, m.limit);
+    const uint32_t strip = columns.QuotientOf(tile);
+    SiluMulQuantizeTile<BF16Element, kToF32, kEncoding, kRows, SiluTable<kToF32>::kOne>(
+        m, strips.At(strip), tile - strip * columns.value(), failed,
+        [&](const auto& gates, const auto& ups) {
+          return SiluMulByTable<kToF32>(table, gates, ups, m.limit);
         });
   });
 }
@@ -164,12 +171,13 @@ void LaunchGated(const Exec& exec, const Gated& m) {
     const int64_t columns = CeilDiv(m.hidden, kTileColumns);
     const int64_t tiles = batch.batch * UsedStrips<kRows>::OfMatrix(batch) * columns;
     if constexpr (std::is_same_v<Element, BF16Element>) {
-      // A table takes a few tiles of each warp to pay.
+      // A table takes a few tiles of each warp to pay. It counts tiles in 32 bits.
       constexpr int kThreads = kTableThreads<kToF32>;
       const int blocks = Multiprocessors(exec.device());
-      if (tiles >= int64_t{2} * blocks * (kThreads / 32)) {
+      if (tiles >= int64_t{2} * blocks * (kThreads / 32) && tiles < int64_t{1} << 31) {
         return LaunchBehind(exec, SiluMulQuantizeByTable<kToF32, kEncoding, kRows>,
-                            dim3(static_cast<unsigned>(blocks)), kThreads, m, columns,
+                            dim3(static_cast<unsigned>(blocks)), kThreads, m,
+                            Divisor(static_cast<uint32_t>(columns)),
                             exec.CudaScratch<StripeClaims>(kScratchKey, 1));
       }
     }

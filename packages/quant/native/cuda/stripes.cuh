@@ -6,15 +6,13 @@
 #include <cstdint>
 
 #include "moe_ep/cuda/bulk_copy.cuh"
-#include "moe_ep/cuda/last_block.cuh"
 #include "moe_ep/quant/warp_items.cuh"
 
 namespace moe_ep::cuda {
 
-// In global memory, zero before and after.
+// In global memory, zero before and after: so many stripes are claimed beside each block's first.
 struct StripeClaims {
-  unsigned long long stripes;  // beside the first one of each block
-  unsigned int ended;          // blocks
+  unsigned int stripes;
 };
 
 // How the warp of a block that asked for a stripe hands it to the others.
@@ -24,7 +22,7 @@ struct StripeMemory {
 
   uint64_t full[kSlots];
   uint64_t empty[kSlots];
-  int64_t stripe[kSlots];
+  uint32_t stripe[kSlots];
 
   // Of a block, which meets before it goes on.
   __device__ __forceinline__ void Start() {
@@ -36,16 +34,16 @@ struct StripeMemory {
     FenceBarriers();
   }
   // The stripe after stripe number `turn` of the block. Of one thread.
-  __device__ __forceinline__ void Put(uint32_t turn, int64_t next) {
+  __device__ __forceinline__ void Put(uint32_t turn, uint32_t next) {
     const uint32_t slot = turn % kSlots;
     if (turn >= kSlots) WaitBarrier(&empty[slot], (turn / kSlots - 1) & 1u);
     stripe[slot] = next;
     Arrive(&full[slot]);
   }
   // Of each warp.
-  __device__ __forceinline__ int64_t Take(uint32_t turn) {
+  __device__ __forceinline__ uint32_t Take(uint32_t turn) {
     const uint32_t slot = turn % kSlots;
-    int64_t next = 0;
+    uint32_t next = 0;
     if (LaneOfWarp() == 0) {
       WaitBarrier(&full[slot], turn / kSlots & 1u);
       next = stripe[slot];
@@ -56,21 +54,21 @@ struct StripeMemory {
 };
 
 // Calls body(stripe) in all warps of a block for each of its stripes. All threads of all blocks
-// come here, those of a block with the same count: of all stripes, or none.
+// come here with the same count, at most 2^31.
 template <int kWarps, typename Body>
 __device__ __forceinline__ void ForStripes(StripeMemory<kWarps>& memory, StripeClaims* claims,
-                                           int64_t count, const Body& body) {
+                                           uint32_t count, const Body& body) {
   const uint32_t warp = threadIdx.x / 32;
-  int64_t stripe = blockIdx.x;
+  uint32_t stripe = blockIdx.x;
 #pragma unroll 1
   for (uint32_t turn = 0; stripe < count; ++turn) {
-    // Each time another warp asks for the next one.
+    // Each time another warp asks for the next one. Who has a stripe claims once, whatever comes of
+    // it: that makes `count` claims, of which the last one leaves zero.
     if (warp == turn % kWarps && LaneOfWarp() == 0)
-      memory.Put(turn, gridDim.x + static_cast<int64_t>(atomicAdd(&claims->stripes, 1ull)));
+      memory.Put(turn, gridDim.x + atomicInc(&claims->stripes, count - 1));
     body(stripe);
     stripe = memory.Take(turn);
   }
-  if (IsLastBlock(&claims->ended) && threadIdx.x == 0) claims->stripes = 0;
 }
 
 }  // namespace moe_ep::cuda

@@ -77,7 +77,7 @@ class UsedStrips {
         matrix += __popc(__ballot_sync(kFullWarp, ended));
       }
       if (matrix > 0) begin = memory_.ends[matrix - 1];
-    } else {
+    } else if (batch_.batch > 1) {
       const int64_t of_matrix = OfMatrix(batch_);
       matrix = strip / of_matrix;
       begin = matrix * of_matrix;

@@ -234,6 +234,11 @@ T atomicMin(T* at, U value) {
                                      [](T a, T b) { return std::min(a, b); });
 }
 template <typename T, typename U>
+T atomicInc(T* at, U most) {
+  return software_cuda::AtomicChoice(at, static_cast<T>(most),
+                                     [](T old, T most) { return old >= most ? T{0} : old + 1; });
+}
+template <typename T, typename U>
 T atomicMax(T* at, U value) {
   return software_cuda::AtomicChoice(at, static_cast<T>(value),
                                      [](T a, T b) { return std::max(a, b); });

@@ -107,8 +107,8 @@ void ld_global_nc_L1_no_allocate_L2_256B_v4_u32(V& x, V& y, V& z, V& w, const vo
 }
 template <typename V>
 void if_ld_global_nc_L1_no_allocate_L2_256B_v4_u32(V& x, V& y, V& z, V& w, const void* from,
-                                                   int wanted) {
-  x = y = z = w = 0;
+                                                   int wanted, uint32_t otherwise) {
+  x = y = z = w = otherwise;
   if (wanted != 0) ld_global_nc_L1_no_allocate_L2_256B_v4_u32(x, y, z, w, from);
 }
 template <typename V>

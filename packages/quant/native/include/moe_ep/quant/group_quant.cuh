@@ -63,9 +63,18 @@ __device__ __forceinline__ void EncodePlain(
     const Vector& v, GroupQuotient<typename Vector::Element, kEncoding> quotient,
     uint32_t (&codes)[Vector::kElements / 4]) {
   float x[Vector::kElements];
-  v.ToFloats(x);
+  if constexpr (kEncoding == Encoding::kMultiplyBF16) {
+    // The multiplier is a bf16 number, too.
+    const uint32_t factors = PairOfFloats<BF16Element>(quotient.first, quotient.first);
+    Vector products;
 #pragma unroll
-  for (int i = 0; i < Vector::kElements; ++i) x[i] = quotient(x[i]);
+    for (int i = 0; i < Vector::kWords; ++i) products.words[i] = MulPairBF16(v.words[i], factors);
+    products.ToFloats(x);
+  } else {
+    v.ToFloats(x);
+#pragma unroll
+    for (int i = 0; i < Vector::kElements; ++i) x[i] = quotient(x[i]);
+  }
 #pragma unroll
   for (int i = 0; i < Vector::kElements / 4; ++i) {
     codes[i] = E4M3OfFloats(x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]);

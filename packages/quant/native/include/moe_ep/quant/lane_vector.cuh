@@ -68,6 +68,12 @@ __device__ __forceinline__ uint32_t PairOfFloats(float low, float high) {
   return word;
 }
 
+__device__ __forceinline__ uint32_t MulPairBF16(uint32_t a, uint32_t b) {
+  uint32_t product;  // one rounding: the product of two bf16 is exact in f32
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+  return product;
+}
+
 // Four e4m3 codes: rounded to nearest even, saturating, NaN as 0x7f, zeros with their sign; the
 // first in the lowest byte.
 __device__ __forceinline__ uint32_t E4M3OfFloats(float a, float b, float c, float d) {
@@ -92,15 +98,17 @@ __device__ __forceinline__ void FloatsOfE4M3(uint32_t codes, float (&out)[4]) {
   FloatsOfPair<F16Element>(high, out[2], out[3]);
 }
 
-// Zeros where not `wanted`; without a branch, so that the loads of many vectors go out together.
+// Words kElse where not `wanted`; without a branch, so that the loads of many vectors go out
+// together.
+template <uint32_t kElse = 0>
 __device__ __forceinline__ uint4 LoadOnceIf(bool wanted, const void* from) {
   uint4 v;
   asm volatile(
       "{\n.reg .pred p;\nsetp.ne.s32 p, %5, 0;\n"
-      "mov.u32 %0, 0;\nmov.u32 %1, 0;\nmov.u32 %2, 0;\nmov.u32 %3, 0;\n"
+      "mov.u32 %0, %6;\nmov.u32 %1, %6;\nmov.u32 %2, %6;\nmov.u32 %3, %6;\n"
       "@p ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];\n}"
       : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
-      : "l"(from), "r"(static_cast<int>(wanted)));
+      : "l"(from), "r"(static_cast<int>(wanted)), "n"(kElse));
   return v;
 }
 
@@ -115,12 +123,13 @@ struct LaneVector {
 
   uint32_t words[kWords];
 
-  // Zeros where not `wanted`.
+  // Words kElse where not `wanted`.
+  template <uint32_t kElse = 0>
   static __device__ __forceinline__ LaneVector LoadIf(bool wanted, const Storage* from) {
     LaneVector v;
 #pragma unroll
     for (int i = 0; i < kWords / 4; ++i) {
-      const uint4 quad = LoadOnceIf(wanted, reinterpret_cast<const uint4*>(from) + i);
+      const uint4 quad = LoadOnceIf<kElse>(wanted, reinterpret_cast<const uint4*>(from) + i);
       v.words[4 * i] = quad.x;
       v.words[4 * i + 1] = quad.y;
       v.words[4 * i + 2] = quad.z;

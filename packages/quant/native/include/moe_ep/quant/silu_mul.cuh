@@ -71,12 +71,6 @@ __device__ __forceinline__ float SiluToRound(float x) {
   return __uint_as_float(__float_as_uint(quotient) | (__float_as_uint(x) & 0x80000000u));
 }
 
-__device__ __forceinline__ uint32_t MulPairBF16(uint32_t a, uint32_t b) {
-  uint32_t product;  // one rounding: the product of two bf16 is exact in f32
-  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
-  return product;
-}
-
 // Limits all elements to at most `limit`, and to at least -`limit` where kBothWays; NaN stays.
 template <typename Element, bool kBothWays, int kCount>
 __device__ __forceinline__ void Limit(LaneVector<Element, kCount>& v, float limit) {
@@ -165,6 +159,7 @@ struct SiluTable {
   using Entry = std::conditional_t<kToF32, float, uint16_t>;
   static constexpr uint32_t kLeast = (127 - 26) << 7;  // the first magnitude's bits
   static constexpr uint32_t kMagnitudes = 32 << 7;
+  static constexpr uint32_t kOne = 0x3f803f80u;        // two numbers in the table: 1
   static constexpr uint32_t kHalves = (127 - 9) << 7;  // below it Silu, rounded to bf16, is a half
   static constexpr int kLog2Bytes = kToF32 ? 2 : 1;    // of an entry
 
@@ -186,20 +181,18 @@ struct SiluTable {
     }
   }
 
-  // Where in the table the pair of numbers lies, in bytes; notes in `any` and `all` whether it
-  // does.
-  static __device__ __forceinline__ uint32_t Places(uint32_t pair, uint32_t* any, uint32_t* all) {
-    // With its highest bit set a half lends its neighbour nothing.
-    const uint32_t from_least = (pair | 0x80008000u) - kLeast * 0x10001u;
+  // Where in the table the pair of numbers lies, in bytes; notes in `any` whether it does.
+  static __device__ __forceinline__ uint32_t Places(uint32_t pair, uint32_t* any) {
+    // If the lower half lends from the upper one, that is not in the table and has bits of kBeside.
+    const uint32_t from_least = pair - kLeast * 0x10001u;
     *any |= from_least;
-    *all &= from_least;
-    constexpr uint32_t kMask = ((kMagnitudes - 1) << kLog2Bytes) * 0x10001u;
-    constexpr uint32_t kSign = (kMagnitudes << kLog2Bytes) * 0x10001u;
-    return (from_least << kLog2Bytes & kMask) | (pair >> (3 - kLog2Bytes) & kSign);
+    // Without their sign negative numbers follow positive ones, which that makes larger.
+    constexpr uint32_t kSign = (0x10000u - 0x8000u + kMagnitudes) * 0x10001u;
+    return __viaddmin_u16x2(from_least, kSign, from_least) << kLog2Bytes;
   }
-  static __device__ __forceinline__ bool Holds(uint32_t any, uint32_t all) {
-    return (any & 0x70007000u) == 0 && (all & 0x80008000u) == 0x80008000u;
-  }
+  // Of two numbers that are not both in the table at least one has such a bit, and none otherwise.
+  static constexpr uint32_t kBeside = (0x8000u - kMagnitudes) * 0x10001u;
+  static __device__ __forceinline__ bool Holds(uint32_t any) { return (any & kBeside) == 0; }
   __device__ __forceinline__ Entry At(uint32_t byte) const {
     return *reinterpret_cast<const Entry*>(reinterpret_cast<const uint8_t*>(entries) + byte);
   }
@@ -244,11 +237,10 @@ __device__ __noinline__ SiluMulVector<BF16Element, kToF32> SiluMulBesideTable(
   return result;
 }
 
-// SiluMul of bf16 with a table. Where not `wanted` gates and ups must be zeros; so are the
-// products.
+// SiluMul of bf16 with a table.
 template <bool kToF32>
 __device__ __forceinline__ SiluMulVector<BF16Element, kToF32> SiluMulByTable(
-    const SiluTable<kToF32>& table, bool wanted, LaneVector<BF16Element, 8> gates,
+    const SiluTable<kToF32>& table, LaneVector<BF16Element, 8> gates,
     LaneVector<BF16Element, 8> ups, float limit) {
   if (limit < std::numeric_limits<float>::infinity()) {
     Limit<BF16Element, false>(gates, limit);
@@ -256,10 +248,9 @@ __device__ __forceinline__ SiluMulVector<BF16Element, kToF32> SiluMulByTable(
   }
   uint32_t places[4];
   uint32_t any = 0;
-  uint32_t all = 0xffffffffu;
 #pragma unroll
-  for (int w = 0; w < 4; ++w) places[w] = SiluTable<kToF32>::Places(gates.words[w], &any, &all);
-  if (wanted && !SiluTable<kToF32>::Holds(any, all)) [[unlikely]]
+  for (int w = 0; w < 4; ++w) places[w] = SiluTable<kToF32>::Places(gates.words[w], &any);
+  if (!SiluTable<kToF32>::Holds(any)) [[unlikely]]
     return SiluMulBesideTable<kToF32>(table, gates, ups);
   SiluMulVector<BF16Element, kToF32> result;
 #pragma unroll
