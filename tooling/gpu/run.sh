@@ -84,7 +84,8 @@ summarise() {
   grep -v 'SUMMARY\|COMPUTE-SANITIZER' "$out/sanitizer.txt" | head -n 80 || true
 }
 
-export PATH=$work/bin:$PATH MOE_EP_DEVICE=$device NO_COLOR=1
+# The name of the sanitizer is for tests, of which one has to help initcheck.
+export PATH=$work/bin:$PATH MOE_EP_DEVICE=$device MOE_EP_SANITIZER=$sanitizer NO_COLOR=1
 
 prefix=()
 if [[ -n $sanitizer ]]; then
