@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "cuda/divisor.cuh"
 #include "cuda/launching.cuh"
 #include "cuda/quant.h"
 #include "moe_ep/quant/small_groups.cuh"
@@ -51,10 +50,6 @@ constexpr int kThreads = 128;
 template <typename Element>
 constexpr int kTileColumns = 2 * 32 * kLoadElements<Element>;
 
-// With registers for so many blocks of a multiprocessor nothing is spilled.
-template <typename Element>
-constexpr int kBlocks = kLoadElements<Element> == 8 ? 8 : 6;
-
 // As far as a tile reaches.
 __device__ __forceinline__ int LeftOf(int64_t count) {
   return static_cast<int>(std::min<int64_t>(count, 1 << 30));
@@ -63,8 +58,8 @@ __device__ __forceinline__ int LeftOf(int64_t count) {
 // Rows of whole vectors: a warp takes four rows of kTileColumns elements. With swizzled scales its
 // rows are 32 apart, whose scales are neighbours.
 template <typename Element, typename Codes, typename Rule>
-__global__ void __launch_bounds__(kThreads, kBlocks<Element>)
-    QuantizeSmallTiles(const __grid_constant__ Small m, Rule rule, Divisor column_tiles,
+__global__ void __launch_bounds__(kThreads)
+    QuantizeSmallTiles(const __grid_constant__ Small m, Rule rule, uint32_t column_tiles,
                        uint32_t tiles) {
   constexpr int kElements = kLoadElements<Element>;
   constexpr int kColumns = kTileColumns<Element>;
@@ -82,8 +77,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Element>)
   const bool failed = FailedBefore(m.record);
   const int lane = LaneOfWarp();
   const bool swizzled = m.scales.swizzled;
-  const uint32_t strip = column_tiles.QuotientOf(tile);
-  const uint32_t column_tile = tile - strip * column_tiles.value();
+  const uint32_t strip = tile / column_tiles;
+  const uint32_t column_tile = tile % column_tiles;
   const int64_t first_row =
       swizzled ? strip / 32 * int64_t{128} + strip % 32 : strip * int64_t{kRows};
   const int step = swizzled ? 32 : 1;
@@ -104,11 +99,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Element>)
 #pragma unroll
   for (int i = 0; i < kItems; ++i) items[i] = Vector::LoadIf(inside(i), x + offset(i));
   const auto scales = rule.Make();
+  if (failed) return;
+
   uint8_t* const values = m.values + first / Codes::kPerByte;
   SmallGroupScale made[Warp::kOwned];
   QuantizeSmallItems<Codes>(items, scales, made, [&](int i, const Words& codes) {
-    // Not a branch ahead of all: it would be taken before the loads, and they would wait for it.
-    if (!inside(i) || failed) return;
+    if (!inside(i)) return;
     uint8_t* to = values + offset(i) / Codes::kPerByte;
     if constexpr (kElements / Codes::kPerByte == 2) {
       *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(codes[0]);
@@ -116,7 +112,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<Element>)
       StoreWords(to, codes);
     }
   });
-  if (!Warp::Writes(lane) || failed) return;
+  if (!Warp::Writes(lane)) return;
   constexpr int kVectorGroups = 32 * kElements / kGroup;
   const int64_t first_group = column_tile * int64_t{kColumns / kGroup} + Warp::GroupOf(lane);
   const int groups_left = LeftOf(m.scales.groups - first_group);
@@ -186,7 +182,7 @@ void Quantize(const Exec& exec, const SmallGroupMatrix& matrix, int64_t rows, in
       const int64_t column_tiles = CeilDiv(m.hidden, kTileColumns<Element>);
       const int64_t tiles = CeilDiv(scale_rows, 4) * column_tiles;
       LaunchBehind(exec, QuantizeSmallTiles<Element, Codes, Rule>, BlocksFor(tiles, kThreads / 32),
-                   kThreads, m, rule, Divisor(static_cast<uint32_t>(column_tiles)),
+                   kThreads, m, rule, static_cast<uint32_t>(column_tiles),
                    static_cast<uint32_t>(tiles));
     } else {
       const int64_t across = matrix.swizzled ? matrix.row_scales : groups;
