@@ -84,7 +84,7 @@ summarise() {
   grep -v 'SUMMARY\|COMPUTE-SANITIZER' "$out/sanitizer.txt" | head -n 80 || true
 }
 
-# The name of the sanitizer is for tests, of which one has to help initcheck.
+# Some tests have to help initcheck, and ask which sanitizer there is.
 export PATH=$work/bin:$PATH MOE_EP_DEVICE=$device MOE_EP_SANITIZER=$sanitizer NO_COLOR=1
 
 prefix=()

@@ -10,7 +10,8 @@ export interface GatedOptions {
   readonly clampLimit?: number
   /**
    * i32 [E], for `x` [E, T, 2H] only: rows of each matrix that are in use, from the first on. Others are neither read nor
-   * written. Read when the work runs; what lies outside 0 to T is taken as the nearest of these.
+   * written. Read when the work runs, and must not change until it has ended: rows of later calls on the stream might be left
+   * out. What lies outside 0 to T is taken as the nearest of these.
    */
   readonly counts?: Tensor
 }

@@ -201,7 +201,7 @@ describe('siluMulQuantize', () => {
       { scaleFormat: 'f32' },
       { scaleFormat: 'f32', clampLimit: 7 },
       { scaleFormat: 'ue8m0-packed' },
-      // All gates below the table, also those that stand for what rows lack.
+      // No gate is above that: positive ones are below the table, and so are those that stand for what rows lack.
       { scaleFormat: 'f32', clampLimit: 2 ** -30 },
     ]
     for (const { scaleFormat, clampLimit } of cases.slice(0, repeats(cases.length))) {
@@ -228,31 +228,42 @@ describe('siluMulQuantize', () => {
     }
   })
 
-  // What tells blocks which rows nobody has yet must be as new after calls that write nothing, and after any number of rows.
-  test('many rows are complete behind other many, and behind a failure', async () => {
-    const hidden = 2120
+  // What tells blocks which rows nobody has yet must be as new after any call, also one that writes nothing.
+  test('many rows are complete behind other many, behind none and behind a failure', async () => {
+    const [hidden, groups] = [2120, 17]
     const gated = (rows: number): Tensor =>
-      Tensor.copyOf(new Uint16Array(rows * 2 * hidden).fill(0x3f80), [rows, 2 * hidden], 'bf16')
+      Tensor.copyOf(new Uint16Array(rows * 2 * hidden).fill(0x3f80), [1, rows, 2 * hidden], 'bf16')
     const stream = device.createStream()
-    const [some, more] = [gated(4097), gated(5000)]
-    const expected = await siluMulQuantize(gated(1)).values.read()
-    for (const [x, fails] of [
-      [some, false],
-      [more, true],
-      [some, true],
-      [more, false],
-      [some, false],
-    ] as const) {
-      const values = Tensor.zeros([x.shape[0]!, hidden], 'fp8e4m3', device)
-      const scales = Tensor.zeros([x.shape[0]!, Math.ceil(hidden / 128)], 'f32', device)
-      if (fails) stream.fail('ERR_MOE_EP_CAPACITY', 'full')
-      siluMulQuantize(x, { stream, scaleLayout: 'row-major', out: { values, scales } })
-      if (fails) await expect(stream.synchronize()).rejects.toMatchObject({ code: 'ERR_MOE_EP_CAPACITY' })
-      else await stream.synchronize()
-      const bytes = await bytesOf(values)
-      const row = fails ? new Uint8Array(hidden) : new Uint8Array(expected.buffer, expected.byteOffset, hidden)
-      const starts = Array.from({ length: bytes.length / hidden }, (_, i) => i * hidden)
-      expect(starts.filter((at) => !sameBytes(bytes.subarray(at, at + hidden), row))).toEqual([])
+    const [one, some, more] = [gated(1), gated(4097), gated(5000)]
+    const options = { scaleLayout: 'row-major' } as const
+    const expected = siluMulQuantize(one, options)
+    const [rowValues, rowScales] = [await bytesOf(expected.values), await bytesOf(expected.scales)]
+    const rowsOf = (bytes: Uint8Array, row: Uint8Array): Uint8Array[] =>
+      Array.from({ length: bytes.length / row.length }, (_, i) => bytes.subarray(i * row.length, (i + 1) * row.length))
+    const differing = (bytes: Uint8Array, row: Uint8Array): number =>
+      rowsOf(bytes, row).filter((other) => !sameBytes(other, row)).length
+    const calls = [
+      [some, 'all'],
+      [more, 'fails'],
+      [some, 'fails'],
+      [more, 'all'],
+      [some, 'none'],
+      [one, 'all'],
+      [some, 'all'],
+    ] as const
+    for (const [x, kind] of calls) {
+      const rows = x.shape[1]!
+      const values = Tensor.zeros([1, rows, hidden], 'fp8e4m3', device)
+      const scales = Tensor.zeros([1, rows, groups], 'f32', device)
+      const counts = Tensor.from([kind === 'none' ? 0 : rows], [1], 'i32')
+      if (kind === 'fails') stream.fail('ERR_MOE_EP_CAPACITY', 'full')
+      siluMulQuantize(x, { ...options, stream, counts, out: { values, scales } })
+      const awaited = stream.synchronize()
+      if (kind === 'fails') await expect(awaited).rejects.toMatchObject({ code: 'ERR_MOE_EP_CAPACITY' })
+      else await awaited
+      const written = kind === 'all'
+      expect(differing(await bytesOf(values), written ? rowValues : new Uint8Array(rowValues.length))).toBe(0)
+      expect(differing(await bytesOf(scales), written ? rowScales : new Uint8Array(rowScales.length))).toBe(0)
     }
     await stream.close()
   })

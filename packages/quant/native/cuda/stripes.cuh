@@ -10,7 +10,7 @@
 
 namespace moe_ep::cuda {
 
-// In global memory, zero before and after: so many stripes are claimed beside each block's first.
+// In global memory, zero before and after: how often blocks have claimed another stripe.
 struct StripeClaims {
   unsigned int stripes;
 };
@@ -54,7 +54,8 @@ struct StripeMemory {
 };
 
 // Calls body(stripe) in all warps of a block for each of its stripes. All threads of all blocks
-// come here with the same count, at most 2^31.
+// come here with the same count, at most 2^31: or claims are left behind, and what is launched
+// later on the stream passes over as many stripes.
 template <int kWarps, typename Body>
 __device__ __forceinline__ void ForStripes(StripeMemory<kWarps>& memory, StripeClaims* claims,
                                            uint32_t count, const Body& body) {

@@ -64,6 +64,7 @@ __device__ __forceinline__ void EncodePlain(
     uint32_t (&codes)[Vector::kElements / 4]) {
   float x[Vector::kElements];
   if constexpr (kEncoding == Encoding::kMultiplyBF16) {
+    static_assert(std::is_same_v<typename Vector::Element, BF16Element>);
     // The multiplier is a bf16 number, too.
     const uint32_t factors = PairOfFloats<BF16Element>(quotient.first, quotient.first);
     Vector products;

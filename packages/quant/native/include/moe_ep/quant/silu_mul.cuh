@@ -183,10 +183,11 @@ struct SiluTable {
 
   // Where in the table the pair of numbers lies, in bytes; notes in `any` whether it does.
   static __device__ __forceinline__ uint32_t Places(uint32_t pair, uint32_t* any) {
-    // If the lower half lends from the upper one, that is not in the table and has bits of kBeside.
+    // A lower half that borrows from the upper one is not in the table, and has bits of kBeside.
     const uint32_t from_least = pair - kLeast * 0x10001u;
     *any |= from_least;
-    // Without their sign negative numbers follow positive ones, which that makes larger.
+    // The sum moves negative numbers, less their sign, behind the positive ones. It would make
+    // positive ones larger, so that the minimum leaves them as they are.
     constexpr uint32_t kSign = (0x10000u - 0x8000u + kMagnitudes) * 0x10001u;
     return __viaddmin_u16x2(from_least, kSign, from_least) << kLog2Bytes;
   }
