@@ -1,6 +1,7 @@
 import { getDefaultDevice, MoeEpError, Tensor } from '@moe-ep/core'
 import fc from 'fast-check'
 import { describe, expect, test } from 'vitest'
+import { repeats } from '../../../tooling/vitest/repeats.js'
 import {
   type DispatchLayout,
   getChannelPrefixMatrix,
@@ -70,6 +71,7 @@ describe('getDispatchLayout', () => {
           expect(await readLayout(layout)).toEqual(reference.getDispatchLayout(topkIdx, options))
         },
       ),
+      { numRuns: repeats(100) },
     )
   })
 

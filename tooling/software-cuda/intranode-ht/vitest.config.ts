@@ -7,5 +7,5 @@ export default onSoftwareCuda('intranode-ht', {
     // They pass, and take minutes.
     'test/{leases,ranks,refusals,refused-combine,refused-dispatch,streaming}.test.ts',
   ],
-  repeats: 3,
+  repeats: 2,
 })

@@ -1,3 +1,3 @@
 import { onSoftwareCuda } from '../project.js'
 
-export default onSoftwareCuda('layout')
+export default onSoftwareCuda('layout', { repeats: 30 })

@@ -7,5 +7,5 @@ export default onSoftwareCuda('low-latency', {
     // They pass, and take half a minute.
     'test/{accuracy,stopped-ranks}.test.ts',
   ],
-  repeats: 3,
+  repeats: 2,
 })
